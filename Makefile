@@ -1,0 +1,38 @@
+# One virtual environment in .venv; every target makes it if it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONSTRAINTS := constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all bench docs study lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)  ## which 1 % of the kernels remove blur, which remove noise? (two minutes; writes demo_output/)
+	$(BIN)/python -m sr_zoo demo --out demo_output
+
+test: $(STAMP) lint  ## lint, types, tests and doctests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(STAMP) lint  ## everything that `test` runs, and what takes minutes
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## measure speed and memory, print one table
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds
+
+lint: $(STAMP)  ## style, types, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+clean:  ## remove the environment and everything that can be made again
+	rm -rf $(VENV) build dist demo_output .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

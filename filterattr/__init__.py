@@ -1,0 +1,42 @@
+"""Which filters carry a function? Attribution in parameter space for any `torch.nn.Module`."""
+
+from filterattr.attribution import FilterAttributor
+from filterattr.engine.units import Unit
+from filterattr.errors import (
+    FilterAttrError,
+    FilterAttrWarning,
+    LossError,
+    ModelChangedError,
+    NonFiniteError,
+    SettingError,
+    StateMismatchError,
+    StorageError,
+    UnitError,
+    UnsupportedModelError,
+)
+from filterattr.intervention import blend, swapped
+from filterattr.result import FilterAttribution, FilterScores, FilterSelection, contrast
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FilterAttrError",
+    "FilterAttrWarning",
+    "FilterAttribution",
+    "FilterAttributor",
+    "FilterScores",
+    "FilterSelection",
+    "LossError",
+    "ModelChangedError",
+    "NonFiniteError",
+    "SettingError",
+    "StateMismatchError",
+    "StorageError",
+    "Unit",
+    "UnitError",
+    "UnsupportedModelError",
+    "__version__",
+    "blend",
+    "contrast",
+    "swapped",
+]

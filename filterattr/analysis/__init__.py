@@ -1,0 +1,1 @@
+"""What a result means: what a score has to beat."""

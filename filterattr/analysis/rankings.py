@@ -1,0 +1,128 @@
+"""What an attribution has to beat: rankings of the same units by cheaper means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from filterattr.attribution import FilterAttributor, Loss
+from filterattr.engine.slots import Slots
+from filterattr.engine.states import StateLike, plain_state
+from filterattr.errors import SettingError, StateMismatchError, name_some
+from filterattr.result import FilterScores
+
+
+def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScores:
+    """Score every unit uniformly at random.
+
+    For a null with as many units in every layer as a given selection has, use
+    ``FilterSelection.random(generator, layer_matched=True)``.
+
+    Args:
+        like: Scores with the wanted units.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Scores in [0, 1).
+
+    Example:
+        >>> from filterattr.engine.units import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> like = FilterScores({"w": torch.zeros(3)}, {"w": ScoredParameter(Unit("... -> ..."), (3,))})
+        >>> random_ranking(like, torch.Generator().manual_seed(0)).n_units
+        3
+    """
+    drawn = {name: torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for name, tensor in like.items()}
+    return FilterScores(drawn, like.parameters)
+
+
+def weight_change(
+    attributor: FilterAttributor, base: StateLike, target: StateLike, *, relative: bool = False
+) -> FilterScores:
+    r"""Score a unit by how much its weights changed: :math:`\sum_k |\theta_k - \bar\theta_k|`.
+
+    Args:
+        attributor: Says which units there are.
+        base: Weights before.
+        target: Weights after.
+        relative: Divide by :math:`\sum_k |\bar\theta_k|`, as the published code does; a unit that is all zero in base
+            scores 0 if it did not change and infinity if it did.
+
+    Returns:
+        The scores.
+
+    Raises:
+        StateMismatchError: A scored parameter is missing or misshapen in one of the end points.
+
+    Example:
+        >>> from torch import nn
+        >>> base, target = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+        >>> weight_change(FilterAttributor(base), base, target)["weight"].shape
+        torch.Size([2, 1])
+    """
+    first, second = plain_state(base, "base"), plain_state(target, "target")
+    parameters = attributor.scored_parameters(Slots(attributor.model))
+    misfits = [
+        name
+        for name, scored in parameters.items()
+        if any(name not in end or tuple(end[name].shape) != scored.shape for end in (first, second))
+    ]
+    if misfits:
+        raise StateMismatchError(
+            f"base and target must both hold the scored parameters in the model's shapes; {name_some(misfits)} do not."
+        )
+    scores = {}
+    for name, scored in parameters.items():
+        before = first[name].detach().cpu().to(torch.float64)
+        after = second[name].detach().cpu().to(torch.float64)
+        scores[name] = scored.unit.reduce((after - before).abs())
+        if relative:
+            size = scored.unit.reduce(before.abs())
+            still = (scores[name] == 0) & (size == 0)
+            scores[name] = torch.where(still, 0.0, scores[name] / size)
+    return FilterScores(scores, parameters)
+
+
+def gradient_times_change(
+    attributor: FilterAttributor,
+    base: StateLike,
+    target: StateLike,
+    loss: Loss,
+    data: Iterable[Any] | None = None,
+    *,
+    at: str = "target",
+    **options: Any,
+) -> FilterScores:
+    r"""Score a unit by the gradient at one end times the change: :math:`\sum_k |g_k\,(\theta_k - \bar\theta_k)|`.
+
+    This is the attribution with a single node; what the whole path adds is the difference to it.
+
+    Args:
+        attributor: Says which units there are.
+        base: Weights that lack the function.
+        target: Weights that have it.
+        loss: As in `FilterAttributor.attribute`.
+        data: As there.
+        at: ``"target"`` or ``"base"``: where the gradient is taken.
+        **options: Further arguments of `FilterAttributor.attribute`.
+
+    Returns:
+        The scores, a mean over the samples.
+
+    Raises:
+        SettingError: The end is neither.
+
+    Example:
+        >>> from torch import nn
+        >>> base, target = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+        >>> loss = lambda model: model(torch.ones(1, 1, 8, 8)).square().sum()
+        >>> gradient_times_change(FilterAttributor(base), base, target, loss)["weight"].shape
+        torch.Size([2, 1])
+    """
+    methods = {"target": "riemann_right", "base": "riemann_left"}
+    if at not in methods:
+        raise SettingError(f'at must be "target" or "base"; got {at!r}.')
+    attribution = attributor.attribute(base, target, loss, data, method=methods[at], n_steps=1, **options)
+    return attribution.scores()

@@ -1,0 +1,491 @@
+r"""The integral of the loss gradient along the path, times the weight change, per unit and sample.
+
+.. math:: A_i = (\theta_i - \bar\theta_i) \int_0^1 \frac{\partial L(\gamma(t))}{\partial \gamma_i}\, dt,
+   \qquad \gamma(t) = \bar\theta + t\,(\theta - \bar\theta)
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from filterattr.engine.hooks import GradientSums
+from filterattr.engine.path import Path, Side
+from filterattr.engine.quadrature import Quadrature
+from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.slots import Slots
+from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.engine.units import UnitLike, unit_of
+from filterattr.errors import (
+    FilterAttrWarning,
+    LossError,
+    NonFiniteError,
+    SettingError,
+    UnitError,
+    name_some,
+)
+from filterattr.result import REDUCTIONS, FilterAttribution, Reduction, ScoredParameter
+
+Loss: TypeAlias = Callable[..., Tensor]
+Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
+Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
+
+_COMPLETENESS_LIMIT = 0.01
+_BAR_AFTER_SECONDS = 2.0
+
+
+class FilterAttributor:
+    """Attribute the change of a loss between two sets of weights to the filters of a network.
+
+    The model is never written to: it computes with copies while the loss runs, and gets its own objects back whatever
+    happens.
+
+    Args:
+        model: Any module that the loss uses. Data-parallel wrappers and `torch.compile` are looked through.
+        unit: What is scored: ``"kernel"`` (one 2-D slice, an input-output pair), ``"filter"`` (an output channel),
+            ``"input"`` (an input channel), ``"layer"``, ``"weight"``, an einops pattern such as
+            ``"(heads d) i -> heads"``, a `Unit` with sizes, or a mapping from name globs to these.
+        select: Which parameters are scored: a glob, several, or a predicate on name, module and parameter. The default
+            is every parameter of two or more dimensions. Everything floating moves along the path either way.
+
+    Raises:
+        UnsupportedModelError: The weights of the model cannot be exchanged.
+        UnitError: A unit does not fit, or no parameter is selected.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from filterattr import FilterAttributor
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = (nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Conv2d(4, 1, 3)) for _ in range(2))
+        >>> image = torch.rand(1, 1, 12, 12)
+        >>> attribution = FilterAttributor(base).attribute(base, target, lambda model: model(image).square().sum())
+        >>> attribution.scores().top(0.5)
+        FilterSelection(4 of 8 units in 2 parameters)
+        >>> attribution.completeness_error < 1e-4
+        True
+
+    References:
+        Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS 2021,
+        equations 5 and 6; Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017.
+    """
+
+    def __init__(self, model: nn.Module, *, unit: UnitLike = "kernel", select: Select | None = None) -> None:
+        self.model = unwrap_model(model)
+        self.unit = unit
+        self.select = select
+        self.scored_parameters(Slots(self.model))
+
+    def attribute(
+        self,
+        base: StateLike,
+        target: StateLike,
+        loss: Loss,
+        data: Iterable[Any] | None = None,
+        *,
+        method: str = "gausslegendre",
+        n_steps: int = 16,
+        buffers: Side | None = None,
+        allow_unused: str | Sequence[str] = (),
+        progress: Progress = None,
+    ) -> FilterAttribution:
+        """Integrate from base to target.
+
+        Args:
+            base: Weights that lack the function: a module or a state dict (wrappers, ``"params_ema"`` and ``module.``
+                are looked through).
+            target: Weights that have it.
+            loss: ``loss(model)``, or ``loss(model, sample)`` if ``data`` is given; returns one real scalar. Sum
+                or average as you like: scores are linear in the loss. The paper's is the squared error summed over
+                pixels and channels.
+            data: Samples, in any iterable; each is integrated by itself and the scores are averaged. It is passed
+                through once.
+            method: Rule of the integral: ``"gausslegendre"``, ``"riemann_right"`` (the published code's),
+                ``"riemann_left"``, ``"riemann_middle"`` or ``"riemann_trapezoid"``.
+            n_steps: Number of nodes on the path; each costs one forward-backward pass per sample.
+            buffers: Whose floating buffers (running statistics) to use where base and target differ in them.
+            allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
+            progress: ``True`` or ``False`` for a progress bar, a function of ``(done, total)`` passes, or ``None`` for
+                a bar in terminals after two seconds.
+
+        Returns:
+            The attribution.
+
+        Raises:
+            StateMismatchError: An end point does not fit the model; everything wrong is in one message.
+            SettingError: A method, number or data argument cannot be used.
+            LossError: The loss is no real scalar, or does not depend on (some of) the changed parameters.
+            NonFiniteError: A loss or gradient is infinite or not a number; its place on the path is named.
+            ModelChangedError: The loss replaced parameters of the model.
+        """
+        quadrature = Quadrature.rule(method, n_steps)
+        slots = Slots(self.model)
+        parameters = self.scored_parameters(slots)
+        if buffers not in (None, "base", "target"):
+            raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
+        path = Path.between(
+            plain_state(base, "base"),
+            plain_state(target, "target"),
+            parameters=slots.parameters,
+            buffers=slots.buffers,
+            aliases=slots.aliases,
+            keep_buffers=buffers,
+        )
+        _check_call(loss, data)
+        unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
+        run = _Run(self.model, slots, path, quadrature, loss, parameters, unused)
+        entered = RandomState()
+        grad_enabled = torch.is_grad_enabled()
+        # threads that Python starts would otherwise split the work differently than the main thread does
+        torch.set_num_threads(torch.get_num_threads())
+        try:
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    _integrate_all(run, data, entered, progress)
+            finally:
+                slots.restore()
+                entered.restore()
+                torch.set_grad_enabled(grad_enabled)
+        finally:
+            slots.restore()
+            entered.restore()
+            torch.set_grad_enabled(grad_enabled)
+        attribution = run.result()
+        if attribution.completeness_error > _COMPLETENESS_LIMIT and n_steps > 1:
+            warnings.warn(
+                f"the attributions should sum to the loss change {attribution.loss_target - attribution.loss_base:.4g} "
+                f"but sum to {attribution.total:.4g} (relative error {attribution.completeness_error:.2g}); use more "
+                f"steps than {n_steps} or another method than {method!r}.",
+                FilterAttrWarning,
+                stacklevel=2,
+            )
+        return attribution
+
+    def scored_parameters(self, slots: Slots) -> dict[str, ScoredParameter]:
+        """Find the parameters that are scored, and their units.
+
+        Args:
+            slots: The slots of the model.
+
+        Returns:
+            Parameter name to how it is scored, in the order of the network.
+
+        Raises:
+            UnitError: Units do not fit (all misfits are gathered), or no parameter is selected.
+        """
+        scored: dict[str, ScoredParameter] = {}
+        findings = []
+        for name, parameter in slots.parameters.items():
+            owner = slots.owners[name]
+            module = _computing_module(self.model, owner.path, owner.module)
+            if not self._is_selected(name, module, parameter):
+                continue
+            try:
+                unit = unit_of(name, parameter, module, self.unit)
+            except UnitError as error:
+                findings.append(str(error))
+                continue
+            scored[name] = ScoredParameter(unit, tuple(parameter.shape))
+        if findings:
+            more = f" (and {len(findings) - 5} more)" if len(findings) > 5 else ""
+            raise UnitError(" ".join(findings[:5]) + more)
+        if not scored:
+            raise UnitError(
+                f"at least one parameter must be scored; select={self.select!r} leaves none of "
+                f"{name_some(slots.parameters) or 'no parameters'}."
+            )
+        return scored
+
+    def _is_selected(self, name: str, module: nn.Module, parameter: nn.Parameter) -> bool:
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            return False
+        if self.select is None:
+            return parameter.ndim >= 2
+        if callable(self.select):
+            return bool(self.select(name, module, parameter))
+        globs = (self.select,) if isinstance(self.select, str) else self.select
+        return any(fnmatchcase(name, glob) for glob in globs)
+
+
+@dataclass
+class _Run:
+    """One call of `FilterAttributor.attribute`: what it works with, and what it has added up so far."""
+
+    model: nn.Module
+    slots: Slots
+    path: Path
+    quadrature: Quadrature
+    loss: Loss
+    parameters: Mapping[str, ScoredParameter]
+    allow_unused: tuple[str, ...]
+    n_samples: int = 0
+    path_losses: list[float] = field(default_factory=list)
+    total: float = 0.0
+    remainder: float = 0.0
+    gap: float = 0.0
+    scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.gradients = GradientSums(self.path.base)
+        nodes = self.quadrature.nodes
+        self.places = tuple(sorted({0.0, 1.0, *nodes}))
+        self.coefficients = dict(zip(nodes, self.quadrature.coefficients, strict=True))
+        self.path_losses = [0.0] * len(self.places)
+        self.first_sums: dict[Reduction, dict[str, Tensor]] = {name: {} for name in REDUCTIONS}
+        self.second_sums: dict[Reduction, dict[str, Tensor]] = {name: {} for name in REDUCTIONS}
+
+    def add_sample(self, arguments: tuple[Any, ...], seed: int, advance: Callable[[], None]) -> None:
+        """Integrate one sample and add its scores to the sums.
+
+        Args:
+            arguments: What the loss gets after the model.
+            seed: Seed of this sample's randomness, the same at every place of the path.
+            advance: Called after every forward-backward pass.
+        """
+        self.gradients.reset()
+        losses: dict[float, Tensor] = {}
+        probes: dict[float, Tensor | None] = {}
+        # the ends first: what is wrong with the loss shows there, before any backward pass
+        for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
+            losses[t], probes[t] = self._visit(t, arguments, seed)
+            if t in (0.0, 1.0):
+                self._check_finite(losses, {})
+            if t in self.coefficients:
+                advance()
+        self._check_finite(losses, probes)
+        if self.n_samples == 0:
+            self._check_used()
+        self._add_scores([float(losses[t]) for t in self.places])
+
+    def _visit(self, t: float, arguments: tuple[Any, ...], seed: int) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the loss at one place, and its gradient if the place is a node."""
+        leaves = {name: nn.Parameter(value) for name, value in self.path.point(t).items()}
+        held: dict[str, Tensor] = {**leaves, **self.path.fresh_buffers()}
+        if t in self.coefficients:
+            self.gradients.watch(leaves, self.coefficients[t])
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            torch.clear_autocast_cache()  # it would serve the weights of another place
+        seed_all(seed)
+        try:
+            try:
+                self.slots.put(held)
+                value = self.loss(self.model, *arguments)
+                _check_loss(value)
+                if t in self.coefficients:
+                    value.backward(inputs=list(leaves.values()))  # type: ignore[no-untyped-call]
+                self.slots.check()
+            finally:
+                self.slots.restore()
+        finally:
+            self.slots.restore()
+        probe = self.gradients.take_probe() if t in self.coefficients else None
+        return value.detach().to(torch.float64), probe
+
+    def _check_finite(self, losses: Mapping[float, Tensor], probes: Mapping[float, Tensor | None]) -> None:
+        """Refuse infinite losses and gradients, with their place on the path."""
+        where = f" (sample {self.n_samples})" if self.n_samples else ""
+        for t, value in losses.items():
+            if not torch.isfinite(value):
+                raise NonFiniteError(
+                    f"the loss must be finite along the whole path; got {float(value)} at t = {t:.4g}{where}."
+                )
+        for t, probe in probes.items():
+            if probe is not None and not torch.isfinite(probe):
+                names = [name for name, total in self.gradients.sums.items() if not bool(torch.isfinite(total).all())]
+                raise NonFiniteError(
+                    f"the gradient of {name_some(names)} must be finite; got {float(probe)} at t = {t:.4g}{where}."
+                )
+
+    def _check_used(self) -> None:
+        """A parameter that changed but got no gradient would silently count as unimportant."""
+        silent = [
+            name
+            for name in self.path.moved()
+            if name not in self.gradients.reached and not any(fnmatchcase(name, glob) for glob in self.allow_unused)
+        ]
+        if silent:
+            raise LossError(
+                f"base and target differ in {name_some(silent)}, but no gradient of the loss reaches "
+                f"{'it' if len(silent) == 1 else 'them'}. The loss must compute with the model it is given, without "
+                "no_grad, detach, copies or reentrant checkpointing; allow parameters that are truly unused with "
+                "allow_unused=[...]."
+            )
+
+    def _add_scores(self, losses: list[float]) -> None:
+        """Turn the gradient sums of one sample into scores and add them to the running sums."""
+        total = remainder = absolute = 0.0
+        for name, integral in self.gradients.sums.items():
+            change = self.path.change(name)
+            values = (integral.conj() * change).real if change.is_complex() else integral * change
+            whole = float(values.sum())
+            total += whole
+            absolute += float(values.abs().sum())
+            if name not in self.parameters:
+                remainder += whole
+                continue
+            unit = self.parameters[name].unit
+            signed = unit.reduce(values)
+            scores: dict[Reduction, Tensor] = {
+                "sum_of_abs": unit.reduce(values.abs()),
+                "abs_of_sum": signed.abs(),
+                "sum": signed,
+            }
+            for reduction, score in scores.items():
+                for sums, term in ((self.first_sums, score), (self.second_sums, score.square())):
+                    known = sums[reduction].get(name)
+                    sums[reduction][name] = term.clone() if known is None else known.add_(term)
+        change_of_loss = losses[-1] - losses[0]
+        self.gap += abs(total - change_of_loss)
+        self.scale += max(abs(change_of_loss), 1e-3 * absolute)
+        self.total += total
+        self.remainder += remainder
+        self.path_losses = [sum(pair) for pair in zip(self.path_losses, losses, strict=True)]
+        self.n_samples += 1
+
+    def result(self) -> FilterAttribution:
+        """Divide the sums by the number of samples."""
+        count = self.n_samples
+        losses = tuple(value / count for value in self.path_losses)
+        means, mean_squares = (
+            {
+                reduction: {name: scores[name].cpu().contiguous() / count for name in self.parameters}
+                for reduction, scores in sums.items()
+            }
+            for sums in (self.first_sums, self.second_sums)
+        )
+        return FilterAttribution(
+            loss_base=losses[0],
+            loss_target=losses[-1],
+            remainder=self.remainder / count,
+            total=self.total / count,
+            completeness_error=self.gap / self.scale if self.scale else 0.0,
+            path_places=self.places,
+            path_losses=losses,
+            cosine=self.path.cosine(),
+            n_samples=count,
+            n_passes=count * len(self.quadrature.nodes),
+            method=self.quadrature.method,
+            n_steps=len(self.quadrature.nodes),
+            parameters=dict(self.parameters),
+            means=means,
+            mean_squares=mean_squares,
+        )
+
+
+def _integrate_all(run: _Run, data: Iterable[Any] | None, entered: RandomState, progress: Progress) -> None:
+    """Walk through the samples; the data source sees the caller's random stream, the loss a seed per sample."""
+    count = 1 if data is None else len(data) if isinstance(data, Sized) else None
+    passes = len(run.quadrature.nodes)
+    seed = entered.derive_seed()
+    stream = RandomState()
+    with _progress_bar(progress, None if count is None else count * passes) as advance:
+        samples = iter([()]) if data is None else ((sample,) for sample in data)
+        while True:
+            stream.restore()
+            arguments = next(samples, None)
+            if arguments is None:
+                break
+            stream.update()
+            run.add_sample(arguments, seed + run.n_samples, advance)
+    if run.n_samples == 0:
+        raise SettingError("data must hold at least one sample; it is empty.")
+
+
+def _computing_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """The module that computes with a parameter: not the list that holds a parametrized weight."""
+    parent, found, _ = path.partition(".parametrizations.")
+    if path.startswith("parametrizations."):
+        return model
+    return model.get_submodule(parent) if found else module
+
+
+def _check_call(loss: Loss, data: Iterable[Any] | None) -> None:
+    """Check before any work that the loss can be called and the data iterated."""
+    if not callable(loss):
+        raise LossError(f"loss must be a function; got {type(loss).__name__}.")
+    if data is not None and (not isinstance(data, Iterable) or isinstance(data, Mapping | str | bytes)):
+        raise SettingError(
+            f"data must be an iterable of samples, such as a list or a DataLoader; got {type(data).__name__}."
+            " Wrap a single sample in a list."
+        )
+    expected = "loss(model)" if data is None else "loss(model, sample)"
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # builtins have no signature
+        return
+    try:
+        signature.bind(*(("model",) if data is None else ("model", "sample")))
+    except TypeError as error:
+        hint = "no data was given" if data is None else "data was given"
+        raise LossError(
+            f"loss must be callable as {expected}, because {hint}; its signature is {signature} ({error})."
+        ) from error
+
+
+def _check_loss(value: object) -> None:
+    """Refuse everything but one real scalar that can be differentiated."""
+    if not isinstance(value, Tensor):
+        raise LossError(
+            f"loss must return one scalar tensor; got {type(value).__name__}. Return the tensor itself, not .item()."
+        )
+    if value.ndim != 0:
+        raise LossError(f"loss must return one scalar; got shape {tuple(value.shape)}. Sum or average it.")
+    if not value.is_floating_point():
+        raise LossError(f"loss must be real and floating; got {value.dtype}.")
+    if not value.requires_grad:
+        raise LossError(
+            "the loss depends on no parameter of the path. It must call the model it is given, without no_grad, "
+            "inference_mode or detach."
+        )
+
+
+def _progress_bar(progress: Progress, total: int | None) -> AbstractContextManager[Callable[[], None]]:
+    """A bar, a callback, or nothing."""
+    if callable(progress):
+        return nullcontext(_Callback(progress, total))
+    if progress is False:
+        return nullcontext(lambda: None)
+    try:
+        from tqdm.auto import tqdm  # noqa: PLC0415 - optional
+    except ImportError:
+        return nullcontext(lambda: None)
+    bar = tqdm(
+        total=total,
+        desc="attributing",
+        unit="pass",
+        disable=None if progress is None else False,
+        delay=_BAR_AFTER_SECONDS if progress is None else 0,
+    )
+    return _Bar(bar)
+
+
+class _Callback:
+    """Count the passes for a user's function."""
+
+    def __init__(self, function: Callable[[int, int | None], None], total: int | None) -> None:
+        self.function, self.total, self.done = function, total, 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.function(self.done, self.total)
+
+
+class _Bar(AbstractContextManager[Callable[[], None]]):
+    """A tqdm bar that is closed whatever happens."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def __enter__(self) -> Callable[[], None]:
+        return lambda: self.bar.update(1) and None
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()

@@ -1,0 +1,99 @@
+r"""Nodes and coefficients on [0, 1]: :math:`\int_0^1 f(t)\,dt \approx \sum_j c_j f(t_j)`, :math:`\sum_j c_j = 1`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from filterattr.errors import SettingError
+
+Rule = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _gauss_legendre(count: int) -> Rule:
+    """Roots of the Legendre polynomial, moved from [-1, 1]; exact up to degree ``2 count - 1``."""
+    roots, weights = np.polynomial.legendre.leggauss(count)
+    return tuple((roots + 1) / 2), tuple(weights / 2)
+
+
+def _riemann(offset: float) -> Callable[[int], Rule]:
+    """Equal cells, each seen at one place: 0 is its left end, 1 its right end."""
+
+    def rule(count: int) -> Rule:
+        return tuple((j + offset) / count for j in range(count)), (1 / count,) * count
+
+    return rule
+
+
+def _trapezoid(count: int) -> Rule:
+    """Both end points with half the coefficient of the inner nodes; exact up to degree 1."""
+    if count < 2:
+        raise SettingError(f"riemann_trapezoid needs n_steps of at least 2; got {count}.")
+    cell = 1 / (count - 1)
+    inner = (cell,) * (count - 2)
+    return tuple(j / (count - 1) for j in range(count)), (cell / 2, *inner, cell / 2)
+
+
+_RULES: dict[str, Callable[[int], Rule]] = {
+    "gausslegendre": _gauss_legendre,
+    "riemann_left": _riemann(0.0),
+    "riemann_middle": _riemann(0.5),
+    "riemann_right": _riemann(1.0),
+    "riemann_trapezoid": _trapezoid,
+}
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    r"""A rule for :math:`\int_0^1 f(t)\,dt \approx \sum_j c_j f(t_j)`.
+
+    The names are Captum's. Captum's trapezoid coefficients sum to ``(n - 1) / n``; these sum to 1.
+
+    Attributes:
+        method: Name of the rule.
+        nodes: Places :math:`t_j` in [0, 1], ascending.
+        coefficients: :math:`c_j`, of sum 1.
+    """
+
+    method: str
+    nodes: tuple[float, ...]
+    coefficients: tuple[float, ...]
+
+    @classmethod
+    def rule(cls, method: str, n_steps: int) -> Quadrature:
+        """Build a rule.
+
+        Args:
+            method: ``"gausslegendre"``, ``"riemann_left"``, ``"riemann_middle"``, ``"riemann_right"`` or
+                ``"riemann_trapezoid"``.
+            n_steps: Number of nodes, at least 1 (2 for the trapezoid).
+
+        Returns:
+            The rule.
+
+        Raises:
+            SettingError: The name is unknown or the number is too small.
+
+        Example:
+            >>> Quadrature.rule("riemann_right", 4).nodes
+            (0.25, 0.5, 0.75, 1.0)
+            >>> Quadrature.rule("simpson", 4)
+            Traceback (most recent call last):
+            ...
+            filterattr.errors.SettingError: method must be one of gausslegendre, riemann_left, ...
+        """
+        if method not in _RULES:
+            raise SettingError(f"method must be one of {', '.join(_RULES)}; got {method!r}.")
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
+            raise SettingError(f"n_steps must be a whole number of at least 1; got {n_steps!r}.")
+        return cls(method, *_cached(method, n_steps))
+
+
+@lru_cache(maxsize=64)
+def _cached(method: str, n_steps: int) -> Rule:
+    """Gauss nodes of a high order take a while to find."""
+    nodes, coefficients = _RULES[method](n_steps)
+    return tuple(map(float, nodes)), tuple(map(float, coefficients))

@@ -1,0 +1,1 @@
+"""The reference application of `filterattr`: blind super-resolution networks, degradations, training, weights."""

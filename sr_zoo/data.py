@@ -1,0 +1,118 @@
+"""Photographs for training: folders held in memory as 8-bit tensors, and random patches drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sr_zoo.images import ImageError, list_photographs, read_image, to_float
+
+MEMORY_LIMIT = 8 * 2**30
+
+
+def load_photographs(folder: str | Path, *, progress: bool = True) -> list[Tensor]:
+    """Read every photograph of a folder.
+
+    Args:
+        folder: A folder of image files.
+        progress: Show a progress bar.
+
+    Returns:
+        ``uint8`` tensors of shape ``(3, H, W)``, in the order of the file names.
+
+    Raises:
+        ImageError: The folder is missing or empty, a file is damaged, or all of them need more than 8 GiB.
+
+    Example:
+        >>> load_photographs("no such folder")
+        Traceback (most recent call last):
+        ...
+        sr_zoo.images.ImageError: a folder of photographs must exist; got 'no such folder'. ...
+    """
+    photographs: list[Tensor] = []
+    total = 0
+    for path in tqdm(list_photographs(folder), desc="reading", unit="photo", disable=not progress):
+        photographs.append(read_image(path))
+        total += photographs[-1].nbytes
+        if total > MEMORY_LIMIT:
+            raise ImageError(
+                f"the photographs of '{folder}' need more than {MEMORY_LIMIT // 2**30} GiB of memory; cut them into "
+                "fewer or smaller files."
+            )
+    return photographs
+
+
+def hold_out(photographs: Sequence[Tensor], every: int = 50) -> tuple[list[Tensor], list[Tensor]]:
+    """Keep every n-th photograph for validation.
+
+    Args:
+        photographs: All of them.
+        every: One in how many is kept out; at least 2.
+
+    Returns:
+        The photographs to train on and those to validate on; with fewer than ``every`` photographs the last one
+        validates, and a single photograph does both.
+
+    Example:
+        >>> training, validation = hold_out(list(range(100)), every=50)
+        >>> len(training), validation
+        (98, [49, 99])
+    """
+    if len(photographs) == 1:
+        return list(photographs), list(photographs)
+    last = len(photographs) - 1
+    kept = {index for index in range(len(photographs)) if index % every == every - 1} or {last}
+    training = [image for index, image in enumerate(photographs) if index not in kept]
+    return training, [photographs[index] for index in sorted(kept)]
+
+
+@dataclass(frozen=True)
+class PatchSampler:
+    """Draw random square patches, flipped and rotated.
+
+    Args:
+        photographs: ``uint8`` tensors of shape ``(3, H, W)``.
+        size: Width and height of a patch in pixels.
+
+    Raises:
+        ImageError: No photograph is as large as a patch.
+
+    Example:
+        >>> sampler = PatchSampler([torch.zeros(3, 40, 50, dtype=torch.uint8)], size=32)
+        >>> sampler.draw(4, torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 32, 32])
+    """
+
+    photographs: Sequence[Tensor]
+    size: int
+
+    def __post_init__(self) -> None:
+        """Keep only photographs that a patch fits into."""
+        fitting = [image for image in self.photographs if min(image.shape[-2:]) >= self.size]
+        if not fitting:
+            raise ImageError(
+                f"at least one photograph must be {self.size}x{self.size} pixels or larger; none of "
+                f"{len(self.photographs)} is. Use larger photographs or a smaller patch."
+            )
+        object.__setattr__(self, "photographs", fitting)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw ``count`` patches: ``float32`` of shape ``(count, 3, size, size)`` in [0, 1]."""
+        return to_float(torch.stack([self._draw_one(generator) for _ in range(count)]))
+
+    def _draw_one(self, generator: torch.Generator) -> Tensor:
+        """Cut one patch at a uniform place and turn it into one of its eight orientations."""
+        choice, rows, columns, turn = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        image = self.photographs[int(choice * len(self.photographs))]
+        top = int(rows * (image.shape[1] - self.size + 1))
+        left = int(columns * (image.shape[2] - self.size + 1))
+        patch = image[:, top : top + self.size, left : left + self.size]
+        orientation = int(turn * 8)
+        if orientation & 4:
+            patch = patch.flip(2)
+        return torch.rot90(patch, orientation & 3, (1, 2))

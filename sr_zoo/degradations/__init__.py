@@ -1,0 +1,23 @@
+"""Degradations of photographs: batched, seeded by a generator, on the device of the images."""
+
+from sr_zoo.degradations.base import Degradation, DegradationError, from_config
+from sr_zoo.degradations.blur import GaussianBlur
+from sr_zoo.degradations.noise import GaussianNoise
+from sr_zoo.degradations.pipeline import Pipeline, Quantize, Sometimes
+from sr_zoo.degradations.protocol import blind_inputs, clean_inputs, evaluation_inputs
+from sr_zoo.degradations.resize import Downsample
+
+__all__ = [
+    "Degradation",
+    "DegradationError",
+    "Downsample",
+    "GaussianBlur",
+    "GaussianNoise",
+    "Pipeline",
+    "Quantize",
+    "Sometimes",
+    "blind_inputs",
+    "clean_inputs",
+    "evaluation_inputs",
+    "from_config",
+]

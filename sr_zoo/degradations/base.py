@@ -1,0 +1,117 @@
+"""What every degradation is: a small immutable description that can be applied, printed and stored as JSON."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+class DegradationError(ValueError):
+    """A degradation was given a parameter or an image that makes no sense; the message names it."""
+
+
+@dataclass(frozen=True)
+class Degradation(ABC):
+    """Map a batch of images to a worse batch: ``(N, C, H, W)`` in [0, 1] to ``(N, C, h, w)``.
+
+    A subclass is a frozen dataclass: its fields are the whole description. It registers itself under its class
+    name, so that `from_config` can rebuild it. Random degradations draw from the generator they are given and from
+    nothing else; the numbers are drawn on the generator's own device, so that one seed means one result wherever
+    the images are.
+    """
+
+    _kinds: ClassVar[dict[str, type[Degradation]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Register the kind under its class name."""
+        super().__init_subclass__(**options)
+        Degradation._kinds[cls.__name__] = cls
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Degrade a batch.
+
+        Args:
+            images: Floating tensor of shape ``(N, C, H, W)``, values in [0, 1].
+            generator: Source of randomness; ``None`` uses PyTorch's global one.
+
+        Returns:
+            A new tensor on the same device, of the same dtype.
+
+        Raises:
+            DegradationError: The images do not have four dimensions or are not floating.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise DegradationError(
+                "images must be a floating tensor of shape (N, C, H, W) with values in [0, 1]; got shape "
+                f"{tuple(images.shape)} of {images.dtype}. Add a batch dimension with image[None], divide 8-bit "
+                "pixels by 255."
+            )
+        return self.apply(images, generator)
+
+    @abstractmethod
+    def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Degrade a batch that was checked already."""
+
+    def config(self) -> dict[str, Any]:
+        """Describe the degradation in plain values that JSON can hold: its kind and its fields."""
+        return {"type": type(self).__name__, **asdict(self)}
+
+    @classmethod
+    def rebuild(cls, fields: dict[str, Any]) -> Degradation:
+        """Build the degradation from the fields of its `config`; kinds that hold other kinds override this."""
+        return cls(**fields)
+
+
+def from_config(config: dict[str, Any]) -> Degradation:
+    """Rebuild a degradation from `Degradation.config`.
+
+    Args:
+        config: A dictionary with the key ``"type"`` and the fields of that type.
+
+    Returns:
+        An equal degradation.
+
+    Raises:
+        DegradationError: the type is unknown, or a field is.
+
+    Example:
+        >>> from sr_zoo.degradations import GaussianBlur
+        >>> from_config(GaussianBlur(sigma=2.0).config()) == GaussianBlur(sigma=2.0)
+        True
+    """
+    fields = dict(config)
+    kind = fields.pop("type", None)
+    if kind not in Degradation._kinds:
+        known = ", ".join(sorted(Degradation._kinds))
+        raise DegradationError(f"the type of a degradation must be one of {known}; got {kind!r}.")
+    try:
+        return Degradation._kinds[kind].rebuild(fields)
+    except TypeError as error:
+        raise DegradationError(f"{kind} cannot be built from {fields}: {error}.") from error
+
+
+def check_range(owner: object, name: str, value: float, low: float, high: float) -> None:
+    """Refuse a parameter outside its range, by name.
+
+    Args:
+        owner: The degradation; its class is named in the message.
+        name: The parameter's name.
+        value: Its value.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+
+    Raises:
+        DegradationError: The value is outside the range or not a number.
+
+    Example:
+        >>> check_range(object(), "sigma", -1.0, 0.0, 10.0)
+        Traceback (most recent call last):
+        ...
+        sr_zoo.degradations.base.DegradationError: object.sigma must lie in [0, 10]; got -1.0.
+    """
+    if not low <= value <= high:
+        raise DegradationError(f"{type(owner).__name__}.{name} must lie in [{low:g}, {high:g}]; got {value}.")
