@@ -58,11 +58,19 @@ def hold_out(photographs: Sequence[Tensor], every: int = 50) -> tuple[list[Tenso
         The photographs to train on and those to validate on; with fewer than ``every`` photographs the last one
         validates, and a single photograph does both.
 
+    Raises:
+        ImageError: There is no photograph, or ``every`` is below 2 and would leave none to train on.
+
     Example:
         >>> training, validation = hold_out(list(range(100)), every=50)
         >>> len(training), validation
         (98, [49, 99])
     """
+    if not photographs or every < 2:
+        raise ImageError(
+            "at least one photograph is needed, and at most every second one can be held out; got "
+            f"{len(photographs)} photographs and every={every}."
+        )
     if len(photographs) == 1:
         return list(photographs), list(photographs)
     last = len(photographs) - 1
@@ -74,6 +82,8 @@ def hold_out(photographs: Sequence[Tensor], every: int = 50) -> tuple[list[Tenso
 @dataclass(frozen=True)
 class PatchSampler:
     """Draw random square patches, flipped and rotated.
+
+    Photographs that a patch does not fit into are passed over; all others are drawn equally often.
 
     Args:
         photographs: ``uint8`` tensors of shape ``(3, H, W)``.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sr_zoo.degradations import Degradation
-from sr_zoo.images import to_float
+from sr_zoo.images import ImageError, to_float
 from sr_zoo.metrics import psnr, ssim
 
 
@@ -39,6 +39,40 @@ def degrade_photograph(photograph: Tensor, degradation: Degradation, scale: int,
     return degradation(reference, generator), reference
 
 
+def check_photographs(photographs: Sequence[Tensor], scale: int) -> None:
+    """Refuse photographs that cannot be measured on, before any work.
+
+    After cropping to a multiple of the scale and leaving out a border of ``scale`` pixels, one 11x11 window of SSIM
+    must remain.
+
+    Args:
+        photographs: ``uint8`` tensors of shape ``(3, H, W)``.
+        scale: Upscaling factor of the network.
+
+    Raises:
+        ImageError: There is no photograph, or some are too small; their places in the list are named.
+
+    Example:
+        >>> check_photographs([torch.zeros(3, 15, 40, dtype=torch.uint8)], scale=2)
+        Traceback (most recent call last):
+        ...
+        sr_zoo.images.ImageError: photographs must be at least 16x16 pixels to measure x2 on; ...
+    """
+    smallest = 10 + 3 * scale
+    if not photographs:
+        raise ImageError("at least one photograph is needed to measure a network; got none.")
+    small = [
+        f"number {index} is {image.shape[-2]}x{image.shape[-1]}"
+        for index, image in enumerate(photographs)
+        if min(image.shape[-2:]) < smallest
+    ]
+    if small:
+        raise ImageError(
+            f"photographs must be at least {smallest}x{smallest} pixels to measure x{scale} on; {', '.join(small[:5])}"
+            f"{f' and {len(small) - 5} more' if len(small) > 5 else ''}."
+        )
+
+
 @torch.no_grad()
 def measure(
     network: nn.Module,
@@ -63,6 +97,9 @@ def measure(
     Returns:
         Input name to ``{"psnr", "ssim", "psnr_luma", "ssim_luma"}``; PSNR in dB.
 
+    Raises:
+        ImageError: There is no photograph, or one is too small; see `check_photographs`.
+
     Example:
         >>> from sr_zoo.degradations import clean_inputs
         >>> from sr_zoo.models import SRResNet
@@ -72,7 +109,8 @@ def measure(
         ['psnr', 'psnr_luma', 'ssim', 'ssim_luma']
     """
     scale = int(getattr(network, "upscale", 1))
-    parameter = next(network.parameters())
+    check_photographs(photographs, scale)
+    parameter = next(network.parameters(), torch.empty(0))  # a network without weights runs on the CPU
     rows: dict[str, dict[str, float]] = {}
     jobs = [(name, index) for name in inputs for index in range(len(photographs))]
     sums: dict[str, list[Tensor]] = {name: [] for name in inputs}

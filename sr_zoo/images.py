@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from filterattr.errors import FilterAttrError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
+# what Pillow's decoders raise at files that are no images or are cut off
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
-class ImageError(ValueError):
+
+class ImageError(FilterAttrError, ValueError):
     """A photograph or a folder of photographs cannot be used; the message names the file."""
 
 
@@ -42,7 +50,9 @@ def list_photographs(folder: str | Path) -> list[Path]:
             "that directly contains the image files."
         )
     paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
     )
     if not paths:
         raise ImageError(
@@ -53,9 +63,10 @@ def list_photographs(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Read one photograph as RGB.
+    """Read one photograph as RGB, upright as the camera meant it (EXIF orientation).
 
-    Gray images are repeated over the three channels; an alpha channel is dropped.
+    Gray images are repeated over the three channels, 16-bit ones are rounded to 8 bits, palettes are looked up, and
+    what is transparent is laid on white. Of an animation the first picture is taken.
 
     Args:
         path: An image file that Pillow can open.
@@ -64,7 +75,7 @@ def read_image(path: str | Path) -> Tensor:
         A ``uint8`` tensor of shape ``(3, H, W)`` with values 0 to 255.
 
     Raises:
-        ImageError: The file is missing, is no image, or is damaged.
+        ImageError: The file is missing, is no image, is damaged, or holds 32-bit values, whose white is unknown.
 
     Example:
         >>> read_image("no_such.png")
@@ -74,12 +85,28 @@ def read_image(path: str | Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+            pixels = _rgb_pixels(image)
+    except _DAMAGE as error:
         raise ImageError(
             f"a photograph must be a readable image file; got '{path}' ({type(error).__name__}: {error})."
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Turn an opened file into 8-bit RGB of shape ``(H, W, 3)``."""
+    # older Pillows open a 16-bit PNG as 32-bit integers
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if image.mode in ("I", "F") and not is_16_bit:
+        raise ValueError(f"mode {image.mode} holds 32-bit values; convert it to 8 or 16 bits per channel first")
+    upright: Any = ImageOps.exif_transpose(image)
+    if is_16_bit:
+        gray = np.rint(np.asarray(upright, dtype=np.float64) / 257).astype(np.uint8)
+        return np.stack([gray] * 3, axis=-1)
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return np.array(upright.convert("RGB"))
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -91,10 +118,15 @@ def to_float(image: Tensor) -> Tensor:
     Returns:
         A tensor of the same shape, ``pixel / 255``.
 
+    Raises:
+        ImageError: The tensor is not ``uint8``; dividing other values by 255 would go unnoticed.
+
     Example:
         >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
         tensor([0.0000, 0.2000, 1.0000])
     """
+    if image.dtype != torch.uint8:
+        raise ImageError(f"8-bit pixels must be uint8; got {image.dtype}. Values in [0, 1] become 8-bit by to_uint8.")
     return image.to(torch.float32) / 255
 
 
@@ -122,7 +154,7 @@ def write_image(path: str | Path, image: Tensor) -> None:
         image: A tensor of shape ``(3, H, W)``, either ``uint8`` or floating in [0, 1].
 
     Raises:
-        ImageError: The tensor does not have three channels.
+        ImageError: The tensor does not have three channels or is of another type, or the file cannot be written.
 
     Example:
         >>> write_image("gray.png", torch.zeros(1, 4, 4))
@@ -134,7 +166,12 @@ def write_image(path: str | Path, image: Tensor) -> None:
         raise ImageError(
             f"an image must have shape (3, H, W); got {tuple(image.shape)}. Repeat a gray channel three times."
         )
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ImageError(f"an image must be uint8 or floating in [0, 1]; got {image.dtype}.")
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"'{path}' cannot be written: {error}.") from error

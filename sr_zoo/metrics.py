@@ -22,24 +22,35 @@ def luma(images: Tensor) -> Tensor:
     Returns:
         Shape ``(N, 1, H, W)``, from 16/255 (black) to 235/255 (white).
 
+    Raises:
+        ValueError: The images do not have three channels.
+
     Example:
         >>> luma(torch.ones(1, 3, 1, 1)).mul(255).round().item()
         235.0
     """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"luma needs RGB images of shape (N, 3, H, W); got {tuple(images.shape)}.")
     coefficients = torch.tensor(_LUMA, dtype=images.dtype, device=images.device)
     return (torch.einsum("nchw,c->nhw", images, coefficients)[:, None] + 16) / 255
 
 
 def _prepared(restored: Tensor, reference: Tensor, border: int, on_luma: bool) -> tuple[Tensor, Tensor]:
-    """Check, crop and convert a pair in float64."""
+    """Check, convert to float64 and crop a pair."""
     if restored.shape != reference.shape or restored.ndim != 4:
         raise ValueError(
             "restored and reference must have the same shape (N, C, H, W); got "
             f"{tuple(restored.shape)} and {tuple(reference.shape)}."
         )
-    if min(restored.shape[-2:]) <= 2 * border:
+    if not restored.is_floating_point() or not reference.is_floating_point():
         raise ValueError(
-            f"images must be larger than twice the border; got {tuple(restored.shape)} with border {border}."
+            f"restored and reference must be floating in [0, 1]; got {restored.dtype} and {reference.dtype}. Divide "
+            "8-bit pixels by 255."
+        )
+    if border < 0 or min(restored.shape[-2:]) <= 2 * border:
+        raise ValueError(
+            "images must be larger than twice the border, which must not be negative; got "
+            f"{tuple(restored.shape)} with border {border}."
         )
     pair = (restored.to(torch.float64), reference.to(torch.float64))
     if on_luma:
@@ -65,7 +76,7 @@ def psnr(restored: Tensor, reference: Tensor, *, border: int = 0, on_luma: bool 
         ``float64`` of shape ``(N,)``; infinite for identical images.
 
     Raises:
-        ValueError: The shapes differ or the border leaves nothing.
+        ValueError: The shapes differ, the values are no floating numbers, or the border leaves nothing.
 
     Example:
         >>> psnr(torch.full((1, 3, 4, 4), 0.6), torch.full((1, 3, 4, 4), 0.5)).round(decimals=4)
@@ -88,7 +99,7 @@ def ssim(restored: Tensor, reference: Tensor, *, border: int = 0, on_luma: bool 
         ``float64`` of shape ``(N,)``, at most 1.
 
     Raises:
-        ValueError: The shapes differ, or less than one 11x11 window is left.
+        ValueError: The shapes differ, the values are no floating numbers, or less than one 11x11 window is left.
 
     Example:
         >>> image = torch.rand(1, 3, 16, 16)
@@ -97,7 +108,9 @@ def ssim(restored: Tensor, reference: Tensor, *, border: int = 0, on_luma: bool 
     """
     first, second = _prepared(restored, reference, border, on_luma)
     if min(first.shape[-2:]) < 11:
-        raise ValueError(f"SSIM needs images of at least 11x11 pixels; got {tuple(first.shape)}.")
+        raise ValueError(
+            f"SSIM needs images of at least 11x11 pixels; got {tuple(first.shape)} without the border of {border}."
+        )
     channels = first.shape[1]
     offsets = torch.arange(-5, 6, dtype=first.dtype, device=first.device)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))

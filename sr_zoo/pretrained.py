@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filterattr.engine.states import plain_state
 from filterattr.engine.storage import read_tensors, write_tensors
+from filterattr.errors import FilterAttrError, StateMismatchError
 from sr_zoo.models import SRCNNStyle, SRResNet
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"srresnet": SRResNet, "srcnn_style": SRCNNStyle}
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class WeightsError(ValueError):
+class WeightsError(FilterAttrError, ValueError):
     """Weights are unknown, unreadable, or of another network; the message says which."""
 
 
@@ -31,7 +33,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
         The network, in training mode.
 
     Raises:
-        WeightsError: The name is unknown, or an argument is.
+        WeightsError: The name is unknown, or an argument is unknown or has no such value.
 
     Example:
         >>> build("srcnn_style", {"upscale": 2}).upscale
@@ -41,8 +43,9 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise WeightsError(f"the architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
     try:
         return ARCHITECTURES[architecture](**arguments)
-    except TypeError as error:
-        raise WeightsError(f"{architecture} cannot be built from {dict(arguments)}: {error}.") from error
+    except (TypeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise WeightsError(f"{architecture} cannot be built from {dict(arguments)}: {reason}.") from error
 
 
 def save_network(
@@ -60,6 +63,17 @@ def save_network(
         arguments: Keyword arguments of its constructor.
         state: Parameter name to tensor.
         provenance: How the weights came about: recipe, data, seed, command.
+
+    Raises:
+        StorageError: The provenance is not JSON, or the disk refuses.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "tiny.safetensors"
+        >>> arguments = {"num_feat": 4, "num_block": 1}
+        >>> save_network(path, "srresnet", arguments, build("srresnet", arguments).state_dict(), {"seed": 0})
+        >>> load_network(path).upscale
+        2
     """
     description = {
         "architecture": architecture,
@@ -77,8 +91,19 @@ def describe_network(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``{"architecture", "arguments", "provenance"}``.
+
+    Raises:
+        WeightsError: The name is unknown, or the file does not say how to build its network.
+        StorageError: The file is damaged or of another format.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "tiny.safetensors"
+        >>> save_network(path, "srcnn_style", {"upscale": 2}, SRCNNStyle().state_dict(), {"seed": 0})
+        >>> describe_network(path)["arguments"]
+        {'upscale': 2}
     """
-    return read_tensors(_locate(path), "network")[1]
+    return _read(path)[1]
 
 
 def load_network(path: str | Path) -> nn.Module:
@@ -100,7 +125,7 @@ def load_network(path: str | Path) -> nn.Module:
         ...
         sr_zoo.pretrained.WeightsError: weights must be a file or one of ...
     """
-    tensors, description = read_tensors(_locate(path), "network")
+    tensors, description = _read(path)
     network = build(description["architecture"], description["arguments"])
     _load_state(network, tensors, path)
     return network.eval()
@@ -122,55 +147,66 @@ def shipped_weights() -> list[str]:
 def load_checkpoint(network: nn.Module, path: str | Path) -> None:
     """Load a checkpoint in the published layout (BasicSR) into a network.
 
-    Entries ``params_ema`` or ``params`` are looked into (the average first), and the prefix ``module.`` of
-    data-parallel training is taken off. Nothing but tensors is unpickled, whatever the environment says.
+    Entries ``params_ema``, ``params`` or ``state_dict`` are looked into (the average first), and the prefix
+    ``module.`` of data-parallel training is taken off. Nothing but tensors is unpickled, whatever the environment says.
 
     Args:
-        network: The network; its weights are replaced.
+        network: The network; its weights are replaced, all of them or none.
         path: A ``.pth`` file.
 
     Raises:
         WeightsError: The file cannot be read safely, or names and shapes do not fit; all of them are listed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "net_g_latest.pth"
+        >>> trained = SRResNet(num_feat=4, num_block=1)
+        >>> torch.save({"params": trained.state_dict()}, path)
+        >>> network = SRResNet(num_feat=4, num_block=1)
+        >>> load_checkpoint(network, path)
+        >>> torch.equal(network.conv_last.weight, trained.conv_last.weight)
+        True
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"'{path}' cannot be read: {error.strerror}.") from error
     except Exception as error:  # unpickling raises nearly every type there is
-        raise WeightsError(f"'{path}' is no checkpoint that can be read safely: {error}") from error
-    _load_state(network, published_state(content, path), path)
+        # PyTorch's own text recommends to unpickle it all the same, which would run whatever the file says
+        raise WeightsError(
+            f"'{path}' must be a checkpoint of tensors alone, as torch.save writes it; it is damaged, of another "
+            f"format, or would run code of its own ({type(error).__name__}). Get it again from where it came from."
+        ) from error
+    try:
+        state = plain_state(content, f"'{path}'")
+    except StateMismatchError as error:
+        raise WeightsError(str(error)) from error
+    _load_state(network, state, path)
 
 
-def published_state(content: object, path: str | Path) -> dict[str, Tensor]:
-    """Find the weights in the content of a published checkpoint.
-
-    Args:
-        content: What the file held.
-        path: The file, for messages.
-
-    Returns:
-        Parameter name to tensor.
-
-    Raises:
-        WeightsError: There is no dictionary of tensors in it.
-
-    Example:
-        >>> list(published_state({"params": {"module.conv.weight": torch.zeros(1)}}, "x.pth"))
-        ['conv.weight']
-    """
-    for key in ("params_ema", "params"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError(f"'{path}' must hold a dictionary of tensors, directly or under 'params_ema' or 'params'.")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and description of a file of `save_network`."""
+    tensors, description = read_tensors(_locate(path), "network")
+    if not isinstance(description.get("architecture"), str) or not isinstance(description.get("arguments"), dict):
+        raise WeightsError(f"'{path}' must say which 'architecture' it holds and its 'arguments'; got {description}.")
+    return tensors, description
 
 
 def _load_state(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load strictly, with PyTorch's list of misfits in our words."""
-    try:
-        network.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"'{path}' does not fit {type(network).__name__}: {error}") from error
+    """Load all weights or, if any does not fit, none; PyTorch itself would load those that do."""
+    own = network.state_dict()
+    shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
+    findings = {
+        "it lacks": [name for name in own if name not in state],
+        "the network has no": [name for name in state if name not in own],
+        "shapes differ:": [
+            f"{name} {found} instead of {held}" for name, (found, held) in shapes.items() if found != held
+        ],
+    }
+    listed = "; ".join(f"{finding} {', '.join(names)}" for finding, names in findings.items() if names)
+    if listed:
+        raise WeightsError(f"'{path}' does not fit {type(network).__name__}: {listed}. Build it with other arguments.")
+    network.load_state_dict(dict(state))
 
 
 def _locate(path: str | Path) -> Path:

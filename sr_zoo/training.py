@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from filterattr.engine.storage import read_tensors, write_tensors
+from filterattr.errors import FilterAttrError
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import evaluation_inputs, from_config
-from sr_zoo.evaluation import measure
+from sr_zoo.evaluation import check_photographs, measure
 
 PRECISIONS = ("fp32", "bf16")
 
 
-class TrainingError(ValueError):
-    """A recipe makes no sense, or a checkpoint belongs to another run."""
+class TrainingError(FilterAttrError, ValueError):
+    """A recipe makes no sense, a checkpoint belongs to another run, or a training diverged."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Recipe:
 
     Raises:
         TrainingError: A value makes no sense; all of them are named.
+        DegradationError: The degradation is none.
 
     Example:
         >>> from sr_zoo.degradations import clean_inputs
@@ -99,7 +101,14 @@ class Recipe:
         from_config(self.degradation)
 
     def rate(self, iteration: int) -> float:
-        """Learning rate of an iteration: linear warm-up, then cosine periods from `learning_rate` to `final_rate`."""
+        """Learning rate of an iteration: linear warm-up, then cosine periods from `learning_rate` to `final_rate`.
+
+        Args:
+            iteration: Number of the iteration, from 0.
+
+        Returns:
+            ``final + (first - final) (1 + cos(pi p)) / 2`` at the place ``p`` in the period, from 0 to nearly 1.
+        """
         if iteration < self.warmup:
             return self.learning_rate * (iteration + 1) / self.warmup
         period = self.period or max(self.iterations - self.warmup, 1)
@@ -154,12 +163,24 @@ class Trainer:
         validation: The same, to validate on.
         recipe: The recipe.
         folder: Where the run lives.
-        validate_every: Iterations between validations and checkpoints.
+        validate_every: Iterations between validations and checkpoints; a last one comes at the end.
         device: Where to train.
         progress: Show a progress bar.
 
     Raises:
-        TrainingError: The patch does not suit the scale, or the folder holds the checkpoint of another run.
+        TrainingError: The patch does not suit the scale, or ``validate_every`` is below 1.
+        ImageError: No photograph is as large as a patch with its margin, or one to validate on is too small.
+
+    Example:
+        >>> import tempfile
+        >>> from sr_zoo.degradations import clean_inputs
+        >>> from sr_zoo.models import SRResNet
+        >>> photographs = [torch.zeros(3, 64, 64, dtype=torch.uint8)]
+        >>> recipe = Recipe(clean_inputs().config(), iterations=2, batch_size=1, patch_size=16)
+        >>> folder, network = tempfile.mkdtemp(), SRResNet(num_feat=4, num_block=1)
+        >>> weights = Trainer(network, photographs, photographs, recipe, folder, progress=False).run()
+        >>> [entry["iteration"] for entry in read_log(folder)]
+        [2]
     """
 
     def __init__(
@@ -180,6 +201,9 @@ class Trainer:
                 f"patch_size and margin must be multiples of the scale {self.scale}; got {recipe.patch_size} and "
                 f"{recipe.margin}."
             )
+        if validate_every < 1:
+            raise TrainingError(f"validate_every must be at least 1 iteration; got {validate_every}.")
+        check_photographs(validation, self.scale)
         self.recipe = recipe
         self.folder = Path(folder)
         self.device = torch.device(device)
@@ -209,11 +233,13 @@ class Trainer:
             Parameter name to ``float32`` tensor on the CPU.
 
         Raises:
-            TrainingError: The folder holds the checkpoint of another run, or the loss became infinite.
+            TrainingError: The folder holds the checkpoint of another run, or loss or weights stopped being finite.
+            StorageError: The checkpoint is damaged, or cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._checkpoint.exists():
             self._resume()
+        self._forget_later_reports()
         bar = tqdm(
             total=self.recipe.iterations,
             initial=self.iteration,
@@ -222,14 +248,14 @@ class Trainer:
             disable=not self.progress,
         )
         recent: list[Tensor] = []
-        started = time.monotonic()
+        started = time.perf_counter()
         with bar:
             while self.iteration < self.recipe.iterations:
                 recent.append(self._step())
                 bar.update()
-                if self.iteration % 100 == 0 or self.iteration == self.recipe.iterations:
-                    self._report(recent, time.monotonic() - started, bar)
-                    recent, started = [], time.monotonic()
+                if self.iteration % 100 == 0 or self._is_checkpoint_due():
+                    self._report(recent, time.perf_counter() - started, bar)
+                    recent, started = [], time.perf_counter()
         return self.averaged()
 
     def averaged(self) -> dict[str, Tensor]:
@@ -237,12 +263,17 @@ class Trainer:
         state = self.average.module.state_dict()
         return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
+    @torch.no_grad()
     def cosine(self) -> float:
-        """Cosine between the averaged weights and the first ones, over all parameters."""
+        """Return the cosine between the averaged weights and the first ones, over all parameters."""
         pairs = [(self.first[name], value) for name, value in self.average.module.named_parameters()]
         dot = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
         norms = [math.sqrt(sum(float(p[i].double().square().sum()) for p in pairs)) for i in (0, 1)]
         return dot / (norms[0] * norms[1])
+
+    def _is_checkpoint_due(self) -> bool:
+        """Whether this iteration ends with a validation and a checkpoint."""
+        return self.iteration % self.validate_every == 0 or self.iteration == self.recipe.iterations
 
     def _step(self) -> Tensor:
         """One optimizer step; returns the loss without waiting for the device."""
@@ -262,21 +293,21 @@ class Trainer:
 
     def _report(self, recent: list[Tensor], seconds: float, bar: tqdm[Any]) -> None:
         """Log the mean loss; validate and save when it is time."""
-        loss = float(torch.stack(recent).mean())
-        if not math.isfinite(loss):
+        loss, cosine = float(torch.stack(recent).mean()), self.cosine()
+        if not math.isfinite(loss) or not math.isfinite(cosine):
             raise TrainingError(
-                f"the loss must stay finite; got {loss} before iteration {self.iteration}. Lower the learning rate; "
-                "the last checkpoint is unharmed."
+                f"loss and weights must stay finite; got a mean loss of {loss} and a cosine of {cosine} to the first "
+                f"weights at iteration {self.iteration}. Lower the learning rate; the last checkpoint is unharmed."
             )
         entry: dict[str, Any] = {
             "iteration": self.iteration,
             "loss": loss,
             "rate": self.recipe.rate(self.iteration - 1),
             "patches_per_second": len(recent) * self.recipe.batch_size / seconds,
-            "cosine": self.cosine(),
+            "cosine": cosine,
         }
-        last = self.iteration == self.recipe.iterations
-        if self.iteration % self.validate_every == 0 or last:
+        due = self._is_checkpoint_due()
+        if due:
             entry["psnr"] = {
                 name: row["psnr"]
                 for name, row in measure(
@@ -286,12 +317,13 @@ class Trainer:
                     seed=self.recipe.seed,
                 ).items()
             }
-            self._save()
+        # the line before the checkpoint: a kill in between costs a line that is written again, never one for good
         with (self.folder / "log.jsonl").open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
-        if "psnr" in entry:
+        if due:
+            self._save()
             draw_curves(self.folder)
-        bar.set_postfix(loss=f"{loss:.4f}", cos=f"{entry['cosine']:.3f}")
+        bar.set_postfix(loss=f"{loss:.4f}", cos=f"{cosine:.3f}")
 
     def _save(self) -> None:
         """Write everything that the next iteration depends on."""
@@ -309,15 +341,13 @@ class Trainer:
 
     @torch.no_grad()
     def _resume(self) -> None:
-        """Continue from the folder's checkpoint, and forget log lines written after it."""
+        """Continue from the folder's checkpoint."""
         tensors, description = read_tensors(self._checkpoint, "training")
-        recipe = replace(self.recipe, **description["recipe"])
-        expected = {f"network.{name}" for name in self.first}
-        found = {name for name in tensors if name.startswith("network.")}
-        if recipe != self.recipe or expected != found:
+        differences = self._differences(tensors, description)
+        if differences:
             raise TrainingError(
-                f"'{self._checkpoint}' belongs to another run (recipe {description['recipe']}). Give this run a "
-                "folder of its own, or repeat the arguments of the old one."
+                f"'{self._checkpoint}' belongs to another run: {'; '.join(differences)}. Give this run a folder of "
+                "its own, or repeat the arguments of the old one."
             )
         self.iteration = int(description["iteration"])
         for name, parameter in self.network.named_parameters():
@@ -331,9 +361,30 @@ class Trainer:
         for name, value in self.average.module.named_parameters():
             value.copy_(tensors[f"average.{name}"])
         self.average.n_averaged.fill_(self.iteration)
-        log = self.folder / "log.jsonl"
+
+    def _differences(self, tensors: dict[str, Tensor], description: dict[str, Any]) -> list[str]:
+        """What tells a checkpoint from one of this run: settings of the recipe, the network, where it started."""
+        old = description["recipe"]
+        new = json.loads(json.dumps(asdict(self.recipe)))  # as a file would hold it
+        differences = [
+            f"{name} was {old.get(name)} and is {new.get(name)}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+        held = {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("network.")}
+        if held != {f"network.{name}": tuple(value.shape) for name, value in self.first.items()}:
+            return [*differences, "the network has other parameters"]
+        for name, value in self.first.items():
+            start = tensors[f"first.{name}"].to(value)
+            # another processor may round the same random weights differently; another start is far off
+            if not torch.isclose(start, value, rtol=1e-3, atol=1e-6).all():
+                return [*differences, f"it started from other weights ('{name}' first)"]
+        return differences
+
+    def _forget_later_reports(self) -> None:
+        """Keep the log lines up to this iteration: what came after was lost with the run that wrote it."""
         kept = [entry for entry in read_log(self.folder) if entry["iteration"] <= self.iteration]
-        log.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
@@ -364,7 +415,16 @@ def draw_curves(folder: str | Path) -> None:
     """Draw loss and validation PSNR of a run as ``curves.png`` in its folder.
 
     Args:
-        folder: The folder of the run.
+        folder: The folder of the run; it must exist.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "log.jsonl").write_text('{"iteration": 1, "loss": 0.1, "psnr": {"clean": 30.0}}')
+        54
+        >>> draw_curves(folder)
+        >>> (folder / "curves.png").exists()
+        True
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
 
@@ -372,7 +432,9 @@ def draw_curves(folder: str | Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([e["iteration"] for e in entries], [e["loss"] for e in entries], lw=1)
-    left.set(xlabel="iteration", ylabel="training loss (L1)", yscale="log")
+    left.set(xlabel="iteration", ylabel="training loss (L1)")
+    if all(e["loss"] > 0 for e in entries):
+        left.set_yscale("log")
     validated = [e for e in entries if "psnr" in e]
     for name in validated[-1]["psnr"] if validated else ():
         right.plot(
@@ -382,7 +444,8 @@ def draw_curves(folder: str | Path) -> None:
             marker=".",
         )
     right.set(xlabel="iteration", ylabel="validation PSNR (dB, RGB)")
-    right.legend(frameon=False)
+    if validated:
+        right.legend(frameon=False)
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from filterattr.errors import FilterAttrError
 
-class DegradationError(ValueError):
+
+class DegradationError(FilterAttrError, ValueError):
     """A degradation was given a parameter or an image that makes no sense; the message names it."""
 
 
@@ -66,7 +69,7 @@ class Degradation(ABC):
         return cls(**fields)
 
 
-def from_config(config: dict[str, Any]) -> Degradation:
+def from_config(config: Mapping[str, Any]) -> Degradation:
     """Rebuild a degradation from `Degradation.config`.
 
     Args:
@@ -76,25 +79,30 @@ def from_config(config: dict[str, Any]) -> Degradation:
         An equal degradation.
 
     Raises:
-        DegradationError: the type is unknown, or a field is.
+        DegradationError: The type is unknown, or a field is unknown, missing or out of its range.
 
     Example:
         >>> from sr_zoo.degradations import GaussianBlur
         >>> from_config(GaussianBlur(sigma=2.0).config()) == GaussianBlur(sigma=2.0)
         True
     """
-    fields = dict(config)
-    kind = fields.pop("type", None)
+    try:
+        fields = dict(config)
+    except (TypeError, ValueError) as error:
+        raise DegradationError(f"the description of a degradation must be a dictionary; got {config!r}.") from error
+    kind = str(fields.pop("type", None))
     if kind not in Degradation._kinds:
         known = ", ".join(sorted(Degradation._kinds))
         raise DegradationError(f"the type of a degradation must be one of {known}; got {kind!r}.")
     try:
         return Degradation._kinds[kind].rebuild(fields)
+    except KeyError as error:
+        raise DegradationError(f"{kind} cannot be built from {fields}: {error} is missing.") from error
     except TypeError as error:
         raise DegradationError(f"{kind} cannot be built from {fields}: {error}.") from error
 
 
-def check_range(owner: object, name: str, value: float, low: float, high: float) -> None:
+def check_range(owner: object, name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
     """Refuse a parameter outside its range, by name.
 
     Args:
@@ -103,15 +111,17 @@ def check_range(owner: object, name: str, value: float, low: float, high: float)
         value: Its value.
         low: Smallest value allowed.
         high: Largest value allowed.
+        whole: Whether it must be a whole number.
 
     Raises:
-        DegradationError: The value is outside the range or not a number.
+        DegradationError: The value is outside the range or not a plain number, which JSON could not hold.
 
     Example:
         >>> check_range(object(), "sigma", -1.0, 0.0, 10.0)
         Traceback (most recent call last):
         ...
-        sr_zoo.degradations.base.DegradationError: object.sigma must lie in [0, 10]; got -1.0.
+        sr_zoo.degradations.base.DegradationError: object.sigma must be a number in [0, 10]; got -1.0.
     """
-    if not low <= value <= high:
-        raise DegradationError(f"{type(owner).__name__}.{name} must lie in [{low:g}, {high:g}]; got {value}.")
+    if not isinstance(value, (int,) if whole else (int, float)) or not low <= value <= high:
+        kind = "whole number" if whole else "number"
+        raise DegradationError(f"{type(owner).__name__}.{name} must be a {kind} in [{low:g}, {high:g}]; got {value!r}.")

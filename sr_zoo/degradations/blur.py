@@ -18,7 +18,7 @@ class GaussianBlur(Degradation):
     The published protocol uses a standard deviation of 2 pixels and a 21x21 kernel.
 
     Args:
-        sigma: Standard deviation in pixels of the image it is applied to, in (0, 100].
+        sigma: Standard deviation in pixels of the image it is applied to, in [0.001, 100].
         kernel_size: Odd width of the kernel in pixels, 1 to 201.
 
     Raises:
@@ -38,7 +38,7 @@ class GaussianBlur(Degradation):
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_range(self, "sigma", self.sigma, 1e-3, 100)
-        check_range(self, "kernel_size", self.kernel_size, 1, 201)
+        check_range(self, "kernel_size", self.kernel_size, 1, 201, whole=True)
         if self.kernel_size % 2 != 1:
             raise DegradationError(f"GaussianBlur.kernel_size must be odd; got {self.kernel_size}.")
 

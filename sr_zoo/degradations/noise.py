@@ -36,5 +36,5 @@ class GaussianNoise(Degradation):
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw on the generator's device, so that a seed gives the same noise wherever the images are."""
         device = images.device if generator is None else generator.device
-        noise = torch.randn(images.shape, generator=generator, device=device)
+        noise = torch.randn(images.shape, generator=generator, device=device, dtype=torch.float32)
         return images + self.sigma * noise.to(images)

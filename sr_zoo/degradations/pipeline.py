@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sr_zoo.degradations.base import Degradation, check_range, from_config
+from sr_zoo.degradations.base import Degradation, DegradationError, check_range, from_config
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Quantize(Degradation):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "levels", self.levels, 2, 65536)
+        check_range(self, "levels", self.levels, 2, 65536, whole=True)
 
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Round to the nearest level."""
@@ -47,7 +48,7 @@ class Sometimes(Degradation):
         probability: Chance for each image, in [0, 1].
 
     Raises:
-        DegradationError: The probability is outside [0, 1].
+        DegradationError: The probability is outside [0, 1], what it holds is no degradation, or changes the size.
 
     Example:
         >>> from sr_zoo.degradations import GaussianNoise
@@ -61,8 +62,9 @@ class Sometimes(Degradation):
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the range and what it holds."""
         check_range(self, "probability", self.probability, 0, 1)
+        _check_degradations(self, "degradation", (self.degradation,))
 
     def config(self) -> dict[str, Any]:
         """Describe itself and what it holds."""
@@ -80,11 +82,17 @@ class Sometimes(Degradation):
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw who is hit, then degrade only those."""
         device = images.device if generator is None else generator.device
-        draws = torch.rand(len(images), generator=generator, device=device)
+        draws = torch.rand(len(images), generator=generator, device=device, dtype=torch.float32)
         hit = (draws < self.probability).to(images.device)
         result = images.clone()
         if hit.any():
-            result[hit] = self.degradation(images[hit], generator)
+            degraded = self.degradation(images[hit], generator)
+            if degraded.shape[1:] != images.shape[1:]:
+                raise DegradationError(
+                    f"Sometimes.degradation must keep the image size, so that hit and spared images stay one batch; "
+                    f"{type(self.degradation).__name__} made {tuple(degraded.shape[1:])} of {tuple(images.shape[1:])}."
+                )
+            result[hit] = degraded
         return result
 
 
@@ -93,7 +101,10 @@ class Pipeline(Degradation):
     """Apply degradations one after the other.
 
     Args:
-        steps: The degradations, first to last.
+        steps: The degradations, first to last; without any the images come back unchanged, as a copy.
+
+    Raises:
+        DegradationError: A step is no degradation.
 
     Example:
         >>> from sr_zoo.degradations import Downsample, GaussianBlur, GaussianNoise
@@ -106,6 +117,12 @@ class Pipeline(Degradation):
 
     steps: tuple[Degradation, ...]
 
+    def __post_init__(self) -> None:
+        """Check the steps, and hold them in a tuple, which cannot change and compares with a rebuilt one."""
+        steps = tuple(self.steps)
+        _check_degradations(self, "steps", steps)
+        object.__setattr__(self, "steps", steps)
+
     def config(self) -> dict[str, Any]:
         """Describe the steps in their order."""
         return {"type": "Pipeline", "steps": [step.config() for step in self.steps]}
@@ -117,6 +134,15 @@ class Pipeline(Degradation):
 
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Hand the batch from step to step."""
+        if not self.steps:
+            return images.clone()
         for step in self.steps:
             images = step(images, generator)
         return images
+
+
+def _check_degradations(owner: object, name: str, held: Iterable[object]) -> None:
+    """Refuse to hold what is no degradation."""
+    foreign = [repr(item) for item in held if not isinstance(item, Degradation)]
+    if foreign:
+        raise DegradationError(f"{type(owner).__name__}.{name} must hold degradations; got {', '.join(foreign)}.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sr_zoo.degradations.base import Degradation, DegradationError
+from sr_zoo.degradations.base import Degradation, DegradationError, check_range
 
 _KINDS = ("bicubic", "bilinear")
 
@@ -38,8 +38,7 @@ class Downsample(Degradation):
 
     def __post_init__(self) -> None:
         """Check factor and kind."""
-        if self.scale not in range(1, 9):
-            raise DegradationError(f"Downsample.scale must be a whole number from 1 to 8; got {self.scale}.")
+        check_range(self, "scale", self.scale, 1, 8, whole=True)
         if self.kind not in _KINDS:
             raise DegradationError(f"Downsample.kind must be one of {', '.join(_KINDS)}; got {self.kind!r}.")
 

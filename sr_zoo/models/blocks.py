@@ -29,6 +29,26 @@ def check_upscale(upscale: int) -> None:
         raise ValueError(f"upscale must be one of {', '.join(map(str, SCALES))}; got {upscale}.")
 
 
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes that are no positive whole numbers, by name and all at once.
+
+    Args:
+        sizes: Name to number of channels or blocks.
+
+    Raises:
+        ValueError: At least one is not a whole number or is below 1.
+
+    Example:
+        >>> check_sizes(num_feat=64, num_block=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: sizes must be positive whole numbers; got num_block=0.
+    """
+    wrong = [f"{name}={size!r}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]
+    if wrong:
+        raise ValueError(f"sizes must be positive whole numbers; got {', '.join(wrong)}.")
+
+
 def scaled_kaiming_(convolutions: Iterable[nn.Conv2d], scale: float) -> None:
     """Kaiming-normal weights times ``scale``, zero biases; small residual branches train stably.
 
@@ -39,7 +59,7 @@ def scaled_kaiming_(convolutions: Iterable[nn.Conv2d], scale: float) -> None:
     Example:
         >>> layer = nn.Conv2d(8, 8, 3)
         >>> scaled_kaiming_([layer], 0.1)
-        >>> float(layer.bias.abs().sum())
+        >>> float(layer.bias.detach().abs().sum())
         0.0
     """
     for convolution in convolutions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sr_zoo.models.blocks import NEGATIVE_SLOPE, ResidualBlock, check_upscale, scaled_kaiming_
+from sr_zoo.models.blocks import NEGATIVE_SLOPE, ResidualBlock, check_sizes, check_upscale, scaled_kaiming_
 
 
 class SRResNet(nn.Module):
@@ -26,7 +26,8 @@ class SRResNet(nn.Module):
         upscale: Upscaling factor: 2, 3 or 4.
 
     Raises:
-        ValueError: The factor is not 2, 3 or 4.
+        ValueError: The factor is not 2, 3 or 4, a size is not a positive whole number, or the bilinear skip cannot be
+            added because ``num_in_ch`` is neither 1 nor ``num_out_ch``.
 
     Example:
         >>> import torch
@@ -48,6 +49,9 @@ class SRResNet(nn.Module):
         upscale: int = 2,
     ) -> None:
         check_upscale(upscale)
+        check_sizes(num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, num_block=num_block)
+        if num_in_ch not in (1, num_out_ch):
+            raise ValueError(f"num_in_ch must be 1 or num_out_ch ({num_out_ch}) for the skip; got {num_in_ch}.")
         super().__init__()
         self.upscale = upscale
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
