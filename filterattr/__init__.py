@@ -3,6 +3,7 @@
 from filterattr.attribution import FilterAttributor
 from filterattr.engine.units import Unit
 from filterattr.errors import (
+    DistributedError,
     FilterAttrError,
     FilterAttrWarning,
     LossError,
@@ -20,6 +21,7 @@ from filterattr.result import FilterAttribution, FilterScores, FilterSelection, 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DistributedError",
     "FilterAttrError",
     "FilterAttrWarning",
     "FilterAttribution",

@@ -10,19 +10,25 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path as FilePath
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.hooks import GradientSums
+from filterattr.engine.identity import digest_of
 from filterattr.engine.path import Path, Side
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.engine.storage import JobFile
+from filterattr.engine.sums import SampleSums
 from filterattr.engine.units import UnitLike, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
@@ -33,11 +39,14 @@ from filterattr.errors import (
     name_some,
 )
 from filterattr.result import REDUCTIONS, FilterAttribution, Reduction, ScoredParameter
+from filterattr.walk import Walk, job_environment
 
 Loss: TypeAlias = Callable[..., Tensor]
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
 Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 
+_POWERS = ("means", "mean_squares")
+_TOTALS = ("total", "remainder", "gap", "scale")
 _COMPLETENESS_LIMIT = 0.01
 _BAR_AFTER_SECONDS = 2.0
 
@@ -95,9 +104,27 @@ class FilterAttributor:
         n_steps: int = 16,
         buffers: Side | None = None,
         allow_unused: str | Sequence[str] = (),
+        checkpoint: str | PathLike[str] | None = None,
+        distributed: bool = False,
         progress: Progress = None,
     ) -> FilterAttribution:
         """Integrate from base to target.
+
+        With ``checkpoint``, the sums are put on the disk after every sample, in one atomic step. A call that was
+        killed at any moment and is made again skips what is done, loses at most the sample it was working on, and
+        returns the same bits as an uninterrupted call; a finished job returns at once, and goes on if data has got
+        more samples. The file knows its job: other weights, settings, units, train flags or samples, or another loss
+        at base, are refused; another PyTorch version, processor or number of threads is warned about. The randomness
+        is that of the job's first start. Writing takes about 10 ms, and 10 ms more per million numbers
+        (6 for every unit). Samples must be made of tensors, arrays, pictures, numbers, texts, bytes, paths and
+        ``None``, in tuples, lists, mappings and dataclasses; the loss itself is only known by its value.
+
+        With ``distributed``, the processes of `torch.distributed` share the samples out: rank r of n computes samples
+        r, r + n, and so on. Every rank makes the same call with the same data, which it passes through as a whole, and
+        gets the same bits, within 1e-10 of those of a single process. The ranks speak after every sample: if one
+        raises, all raise; if one dies, the others raise at the latest after the timeout of the process group. Other
+        weights, settings or samples on some rank are refused. The checkpoint of rank r is kept at
+        ``<stem>.rank<r><suffix>``.
 
         Args:
             base: Weights that lack the function: a module or a state dict (wrappers, ``"params_ema"`` and ``module.``
@@ -113,6 +140,8 @@ class FilterAttributor:
             n_steps: Number of nodes on the path; each costs one forward-backward pass per sample.
             buffers: Whose floating buffers (running statistics) to use where base and target differ in them.
             allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
+            checkpoint: File that keeps what is done; needs the safetensors package.
+            distributed: Share the samples with the other ranks of the default process group.
             progress: ``True`` or ``False`` for a progress bar, a function of ``(done, total)`` passes, or ``None`` for
                 a bar in terminals after two seconds.
 
@@ -125,31 +154,31 @@ class FilterAttributor:
             LossError: The loss is no real scalar, or does not depend on (some of) the changed parameters.
             NonFiniteError: A loss or gradient is infinite or not a number; its place on the path is named.
             ModelChangedError: The loss replaced parameters of the model.
+            StorageError: The checkpoint cannot be written, is damaged, or belongs to another job.
+            DistributedError: Another rank failed, died, or was given something else.
         """
-        quadrature = Quadrature.rule(method, n_steps)
-        slots = Slots(self.model)
-        parameters = self.scored_parameters(slots)
-        if buffers not in (None, "base", "target"):
-            raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
-        path = Path.between(
-            plain_state(base, "base"),
-            plain_state(target, "target"),
-            parameters=slots.parameters,
-            buffers=slots.buffers,
-            aliases=slots.aliases,
-            keep_buffers=buffers,
-        )
-        _check_call(loss, data)
-        unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        run = _Run(self.model, slots, path, quadrature, loss, parameters, unused)
+        ranks = Ranks.joined() if distributed else Ranks()
+
+        def prepare() -> tuple[tuple[_Run, JobFile | None], Message]:
+            run = self._prepare(base, target, loss, data, method, n_steps, buffers, allow_unused)
+            if checkpoint is None and ranks.size == 1:
+                return (run, None), {}
+            job = run.identity(with_data=data is not None)
+            file = None if checkpoint is None else _job_file(checkpoint, job, ranks if distributed else None, run)
+            return (run, file), {**job, "checkpoint": file is not None}
+
+        (run, file), answers = ranks.together(prepare)
+        ranks.agree(answers, "a shared job")
+        slots = run.slots
         entered = RandomState()
         grad_enabled = torch.is_grad_enabled()
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
         try:
             try:
-                with torch.inference_mode(False), torch.enable_grad():
-                    _integrate_all(run, data, entered, progress)
+                bar = _progress_bar(progress, ranks, data, len(run.quadrature.nodes))
+                with torch.inference_mode(False), torch.enable_grad(), bar as run.advance:
+                    Walk(run, ranks, file).through(data)
             finally:
                 slots.restore()
                 entered.restore()
@@ -168,6 +197,35 @@ class FilterAttributor:
                 stacklevel=2,
             )
         return attribution
+
+    def _prepare(
+        self,
+        base: StateLike,
+        target: StateLike,
+        loss: Loss,
+        data: Iterable[Any] | None,
+        method: str,
+        n_steps: int,
+        buffers: Side | None,
+        allow_unused: str | Sequence[str],
+    ) -> _Run:
+        """Check and clone what a run needs."""
+        quadrature = Quadrature.rule(method, n_steps)
+        slots = Slots(self.model)
+        parameters = self.scored_parameters(slots)
+        if buffers not in (None, "base", "target"):
+            raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
+        path = Path.between(
+            plain_state(base, "base"),
+            plain_state(target, "target"),
+            parameters=slots.parameters,
+            buffers=slots.buffers,
+            aliases=slots.aliases,
+            keep_buffers=buffers,
+        )
+        _check_call(loss, data)
+        unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
+        return _Run(self.model, slots, path, quadrature, loss, parameters, unused)
 
     def scored_parameters(self, slots: Slots) -> dict[str, ScoredParameter]:
         """Find the parameters that are scored, and their units.
@@ -226,30 +284,52 @@ class _Run:
     loss: Loss
     parameters: Mapping[str, ScoredParameter]
     allow_unused: tuple[str, ...]
-    n_samples: int = 0
-    path_losses: list[float] = field(default_factory=list)
-    total: float = 0.0
-    remainder: float = 0.0
-    gap: float = 0.0
-    scale: float = 0.0
+    advance: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.gradients = GradientSums(self.path.base)
         nodes = self.quadrature.nodes
         self.places = tuple(sorted({0.0, 1.0, *nodes}))
         self.coefficients = dict(zip(nodes, self.quadrature.coefficients, strict=True))
-        self.path_losses = [0.0] * len(self.places)
-        self.first_sums: dict[Reduction, dict[str, Tensor]] = {name: {} for name in REDUCTIONS}
-        self.second_sums: dict[Reduction, dict[str, Tensor]] = {name: {} for name in REDUCTIONS}
+        self.sample_index = 0
+        shapes = {"losses": torch.empty(len(self.places)), "totals": torch.empty(len(_TOTALS))}
+        for name, scored in self.parameters.items():
+            units = torch.empty(scored.units_shape, device=self.gradients.sums[name].device)
+            shapes |= {f"{power}/{reduction}/{name}": units for power in _POWERS for reduction in REDUCTIONS}
+        self.sums = SampleSums(shapes)
 
-    def add_sample(self, arguments: tuple[Any, ...], seed: int, advance: Callable[[], None]) -> None:
+    def identity(self, *, with_data: bool) -> dict[str, Any]:
+        """What makes this job the same as another: everything that its numbers depend on, but for samples and loss."""
+        modules = [
+            (path, type(module).__module__, type(module).__qualname__, module.training)
+            for path, module in self.model.named_modules(remove_duplicate=False)
+        ]
+        units = {name: (one.shape, one.unit.pattern, dict(one.unit.sizes)) for name, one in self.parameters.items()}
+        autocast = {device: _autocast_type(device) for device in ("cpu", "cuda")}
+        return {
+            "base": digest_of(self.path.base),
+            "target": digest_of(self.path.target),
+            "set of buffers": digest_of(self.path.buffers),
+            "model (modules or their train flags)": digest_of(modules),
+            "unit or selection of parameters": digest_of(units),
+            "method": self.quadrature.method,
+            "n_steps": len(self.quadrature.nodes),
+            "autocast": autocast,
+            "kind of data": "samples" if with_data else "none",
+        }
+
+    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
         """Integrate one sample and add its scores to the sums.
 
         Args:
             arguments: What the loss gets after the model.
             seed: Seed of this sample's randomness, the same at every place of the path.
-            advance: Called after every forward-backward pass.
+            index: Number of the sample in the data.
+
+        Returns:
+            The losses along the path.
         """
+        self.sample_index = index
         self.gradients.reset()
         losses: dict[float, Tensor] = {}
         probes: dict[float, Tensor | None] = {}
@@ -259,11 +339,23 @@ class _Run:
             if t in (0.0, 1.0):
                 self._check_finite(losses, {})
             if t in self.coefficients:
-                advance()
+                self.advance()
         self._check_finite(losses, probes)
-        if self.n_samples == 0:
+        if self.sums.count == 0:
             self._check_used()
-        self._add_scores([float(losses[t]) for t in self.places])
+        along = [float(losses[t]) for t in self.places]
+        self._add_scores(along)
+        return along
+
+    def skip_sample(self) -> None:
+        """Count the passes of a sample that is in the sums already."""
+        for _ in self.coefficients:
+            self.advance()
+
+    def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
+        """Evaluate the loss of a sample at base, as `add_sample` does."""
+        self.sample_index = index
+        return float(self._visit(0.0, arguments, seed)[0])
 
     def _visit(self, t: float, arguments: tuple[Any, ...], seed: int) -> tuple[Tensor, Tensor | None]:
         """Evaluate the loss at one place, and its gradient if the place is a node."""
@@ -291,7 +383,7 @@ class _Run:
 
     def _check_finite(self, losses: Mapping[float, Tensor], probes: Mapping[float, Tensor | None]) -> None:
         """Refuse infinite losses and gradients, with their place on the path."""
-        where = f" (sample {self.n_samples})" if self.n_samples else ""
+        where = f" (sample {self.sample_index})" if self.sample_index else ""
         for t, value in losses.items():
             if not torch.isfinite(value):
                 raise NonFiniteError(
@@ -322,6 +414,7 @@ class _Run:
     def _add_scores(self, losses: list[float]) -> None:
         """Turn the gradient sums of one sample into scores and add them to the running sums."""
         total = remainder = absolute = 0.0
+        terms: dict[str, Tensor] = {}
         for name, integral in self.gradients.sums.items():
             change = self.path.change(name)
             values = (integral.conj() * change).real if change.is_complex() else integral * change
@@ -339,34 +432,34 @@ class _Run:
                 "sum": signed,
             }
             for reduction, score in scores.items():
-                for sums, term in ((self.first_sums, score), (self.second_sums, score.square())):
-                    known = sums[reduction].get(name)
-                    sums[reduction][name] = term.clone() if known is None else known.add_(term)
+                terms[f"means/{reduction}/{name}"] = score
+                terms[f"mean_squares/{reduction}/{name}"] = score.square()
         change_of_loss = losses[-1] - losses[0]
-        self.gap += abs(total - change_of_loss)
-        self.scale += max(abs(change_of_loss), 1e-3 * absolute)
-        self.total += total
-        self.remainder += remainder
-        self.path_losses = [sum(pair) for pair in zip(self.path_losses, losses, strict=True)]
-        self.n_samples += 1
+        gap = abs(total - change_of_loss)
+        scale = max(abs(change_of_loss), 1e-3 * absolute)
+        terms["losses"] = torch.tensor(losses, dtype=torch.float64)
+        terms["totals"] = torch.tensor([total, remainder, gap, scale], dtype=torch.float64)
+        self.sums.add(terms)
 
     def result(self) -> FilterAttribution:
         """Divide the sums by the number of samples."""
-        count = self.n_samples
-        losses = tuple(value / count for value in self.path_losses)
+        count = self.sums.count
+        averages = {name: total.cpu().contiguous() / count for name, total in self.sums.tensors.items()}
+        losses = tuple(averages["losses"].tolist())
+        total, remainder, gap, scale = averages["totals"].tolist()
         means, mean_squares = (
             {
-                reduction: {name: scores[name].cpu().contiguous() / count for name in self.parameters}
-                for reduction, scores in sums.items()
+                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in self.parameters}
+                for reduction in REDUCTIONS
             }
-            for sums in (self.first_sums, self.second_sums)
+            for power in _POWERS
         )
         return FilterAttribution(
             loss_base=losses[0],
             loss_target=losses[-1],
-            remainder=self.remainder / count,
-            total=self.total / count,
-            completeness_error=self.gap / self.scale if self.scale else 0.0,
+            remainder=remainder,
+            total=total,
+            completeness_error=gap / scale if scale else 0.0,
             path_places=self.places,
             path_losses=losses,
             cosine=self.path.cosine(),
@@ -380,23 +473,20 @@ class _Run:
         )
 
 
-def _integrate_all(run: _Run, data: Iterable[Any] | None, entered: RandomState, progress: Progress) -> None:
-    """Walk through the samples; the data source sees the caller's random stream, the loss a seed per sample."""
-    count = 1 if data is None else len(data) if isinstance(data, Sized) else None
-    passes = len(run.quadrature.nodes)
-    seed = entered.derive_seed()
-    stream = RandomState()
-    with _progress_bar(progress, None if count is None else count * passes) as advance:
-        samples = iter([()]) if data is None else ((sample,) for sample in data)
-        while True:
-            stream.restore()
-            arguments = next(samples, None)
-            if arguments is None:
-                break
-            stream.update()
-            run.add_sample(arguments, seed + run.n_samples, advance)
-    if run.n_samples == 0:
-        raise SettingError("data must hold at least one sample; it is empty.")
+def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: _Run) -> JobFile:
+    """The file that keeps a job; each rank has its own."""
+    if not isinstance(checkpoint, str | PathLike):
+        raise SettingError(f"checkpoint must be a path; got {type(checkpoint).__name__}.")
+    path = FilePath(checkpoint)
+    if ranks is not None:
+        path = path.with_name(f"{path.stem}.rank{ranks.rank}{path.suffix}")
+    share = {"rank": f"{ranks.rank} of {ranks.size}" if ranks is not None else "0 of 1"}
+    device = next(iter(run.gradients.sums.values())).device
+    return JobFile(path, {**job, **share}, job_environment(device))
+
+
+def _autocast_type(device: str) -> str | None:
+    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
 def _computing_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -447,11 +537,15 @@ def _check_loss(value: object) -> None:
         )
 
 
-def _progress_bar(progress: Progress, total: int | None) -> AbstractContextManager[Callable[[], None]]:
-    """A bar, a callback, or nothing."""
+def _progress_bar(
+    progress: Progress, ranks: Ranks, data: Iterable[Any] | None, passes: int
+) -> AbstractContextManager[Callable[[], None]]:
+    """A bar, a callback, or nothing; it counts the passes of this rank, and only the first rank has a bar."""
+    count = 1 if data is None else len(data) if isinstance(data, Sized) else None
+    total = None if count is None else len(range(ranks.rank, count, ranks.size)) * passes
     if callable(progress):
         return nullcontext(_Callback(progress, total))
-    if progress is False:
+    if progress is False or ranks.rank:
         return nullcontext(lambda: None)
     try:
         from tqdm.auto import tqdm  # noqa: PLC0415 - optional

@@ -41,6 +41,10 @@ class StorageError(FilterAttrError, ValueError):
     """A file cannot be written, is damaged, or is not one of ours."""
 
 
+class DistributedError(FilterAttrError, RuntimeError):
+    """Another process of a shared job failed, died, or was given something else; all processes stop."""
+
+
 class FilterAttrWarning(UserWarning):
     """Something that does not stop the computation but that its reader must know."""
 

@@ -36,6 +36,11 @@ class ScoredParameter:
     unit: Unit
     shape: tuple[int, ...]
 
+    @property
+    def units_shape(self) -> torch.Size:
+        """Shape of its scores."""
+        return self.unit.reduce(torch.empty(self.shape, device="meta")).shape
+
 
 class _PerParameter(Mapping[str, Tensor]):
     """Parameter name to a tensor with one entry per unit; the common part of scores and selections."""

@@ -155,9 +155,9 @@ class JobFile:
     Example:
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "job.safetensors"
-        >>> JobFile(path, {"n_steps": 16}, {}).write({"sums": torch.ones(2)}, {"done": 3})
+        >>> JobFile(path, {"n_steps": 16}, {}).write({"sums": torch.ones(2)}, {"n_samples": 3})
         >>> JobFile(path, {"n_steps": 16}, {}).read().numbers
-        {'done': 3}
+        {'n_samples': 3}
         >>> JobFile(path, {"n_steps": 8}, {}).read()
         Traceback (most recent call last):
         ...
@@ -173,7 +173,7 @@ class JobFile:
         """Read the state of this job.
 
         Returns:
-            The state, or ``None`` if there is no file yet.
+            The state, or ``None`` if there is no file yet, or one with ``n_samples`` 0.
 
         Raises:
             StorageError: The file is damaged or belongs to another job; what differs is named.
@@ -186,6 +186,8 @@ class JobFile:
             numbers = dict(description["numbers"])
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"'{self.path}' is not a complete checkpoint: {error!r}.") from error
+        if not numbers.get("n_samples"):
+            return None  # nothing was done yet that could be mixed up
         different = [
             _difference(name, identity.get(name), self.identity.get(name))
             for name in {**self.identity, **identity}

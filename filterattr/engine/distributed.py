@@ -1,0 +1,179 @@
+"""Samples over the ranks of `torch.distributed`: all ranks go on together, or all of them raise.
+
+After every piece of work the ranks tell each other how it went, in one small message of fixed size. A rank that failed
+thus stops the others at once, and a rank that died surfaces as an error of the backend, at the latest after the
+timeout of the process group. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from filterattr.errors import DistributedError, SettingError
+
+T = TypeVar("T")
+Message: TypeAlias = Mapping[str, Any]
+
+_MESSAGE_BYTES = 4096
+_TEXT_LIMIT = 600
+
+
+class Ranks:
+    """The processes that share a job; the default is this one alone.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+
+    Args:
+        rank: Number of this process.
+        size: Number of processes.
+        device: Where tensors must be for the backend to send them.
+
+    Example:
+        >>> Ranks().together(lambda: ("done", {"steps": 3}))
+        ('done', [{'steps': 3}])
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
+        self.rank = rank
+        self.size = size
+        self._device = device
+
+    @classmethod
+    def joined(cls) -> Ranks:
+        """Join the default process group.
+
+        Returns:
+            This process and the others.
+
+        Raises:
+            SettingError: There is no process group.
+        """
+        if not dist.is_available() or not dist.is_initialized():
+            raise SettingError(
+                "distributed=True needs a process group: start the script with torchrun and call "
+                "torch.distributed.init_process_group first."
+            )
+        device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    def together(self, work: Callable[[], tuple[T, Message]]) -> tuple[T, list[Message]]:
+        """Do a piece of work on every rank, and go on only if it went well on all of them.
+
+        Args:
+            work: Returns a result, and what the other ranks shall know of it (small, JSON).
+
+        Returns:
+            The result of this rank, and what every rank told, in rank order.
+
+        Raises:
+            DistributedError: Another rank raised, died or did not answer in time.
+            Exception: What ``work`` raised here.
+        """
+        if self.size == 1:
+            result, message = work()
+            return result, [message]
+        try:
+            result, message = work()
+        except Exception as error:
+            self._report(error)
+            raise
+        answers = self._exchange({"message": message})
+        failures = {rank: answer["error"] for rank, answer in enumerate(answers) if "error" in answer}
+        if failures:
+            told = "; ".join(f"rank {rank}: {text}" for rank, text in list(failures.items())[:3])
+            raise DistributedError(f"{len(failures)} of {self.size} ranks failed, so that all of them stop: {told}")
+        return result, [answer["message"] for answer in answers]
+
+    def agree(self, answers: list[Message], purpose: str) -> None:
+        """Make sure that all ranks told the same; every rank finds the same.
+
+        Args:
+            answers: Messages in rank order.
+            purpose: What must be the same, for the message.
+
+        Raises:
+            DistributedError: They differ; in what and where is named.
+        """
+        for name in answers[0]:
+            others = [rank for rank, answer in enumerate(answers) if answer.get(name) != answers[0][name]]
+            if others:
+                raise DistributedError(
+                    f"{purpose} must be the same on all ranks; rank {others[0]} has another {name} than rank 0. Seed "
+                    "and load alike everywhere; the samples are shared out by attribute()."
+                )
+
+    def from_rank(self, source: int, tensor: Tensor) -> Tensor:
+        """Hand one rank's tensor to all.
+
+        Args:
+            source: The rank that gives.
+            tensor: Its tensor; on the other ranks, one of the same type and shape.
+
+        Returns:
+            The source's values, on the CPU.
+
+        Raises:
+            DistributedError: A rank died or did not answer in time.
+        """
+        if self.size == 1:
+            return tensor
+        sent = tensor.detach().to(self._device, copy=True)
+        _call(lambda: dist.broadcast(sent, src=source))
+        return sent.cpu()
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in rank order: all ranks get the same bits, in every run.
+
+        Args:
+            tensor: The part of this rank; of the same type and shape everywhere.
+
+        Returns:
+            The sum, on the CPU.
+
+        Raises:
+            DistributedError: A rank died or did not answer in time.
+        """
+        if self.size == 1:
+            return tensor
+        total = torch.zeros_like(tensor, device="cpu")
+        for source in range(self.size):
+            total += self.from_rank(source, tensor)
+        return total
+
+    def _report(self, error: Exception) -> None:
+        """Tell the others that this rank failed; that they cannot be told does not hide why."""
+        try:
+            self._exchange({"error": f"{type(error).__name__}: {error}"[:_TEXT_LIMIT]})
+        except DistributedError as lost:
+            error.add_note(f"The other ranks could not be told: {lost}")
+
+    def _exchange(self, message: Message) -> list[dict[str, Any]]:
+        """Send one message to all and get theirs, in rank order."""
+        text = json.dumps(message).encode()
+        if len(text) > _MESSAGE_BYTES:
+            text = json.dumps({"error": f"a message of {len(text)} bytes is too long"}).encode()
+        own = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+        own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        own = own.to(self._device)
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        _call(lambda: dist.all_gather(gathered, own))
+        return [json.loads(bytes(part.cpu().numpy()).rstrip(b"\0")) for part in gathered]
+
+
+def _call(collective: Callable[[], object]) -> None:
+    """Turn the many errors of the backends into one."""
+    try:
+        collective()
+    except RuntimeError as error:
+        raise DistributedError(
+            f"the other ranks do not answer ({str(error).splitlines()[0][:300]}): a process died, left or is stuck. "
+            "Start all of them again; a checkpoint keeps what was finished."
+        ) from error

@@ -1,0 +1,218 @@
+"""One walk through the samples of a job: shared out over processes, remembered on disk, taken up where it stopped."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from filterattr.engine.distributed import Message, Ranks
+from filterattr.engine.identity import digest_of
+from filterattr.engine.randomness import RandomState
+from filterattr.engine.storage import JobFile, StoredJob
+from filterattr.engine.sums import SampleSums
+from filterattr.errors import FilterAttrWarning, SettingError, StorageError
+
+_LOSS_TOLERANCE = 1e-4
+_DIGEST_BYTES = 32
+
+
+class SampleRun(Protocol):
+    """What a walk needs of the computation."""
+
+    sums: SampleSums
+
+    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
+        """Add one sample to the sums and return its losses along the path, base first and target last."""
+
+    def skip_sample(self) -> None:
+        """Note that a sample is in the sums already."""
+
+    def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
+        """Return the loss of a sample at base."""
+
+
+class Walk:
+    """Feed samples to a computation, each exactly once over all processes and all interrupted calls.
+
+    Rank r of n takes the samples r, r + n, r + 2 n and so on. The data source sees the random stream of the first
+    start of the job on its first rank, and every sample has a seed of its own that does not depend on who computes it.
+
+    Args:
+        run: The computation.
+        ranks: The processes.
+        file: Where the state of this process is kept, if anywhere.
+    """
+
+    def __init__(self, run: SampleRun, ranks: Ranks, file: JobFile | None) -> None:
+        self.run = run
+        self.ranks = ranks
+        self.file = file
+        self._random_state = torch.get_rng_state()
+        self._digests: list[str] = []  # of the samples of this process that are in the sums
+        self._first_losses = (0.0, 0.0)
+        self._met = 0  # samples of this process that the walk has come to
+
+    def through(self, data: Iterable[Any] | None) -> None:
+        """Walk through all samples; the sums then hold those of all processes.
+
+        Args:
+            data: The samples; ``None`` means one that is empty.
+
+        Raises:
+            SettingError: There are no samples, or their content cannot be compared although that is needed.
+            StorageError: The file cannot be written, is damaged, or belongs to another job.
+            DistributedError: Another process failed, or was given other samples.
+        """
+        stored, answers = self.ranks.together(self._take_up)
+        self._share_random_state(stored, answers)
+        torch.set_rng_state(self._random_state)
+        stream = RandomState()
+        seed = stream.derive_seed()
+        samples: Iterator[tuple[Any, ...]] = iter([()]) if data is None else ((sample,) for sample in data)
+        begin, number = 0, self.ranks.size
+        while number == self.ranks.size:
+            number, answers = self.ranks.together(lambda begin=begin: self._round(samples, stream, begin, seed))  # type: ignore[misc]
+            self.ranks.agree(answers, "data")
+            begin += number
+        if begin == 0:
+            raise SettingError("data must hold at least one sample; it is empty.")
+        self.run.sums.merge(self.ranks.add_up)
+
+    def _take_up(self) -> tuple[bool, Message]:
+        """Load what is done already, or make sure before all work that it can be kept."""
+        if self.file is None:
+            return False, {"random state": None}
+        stored = self.file.read()
+        if stored is None:
+            self._write()
+            return False, {"random state": None}
+        self._load(stored, self.file)
+        different = [
+            f"{name} {stored.environment.get(name)}, now {value}"
+            for name, value in self.file.environment.items()
+            if stored.environment.get(name) != value
+        ]
+        if different:
+            warnings.warn(
+                f"'{self.file.path}' was begun with {', '.join(different)}; the result may differ from that of an "
+                "uninterrupted run in the last digits.",
+                FilterAttrWarning,
+                stacklevel=2,
+            )
+        return True, {"random state": digest_of(self._random_state)}
+
+    def _load(self, stored: StoredJob, file: JobFile) -> None:
+        count, losses = stored.numbers.get("n_samples"), stored.numbers.get("first_losses")
+        self.run.sums.load(stored.tensors, count)
+        digests, random_state = (stored.tensors.get(name) for name in ("samples", "random_state"))
+        try:
+            if digests is None or digests.shape != (count, _DIGEST_BYTES) or digests.dtype != torch.uint8:
+                raise ValueError("digests of samples")
+            self._digests = [bytes(row).hex() for row in digests.numpy()]
+            self._random_state = torch.Generator().set_state(random_state).get_state()  # type: ignore[arg-type]
+            base, target = losses  # type: ignore[misc]
+            self._first_losses = float(base), float(target)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise StorageError(f"'{file.path}' is not a complete checkpoint: {error}.") from error
+
+    def _share_random_state(self, is_stored: bool, answers: list[Message]) -> None:
+        """All processes go on with the random state of the one that began; it decides about shuffled data."""
+        begun = [rank for rank, answer in enumerate(answers) if answer["random state"]]
+        self.ranks.agree([answers[rank] for rank in begun] or [{}], "checkpoints of one job")
+        shared = self.ranks.from_rank(begun[0] if begun else 0, self._random_state)
+        if not is_stored:
+            self._random_state = shared
+
+    def _round(
+        self, samples: Iterator[tuple[Any, ...]], stream: RandomState, begin: int, seed: int
+    ) -> tuple[int, Message]:
+        """Take one sample for every process and work on the own one."""
+        digests: list[str] = []
+        for rank in range(self.ranks.size):
+            stream.restore()
+            arguments = next(samples, None)
+            if arguments is None:
+                break
+            stream.update()
+            index = begin + rank
+            digests.append(self._digest(arguments, index))
+            if rank == self.ranks.rank:
+                self._work(arguments, seed + index, index, digests[-1])
+        if len(digests) < self.ranks.size and self._met < len(self._digests):
+            raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
+        return len(digests), {"number of samples": len(digests), "sample": digest_of(digests)}
+
+    def _digest(self, arguments: tuple[Any, ...], index: int) -> str:
+        """Digest of a sample, where somebody will compare it."""
+        if self.file is None and self.ranks.size == 1:
+            return ""
+        return digest_of(arguments[0] if arguments else None, f"sample {index}")
+
+    def _work(self, arguments: tuple[Any, ...], seed: int, index: int, digest: str) -> None:
+        """Integrate a sample, or skip it if that is done."""
+        place, self._met = self._met, self._met + 1
+        if place < len(self._digests):
+            if self._digests[place] != digest:
+                raise self._other_job(
+                    f"sample {index} is another one than it was; data must come in the same order (seed what shuffles)"
+                )
+            if place == 0:
+                self._check_loss(self.run.loss_at_base(arguments, seed, index))
+            self.run.skip_sample()
+            return
+        losses = self.run.add_sample(arguments, seed, index)
+        if self.file is not None:
+            if place == 0:
+                self._first_losses = losses[0], losses[-1]
+            self._digests.append(digest)
+            self._write()
+
+    def _check_loss(self, value: float) -> None:
+        """Functions cannot be compared; what they return can."""
+        base, target = self._first_losses
+        if not math.isclose(value, base, rel_tol=0, abs_tol=_LOSS_TOLERANCE * max(abs(base), abs(target))):
+            raise self._other_job(f"the loss of its first sample at base was {base:.6g} and is {value:.6g} now")
+
+    def _other_job(self, reason: str) -> StorageError:
+        path = self.file.path if self.file is not None else None
+        return StorageError(
+            f"'{path}' belongs to another job: {reason}. Give every job a file of its own, or delete this one."
+        )
+
+    def _write(self) -> None:
+        """Put the present state on the disk."""
+        if self.file is None:
+            return
+        tensors: dict[str, Tensor] = dict(self.run.sums.tensors)
+        flat = bytearray.fromhex("".join(self._digests))
+        tensors["samples"] = (
+            torch.frombuffer(flat, dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8)
+        ).reshape(-1, _DIGEST_BYTES)
+        tensors["random_state"] = self._random_state
+        self.file.write(tensors, {"n_samples": self.run.sums.count, "first_losses": list(self._first_losses)})
+
+
+def job_environment(device: torch.device) -> dict[str, Any]:
+    """Say what decides about the last bits of a result.
+
+    Args:
+        device: Where the model is.
+
+    Returns:
+        Names to values for `JobFile`.
+
+    Example:
+        >>> sorted(job_environment(torch.device("cpu")))
+        ['device', 'processor', 'threads', 'torch']
+    """
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
+    }
