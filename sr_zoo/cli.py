@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 from filterattr.errors import FilterAttrError
+from sr_zoo.card import make_card
 from sr_zoo.data import hold_out, load_photographs
 from sr_zoo.degradations import blind_inputs, clean_inputs
+from sr_zoo.demo import bundled_photographs, draw_pictures, find_and_mask, table
 from sr_zoo.images import ImageError
-from sr_zoo.pretrained import WeightsError, build, describe_network, load_network, save_network
+from sr_zoo.pretrained import WeightsError, build, describe_network, find_weights, load_network, save_network
 from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError
 
 
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m sr_zoo", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
     _add_train(commands)
+    _add_card(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -37,6 +41,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"python -m sr_zoo: {error}\n")
         return 2
     return 0
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="find the 1 %% of the kernels that remove blur, and those that remove noise, and mask them",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--base", default="srresnet_x2_f32b8_base", help="weights: a shipped name or a file")
+    parser.add_argument("--target", default="srresnet_x2_f32b8_target", help="weights: a shipped name or a file")
+    parser.add_argument("--search", type=Path, help="folder of photographs to find the kernels on")
+    parser.add_argument("--test", type=Path, help="folder of other photographs to mask them on")
+    parser.add_argument("--crops", type=int, default=12, help="128x128 crops for searching, and for testing")
+    parser.add_argument("--draws", type=int, default=30, help="random sets of every null")
+    parser.add_argument("--fraction", type=float, default=0.01, help="share of all kernels in a set")
+    parser.add_argument("--steps", type=int, default=8, help="nodes of the integral")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the pictures")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    if (options.search is None) != (options.test is None):
+        raise ImageError("--search and --test belong together: name both folders, or none of them.")
+    base, target = load_network(options.base), load_network(options.target)
+    if options.search is None:
+        search, test = bundled_photographs()
+    else:
+        search, test = load_photographs(options.search), load_photographs(options.test)
+    result = find_and_mask(
+        base,
+        target,
+        search,
+        test,
+        fraction=options.fraction,
+        crops=options.crops,
+        draws=options.draws,
+        n_steps=options.steps,
+        seed=options.seed,
+    )
+    files = draw_pictures(base, target, result, test[0], options.out, options.seed)
+    sys.stdout.write(f"\n{table(result)}\n\n" + "".join(f"wrote {file}\n" for file in files))
+
+
+def _add_card(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "card",
+        help="measure trained weights and write their card: PSNR and SSIM for clean, blurred, noisy and both inputs",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("weights", help="weights: a shipped name or a file")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on, such as set5"
+    )
+    parser.add_argument("--data", required=True, help="what the weights were trained on, with its licence")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_argument("--out", type=Path, help="file of the card; beside the weights if not given")
+    parser.set_defaults(run=_card)
+
+
+def _card(options: argparse.Namespace) -> None:
+    path = find_weights(options.weights)
+    folders = {folder.name: load_photographs(folder) for folder in options.images}
+    card = make_card(path, folders, data=options.data, seed=options.seed)
+    out = options.out or path.with_suffix(".md")
+    out.write_text(card)
+    sys.stdout.write(f"{card}\nwrote {out}\n")
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

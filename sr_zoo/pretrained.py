@@ -186,7 +186,7 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and description of a file of `save_network`."""
-    tensors, description = read_tensors(_locate(path), "network")
+    tensors, description = read_tensors(find_weights(path), "network")
     if not isinstance(description.get("architecture"), str) or not isinstance(description.get("arguments"), dict):
         raise WeightsError(f"'{path}' must say which 'architecture' it holds and its 'arguments'; got {description}.")
     return tensors, description
@@ -209,8 +209,18 @@ def _load_state(network: nn.Module, state: Mapping[str, Tensor], path: str | Pat
     network.load_state_dict(dict(state))
 
 
-def _locate(path: str | Path) -> Path:
-    """Find shipped weights by name, or take the path as it is."""
+def find_weights(path: str | Path) -> Path:
+    """Find shipped weights by name, or take the path as it is.
+
+    Args:
+        path: A file, or a name from `shipped_weights`.
+
+    Returns:
+        The file.
+
+    Raises:
+        WeightsError: There is no such file and no such name.
+    """
     shipped = WEIGHTS / f"{path}.safetensors"
     if shipped.exists():
         return shipped

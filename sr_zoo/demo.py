@@ -1,0 +1,305 @@
+"""The main job on real photographs: which 1 % of the kernels remove blur, which remove noise, and is it chance?"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from filterattr import FilterAttribution, FilterAttributor, FilterSelection, blend, contrast, swapped
+from filterattr.analysis.evaluation import Masking, p_value
+from filterattr.display.plot import plot_layers, plot_path
+from sr_zoo.degradations import evaluation_inputs
+from sr_zoo.images import ImageError, read_image, to_float
+from sr_zoo.metrics import psnr
+from sr_zoo.samples import Pair, draw_pairs, squared_error
+
+FUNCTIONS = ("blur", "noise")
+NAMES = {"blur": "deblurring", "noise": "denoising"}
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One masked network.
+
+    Attributes:
+        label: What was masked.
+        removed: Function to ``rem`` (0 intact, 1 gone); means over draws for the random rows.
+        spread: Function to standard deviation over draws; empty where there is only one set.
+        psnr: Input to PSNR in dB on RGB, mean over the test crops; the first draw for the random rows.
+    """
+
+    label: str
+    removed: dict[str, float]
+    spread: dict[str, float]
+    psnr: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything the demo found.
+
+    Attributes:
+        rows: The table, from target to base.
+        selections: Function to the kernels that carry it.
+        attributions: Function to its attribution on the search crops.
+        p_values: Function to null (``"random"``, ``"layer-matched"``) to p-value of its set.
+        nulls: Function to null to ``rem`` of its own function, one number a draw.
+        seconds: Wall time of the attribution and of the whole.
+    """
+
+    rows: list[DemoRow]
+    selections: dict[str, FilterSelection]
+    attributions: dict[str, FilterAttribution]
+    p_values: dict[str, dict[str, float]]
+    nulls: dict[str, dict[str, list[float]]]
+    seconds: dict[str, float]
+
+
+def bundled_photographs() -> tuple[list[Tensor], list[Tensor]]:
+    """Photographs that come inside scikit-image: some to search on, others to test on.
+
+    Returns:
+        ``uint8`` tensors of shape ``(3, H, W)``: coffee, cat and motorcycle to search on; astronaut and rocket to
+        test on.
+
+    Raises:
+        ImageError: scikit-image is not installed.
+    """
+    try:
+        import skimage  # noqa: PLC0415 - only its photographs are needed, and only here
+    except ImportError as error:
+        raise ImageError(
+            "the demo's photographs come inside scikit-image: pip install scikit-image, or name folders of your own "
+            "with --search and --test."
+        ) from error
+    folder = Path(skimage.__file__).parent / "data"
+    search, test = ("coffee.png", "chelsea.png", "motorcycle_left.png"), ("astronaut.png", "rocket.jpg")
+    return [read_image(folder / name) for name in search], [read_image(folder / name) for name in test]
+
+
+def find_and_mask(
+    base: nn.Module,
+    target: nn.Module,
+    search: Sequence[Tensor],
+    test: Sequence[Tensor],
+    *,
+    fraction: float = 0.01,
+    crops: int = 12,
+    draws: int = 30,
+    n_steps: int = 8,
+    seed: int = 0,
+    progress: bool = True,
+) -> DemoResult:
+    """Find the kernels of deblurring and denoising on some photographs and mask them on others.
+
+    Args:
+        base: Network trained on clean inputs.
+        target: The same network fine-tuned on blurred and noisy ones.
+        search: ``uint8`` photographs of shape ``(3, H, W)`` to attribute on.
+        test: Other photographs to mask on.
+        fraction: Share of all kernels in each set.
+        crops: Number of crops of 128x128 pixels, for searching and for testing each.
+        draws: Random sets of every null.
+        n_steps: Gauss-Legendre nodes of the integral.
+        seed: Seed of crops, noise and random sets.
+        progress: Show progress bars.
+
+    Returns:
+        The result.
+    """
+    started = time.monotonic()
+    scale = int(target.upscale)  # type: ignore[arg-type]
+    inputs = evaluation_inputs(scale)
+    found = draw_pairs(search, inputs, count=crops, size=128, scale=scale, seed=seed)
+    tested = draw_pairs(test, inputs, count=crops, size=128, scale=scale, seed=seed + 1)
+    attributor = FilterAttributor(target)
+    attributions = {
+        name: attributor.attribute(base, target, squared_error, found[name], n_steps=n_steps, progress=progress)
+        for name in FUNCTIONS
+    }
+    attributed = time.monotonic()
+    scores = {name: attribution.scores() for name, attribution in attributions.items()}
+    selections = {name: contrast(scores, name).top(fraction) for name in FUNCTIONS}
+    batches = {name: [_batch(pairs)] for name, pairs in tested.items()}
+    masking = Masking(target, base, target, squared_error, batches)
+    rows = [_row("nothing (target)", masking, masking.target)]
+    rows += [_row(f"{NAMES[name]} kernels", masking, masking.masked(chosen)) for name, chosen in selections.items()]
+    own = {name: row.removed[name] for name, row in zip(FUNCTIONS, rows[1:], strict=True)}
+    generator = torch.Generator().manual_seed(seed)
+    nulls: dict[str, dict[str, list[float]]] = {name: {} for name in FUNCTIONS}
+    with tqdm(total=3 * draws, desc="random sets", unit="set", disable=not progress) as bar:
+        # both sets have the same size, so that one plain null serves both
+        for like, matched in (("blur", False), ("blur", True), ("noise", True)):
+            drawn = [selections[like].random(generator, layer_matched=matched) for _ in range(draws)]
+            removed = []
+            for selection in drawn:
+                removed.append(masking.removed(selection))
+                bar.update()
+            for name in (like,) if matched else FUNCTIONS:
+                nulls[name]["layer-matched" if matched else "random"] = [value[name] for value in removed]
+            rows.append(
+                DemoRow(
+                    f"like {NAMES[like]}, shuffled" if matched else "random kernels",
+                    {name: statistics.fmean(value[name] for value in removed) for name in FUNCTIONS},
+                    {name: statistics.stdev(value[name] for value in removed) for name in FUNCTIONS},
+                    _psnr(masking, masking.masked(drawn[0])),
+                )
+            )
+    rows.append(_row("everything (base)", masking, masking.base))
+    p_values = {name: {null: p_value(own[name], values) for null, values in nulls[name].items()} for name in FUNCTIONS}
+    seconds = {"attribution": attributed - started, "whole": time.monotonic() - started}
+    return DemoResult(rows, selections, attributions, p_values, nulls, seconds)
+
+
+def table(result: DemoResult) -> str:
+    """The result as text of at most 100 columns.
+
+    Args:
+        result: What `find_and_mask` found.
+
+    Returns:
+        Several lines.
+    """
+    sizes = next(iter(result.selections.values()))
+    lines = [
+        f"{sizes.count} of {sizes.n_units} kernels put back to base; function removed: 0 intact, 1 gone",
+        "",
+        f"{'masked':<28}{'deblurring removed':>20}{'denoising removed':>20}{'PSNR blur':>11}{'noise':>7}{'clean':>7}",
+    ]
+    for row in result.rows:
+        cells = [
+            f"{row.removed[name]:.2f}" + (f" +- {row.spread[name]:.2f}" if row.spread else "") for name in FUNCTIONS
+        ]
+        quality = row.psnr
+        lines.append(
+            f"{row.label:<28}{cells[0]:>20}{cells[1]:>20}{quality['blur']:>11.2f}{quality['noise']:>7.2f}"
+            f"{quality['clean']:>7.2f}"
+        )
+    lines.append("")
+    for name in FUNCTIONS:
+        own = next(row for row in result.rows if row.label == f"{NAMES[name]} kernels")
+        other = next(function for function in FUNCTIONS if function != name)
+        null = result.nulls[name]["random"]
+        distance = (own.removed[name] - statistics.fmean(null)) / statistics.stdev(null)
+        lines.append(
+            f"{NAMES[name]}: {own.removed[name]:.2f} of its own function removed, {own.removed[other]:.2f} of the "
+            f"other; {distance:.0f} sd above random"
+        )
+        lines.append(
+            f"    p = {result.p_values[name]['random']:.3f} against random, "
+            f"{result.p_values[name]['layer-matched']:.3f} against layer-matched sets"
+        )
+        attribution = result.attributions[name]
+        lines.append(
+            f"    completeness error {attribution.completeness_error:.1%}, barrier {attribution.barrier:.3g}, "
+            f"cosine(base, target) {attribution.cosine:.3f}"
+        )
+    lines.append(
+        f"{sum(a.n_passes for a in result.attributions.values())} forward-backward passes; attribution took "
+        f"{result.seconds['attribution']:.0f} s of {result.seconds['whole']:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+def draw_pictures(
+    base: nn.Module, target: nn.Module, result: DemoResult, photograph: Tensor, folder: str | Path, seed: int = 0
+) -> list[Path]:
+    """Draw restorations side by side, where the kernels sit, and the losses along the path.
+
+    Args:
+        base: The base network.
+        target: The target network.
+        result: What `find_and_mask` found.
+        photograph: ``uint8`` of shape ``(3, H, W)``; its middle is shown.
+        folder: Where to write ``restorations.png``, ``layers.png``, ``path.png`` and ``table.json``.
+        seed: Seed of the noise.
+
+    Returns:
+        The files.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("restorations.png", "layers.png", "path.png", "table.json")]
+    scale = int(target.upscale)  # type: ignore[arg-type]
+    crop = _middle(photograph, 192)
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    axes = figure.subplots(2, 5)
+    networks = {
+        "target restores": target.state_dict(),
+        "without deblurring kernels": blend(target, base, result.selections["blur"]),
+        "without denoising kernels": blend(target, base, result.selections["noise"]),
+    }
+    inputs = evaluation_inputs(scale)
+    for line, name in zip(axes, FUNCTIONS, strict=True):
+        reference = to_float(crop[None])
+        degraded = inputs[name](reference, torch.Generator().manual_seed(seed))
+        enlarged = nn.functional.interpolate(degraded, scale_factor=scale, mode="nearest")
+        shown = {f"input ({name})": enlarged}
+        for label, state in networks.items():
+            with swapped(target, state) as network, torch.no_grad():
+                shown[label] = network(degraded).clamp(0, 1)
+        shown["original"] = reference
+        for axis, (label, image) in zip(line, shown.items(), strict=True):
+            quality = psnr(image, reference, border=scale).item()
+            axis.imshow(image[0].permute(1, 2, 0).numpy())
+            axis.set_title(label if label == "original" else f"{label}\n{quality:.1f} dB", fontsize=10)
+            axis.set_axis_off()
+    figure.savefig(files[0], dpi=110)
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axis = figure.subplots()
+    labels = {f"{NAMES[name]} kernels": selection for name, selection in result.selections.items()}
+    plot_layers(labels, axis)
+    axis.set_title("Where the kernels of each function sit (dashed: spread evenly)", fontsize=11)
+    figure.savefig(files[1], dpi=120)
+
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axis = figure.subplots()
+    plot_path({f"{name} inputs": attribution for name, attribution in result.attributions.items()}, axis)
+    axis.set_title("Loss along the path from base to target", fontsize=11)
+    figure.savefig(files[2], dpi=120)
+
+    content = {
+        "rows": [vars(row) for row in result.rows],
+        "p_values": result.p_values,
+        "nulls": result.nulls,
+        "seconds": result.seconds,
+        "kernels_per_layer": {name: selection.per_layer() for name, selection in result.selections.items()},
+    }
+    files[3].write_text(json.dumps(content, indent=1) + "\n")
+    return files
+
+
+def _batch(pairs: Sequence[Pair]) -> Pair:
+    """All crops at once: masking needs no per-sample numbers."""
+    return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+
+def _row(label: str, masking: Masking, state: Mapping[str, Tensor]) -> DemoRow:
+    losses = masking.losses_of(state)
+    removed = {name: masking.share_removed(name, losses[name]) for name in FUNCTIONS}
+    return DemoRow(label, removed, {}, _psnr(masking, state))
+
+
+@torch.no_grad()
+def _psnr(masking: Masking, state: Mapping[str, Tensor]) -> dict[str, float]:
+    with swapped(masking.model, state) as network:
+        return {
+            name: float(psnr(network(degraded).clamp(0, 1), reference, border=2).mean())
+            for name, [(degraded, reference)] in masking.data.items()
+        }
+
+
+def _middle(photograph: Tensor, size: int) -> Tensor:
+    top, left = ((length - size) // 2 for length in photograph.shape[-2:])
+    return photograph[:, top : top + size, left : left + size]

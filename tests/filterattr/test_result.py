@@ -1,0 +1,212 @@
+"""Scores, selections, contrast: ordering, ties, sets, index files, files."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from filterattr import FilterAttribution, FilterAttributor, FilterScores, SettingError, StorageError, Unit, contrast
+from filterattr.result import FilterSelection, ScoredParameter
+from tests.networks import smooth_network, squared_sum
+
+PARAMETERS = {
+    "a.weight": ScoredParameter(Unit("o i ... -> o i"), (2, 3, 3, 3)),
+    "b.weight": ScoredParameter(Unit("o i ... -> o i"), (2, 2)),
+}
+
+
+def make_scores(values: list[float]) -> FilterScores:
+    flat = torch.tensor(values, dtype=torch.float64)
+    return FilterScores({"a.weight": flat[:6].reshape(2, 3), "b.weight": flat[6:].reshape(2, 2)}, PARAMETERS)
+
+
+@pytest.fixture
+def scores() -> FilterScores:
+    return make_scores([5, 1, 4, 1, 9, 2, 6, 4, 3, 0])
+
+
+class TestTop:
+    def test_a_fraction_is_rounded_to_the_nearest_number(self, scores: FilterScores) -> None:
+        assert [scores.top(fraction).count for fraction in (0.0, 0.04, 0.05, 0.1, 0.26, 1.0)] == [0, 0, 1, 1, 3, 10]
+
+    def test_a_whole_number_counts_units(self, scores: FilterScores) -> None:
+        assert scores.top(1).count == 1
+        assert scores.top(10).count == 10
+        assert bool(scores.top(1)["a.weight"][1, 1])
+
+    def test_ties_go_to_the_earlier_parameter_output_and_input(self) -> None:
+        tied = make_scores([1.0] * 10)
+        chosen = tied.top(7)
+        assert chosen["a.weight"].all()
+        assert chosen["b.weight"].tolist() == [[True, False], [False, False]]
+
+    @pytest.mark.parametrize("fraction", [-0.1, 1.01, float("nan"), 50.0])
+    def test_fractions_outside_zero_and_one_are_refused(self, scores: FilterScores, fraction: float) -> None:
+        with pytest.raises(SettingError, match=r"a fraction of units must lie in \[0, 1\]"):
+            scores.top(fraction)
+
+    @pytest.mark.parametrize("number", [-1, 11])
+    def test_numbers_outside_the_units_are_refused(self, scores: FilterScores, number: int) -> None:
+        with pytest.raises(SettingError, match=rf"number of units must lie in \[0, 10\]; got {number}"):
+            scores.top(number)
+
+    @pytest.mark.parametrize("amount", [True, "1%", None])
+    def test_other_types_are_refused(self, scores: FilterScores, amount: object) -> None:
+        with pytest.raises(SettingError, match="must be a fraction"):
+            scores.top(amount)  # type: ignore[arg-type]
+
+
+class TestIndexFiles:
+    def test_round_trip_through_a_published_index_file(self, scores: FilterScores, tmp_path: Path) -> None:
+        path = tmp_path / "blur_index.txt"
+        np.savetxt(path, scores.to_index(), fmt="%d")
+        again = FilterScores.from_index(path, scores)
+        np.testing.assert_array_equal(again.to_index(), scores.to_index())
+        for amount in (1, 3, 0.5):
+            assert again.top(amount) == scores.top(amount)
+
+    def test_order_is_parameter_output_input(self, scores: FilterScores) -> None:
+        assert scores.to_index().tolist() == [4, 6, 0, 2, 7, 8, 5, 1, 3, 9]
+
+    @pytest.mark.parametrize("index", [[0, 1, 2], [0] * 10, [*range(1, 11)]])
+    def test_what_is_no_permutation_is_refused(self, scores: FilterScores, index: list[int]) -> None:
+        with pytest.raises(SettingError, match="an index must name each of the 10 units once"):
+            FilterScores.from_index(index, scores)
+
+    def test_a_file_without_numbers_is_refused(self, scores: FilterScores, tmp_path: Path) -> None:
+        path = tmp_path / "notes.txt"
+        path.write_text("conv1\n")
+        with pytest.raises(SettingError, match="one whole number a line"):
+            FilterScores.from_index(path, scores)
+
+
+class TestArithmetic:
+    def test_sums_differences_and_multiples(self, scores: FilterScores) -> None:
+        torch.testing.assert_close((scores - scores).flat(), torch.zeros(10, dtype=torch.float64))
+        torch.testing.assert_close((scores + scores).flat(), (2 * scores).flat())
+        torch.testing.assert_close((-scores).flat(), -scores.flat())
+
+    def test_other_units_are_refused_by_name(self, scores: FilterScores) -> None:
+        other = FilterScores({"c.weight": torch.zeros(2)}, {"c.weight": ScoredParameter(Unit("o i -> o"), (2, 2))})
+        with pytest.raises(SettingError, match=r"differ in 'a\.weight', 'b\.weight', 'c\.weight'"):
+            scores - other
+
+    def test_contrast_of_two_is_their_difference_and_of_three_against_the_mean(self, scores: FilterScores) -> None:
+        named = {"blur": scores, "noise": 2 * scores, "jpeg": 6 * scores}
+        torch.testing.assert_close(contrast({"blur": scores, "noise": 3 * scores}, "blur").flat(), -2 * scores.flat())
+        torch.testing.assert_close(contrast(named, "blur").flat(), -3 * scores.flat())
+        torch.testing.assert_close(contrast(named, "jpeg", against="noise").flat(), 4 * scores.flat())
+
+    @pytest.mark.parametrize(("of", "against"), [("rain", None), ("blur", "rain"), ("blur", "blur")])
+    def test_contrast_refuses_unknown_names(self, scores: FilterScores, of: str, against: str | None) -> None:
+        with pytest.raises(SettingError, match="contrast needs a function and another one"):
+            contrast({"blur": scores, "noise": scores}, of, against)
+
+    def test_contrast_needs_something_to_compare_with(self, scores: FilterScores) -> None:
+        with pytest.raises(SettingError, match="contrast needs a function and another one"):
+            contrast({"blur": scores}, "blur")
+
+
+class TestSelections:
+    def test_set_operations_equal_those_of_python_sets(self, scores: FilterScores) -> None:
+        first, second = scores.top(4), (-scores).top(8)
+        a, b = ({int(i) for i in s.flat().nonzero()} for s in (first, second))
+        for result, expected in (
+            (first | second, a | b),
+            (first & second, a & b),
+            (first - second, a - b),
+            (~first, set(range(10)) - a),
+        ):
+            assert {int(i) for i in result.flat().nonzero()} == expected
+            assert result.count == len(expected)
+        assert first.jaccard(second) == pytest.approx(len(a & b) / len(a | b))
+        assert first.overlap(second) == pytest.approx(len(a & b) / min(len(a), len(b)))
+
+    def test_equality(self, scores: FilterScores) -> None:
+        assert scores.top(3) == (2 * scores).top(3)
+        assert scores.top(3) != scores.top(4)
+        assert scores.top(3) != "a selection"
+
+    def test_weights_mark_whole_kernels(self, scores: FilterScores) -> None:
+        marked = scores.top(1).weights()["a.weight"]
+        assert marked.shape == (2, 3, 3, 3)
+        assert marked[1, 1].all()
+        assert int(marked.sum()) == 9
+
+    def test_random_draws_as_many_units_and_repeats_with_its_seed(self, scores: FilterScores) -> None:
+        draws = [scores.top(4).random(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+        assert [draw.count for draw in draws] == [4, 4, 4]
+        assert draws[0] == draws[1]
+        assert draws[0] != draws[2]
+
+    def test_layer_matched_random_keeps_the_count_of_every_layer(self, scores: FilterScores) -> None:
+        chosen = scores.top(4)
+        draw = chosen.random(torch.Generator().manual_seed(3), layer_matched=True)
+        assert draw.per_layer() == chosen.per_layer() == {"a.weight": 3, "b.weight": 1}
+
+    def test_random_draws_are_uniform(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        one = FilterSelection({"w": torch.arange(4) < 1}, {"w": ScoredParameter(Unit("... -> ..."), (4,))})
+        hits = sum(one.random(generator)["w"].long() for _ in range(2000))
+        assert int(hits.min()) > 430
+        assert int(hits.max()) < 570
+
+
+class TestFrame:
+    def test_rows_are_units_from_the_highest_score(self, scores: FilterScores) -> None:
+        frame = scores.to_frame()
+        assert list(frame.columns) == ["parameter", "unit", "score"]
+        assert frame.iloc[0].tolist() == ["a.weight", (1, 1), 9.0]
+        assert len(frame) == 10
+
+
+class TestFiles:
+    @pytest.fixture
+    def attribution(self) -> FilterAttribution:
+        base, target = smooth_network(), smooth_network()
+        images = [torch.rand(1, 1, 6, 6, dtype=torch.float64) for _ in range(3)]
+        return FilterAttributor(base).attribute(base, target, squared_sum, images, progress=False)
+
+    def test_saved_and_loaded_results_are_equal(self, attribution: FilterAttribution, tmp_path: Path) -> None:
+        path = tmp_path / "attribution.safetensors"
+        attribution.save(path)
+        again = FilterAttribution.load(path)
+        assert repr(again) == repr(attribution)
+        assert again.path_losses == attribution.path_losses
+        assert again.per_layer() == attribution.per_layer()
+        for reduction in ("sum_of_abs", "abs_of_sum", "sum"):
+            assert torch.equal(again.scores(reduction).flat(), attribution.scores(reduction).flat())
+            assert again.scores(reduction).top(3) == attribution.scores(reduction).top(3)
+
+    def test_another_file_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "attribution.safetensors"
+        path.write_bytes(b"<html>")
+        with pytest.raises(StorageError, match="is not a readable safetensors file"):
+            FilterAttribution.load(path)
+
+    def test_standard_errors_equal_those_of_single_samples(self) -> None:
+        base, target = smooth_network(), smooth_network()
+        images = [torch.rand(1, 1, 6, 6, dtype=torch.float64) for _ in range(4)]
+        attributor = FilterAttributor(base)
+        whole = attributor.attribute(base, target, squared_sum, images, progress=False)
+        single = torch.stack([attributor.attribute(base, target, squared_sum, [x]).scores().flat() for x in images])
+        torch.testing.assert_close(whole.scores().flat(), single.mean(0))
+        expected = single.std(0) / 2
+        torch.testing.assert_close(whole.standard_errors().flat(), expected, rtol=1e-6, atol=1e-12)
+
+    def test_one_sample_has_no_standard_error(self) -> None:
+        base, target = nn.Linear(2, 2), nn.Linear(2, 2)
+        attribution = FilterAttributor(base).attribute(base, target, lambda model: model(torch.ones(2)).sum())
+        with pytest.raises(SettingError, match="at least two samples"):
+            attribution.standard_errors()
+
+    def test_results_do_not_share_memory_with_the_model(self, attribution: FilterAttribution) -> None:
+        before = copy.deepcopy(dict(attribution.scores()))
+        attribution.scores().top(0.5)
+        for name, value in attribution.scores().items():
+            torch.testing.assert_close(value, before[name], rtol=0, atol=0)
