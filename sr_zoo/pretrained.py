@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,11 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
         True
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        payload = io.BytesIO(Path(path).read_bytes())
     except OSError as error:
         raise WeightsError(f"'{path}' cannot be read: {error.strerror}.") from error
+    try:
+        content = torch.load(payload, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises nearly every type there is
         # PyTorch's own text recommends to unpickle it all the same, which would run whatever the file says
         raise WeightsError(

@@ -433,7 +433,7 @@ def draw_curves(folder: str | Path) -> None:
     left, right = figure.subplots(1, 2)
     left.plot([e["iteration"] for e in entries], [e["loss"] for e in entries], lw=1)
     left.set(xlabel="iteration", ylabel="training loss (L1)")
-    if all(e["loss"] > 0 for e in entries):
+    if entries and all(e["loss"] > 0 for e in entries):
         left.set_yscale("log")
     validated = [e for e in entries if "psnr" in e]
     for name in validated[-1]["psnr"] if validated else ():

@@ -1,0 +1,374 @@
+"""Degradations against scipy, Pillow and literal formulas; their randomness, their descriptions, their refusals."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage, stats
+from torch.testing import assert_close
+
+from filterattr.errors import FilterAttrError
+from sr_zoo.degradations import (
+    Degradation,
+    DegradationError,
+    Downsample,
+    GaussianBlur,
+    GaussianNoise,
+    Pipeline,
+    Quantize,
+    Sometimes,
+    blind_inputs,
+    clean_inputs,
+    evaluation_inputs,
+    from_config,
+)
+from sr_zoo.images import to_float
+
+EVERY_KIND = [
+    GaussianBlur(sigma=1.3, kernel_size=7),
+    GaussianNoise(sigma=0.07),
+    Downsample(scale=3, kind="bilinear"),
+    Quantize(levels=17),
+    Sometimes(GaussianBlur(0.9), 0.3),
+    Pipeline((GaussianBlur(), Downsample(), Sometimes(GaussianNoise(), 0.5), Quantize())),
+    Pipeline(()),
+]
+every_kind = pytest.mark.parametrize("degradation", EVERY_KIND, ids=lambda kind: type(kind).__name__)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def images(photographs) -> torch.Tensor:
+    """Two different photographs, ``(2, 3, 60, 66)``."""
+    return torch.stack([to_float(photograph[:, :60, :66]) for photograph in (photographs[0], photographs[2])])
+
+
+class TestBlur:
+    @pytest.mark.parametrize(("sigma", "width"), [(2.0, 21), (0.6, 7), (4.0, 21)])
+    def test_equals_scipy_with_an_explicit_kernel(self, images, sigma, width):
+        offsets = np.arange(width) - width // 2
+        kernel = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * sigma**2))
+        kernel /= kernel.sum()
+        blurred = GaussianBlur(sigma, width)(images.double())
+        for image, found in zip(images.double(), blurred, strict=True):
+            for channel, result in zip(image, found, strict=True):
+                expected = torch.from_numpy(ndimage.correlate(channel.numpy(), kernel, mode="mirror"))
+                assert_close(result, expected, rtol=0, atol=1e-12)
+
+    def test_single_precision_is_as_good_as_it_can_be(self, images):
+        assert_close(GaussianBlur()(images), GaussianBlur()(images.double()).float(), rtol=0, atol=1e-6)
+
+    def test_a_kernel_of_one_pixel_changes_nothing(self, images):
+        assert_close(GaussianBlur(2.0, kernel_size=1)(images), images, rtol=0, atol=0)
+
+    def test_an_image_smaller_than_half_the_kernel_is_refused(self):
+        assert GaussianBlur()(torch.zeros(1, 1, 11, 11)).shape == (1, 1, 11, 11)
+        with pytest.raises(DegradationError, match=r"larger than half the blur kernel \(10 pixels\).*got 10x30"):
+            GaussianBlur()(torch.zeros(1, 1, 10, 30))
+
+
+class TestDownsample:
+    @pytest.mark.parametrize("scale", [2, 3, 4])
+    def test_bicubic_equals_pillow(self, images, scale):
+        height, width = (length - length % scale for length in images.shape[-2:])
+        images = images[..., :height, :width]
+        found = Downsample(scale)(images)
+        for image, result in zip(images, found, strict=True):
+            for channel, plane in zip(image, result, strict=True):
+                pillow = Image.fromarray(channel.numpy()).resize((width // scale, height // scale), Image.BICUBIC)
+                assert_close(plane, torch.from_numpy(np.array(pillow)), rtol=0, atol=1e-5)
+
+    def test_bilinear_by_two_is_the_mean_of_four_pixels(self, images):
+        expected = images.double().unflatten(3, (33, 2)).unflatten(2, (30, 2)).mean((3, 5))
+        assert_close(Downsample(2, "bilinear")(images).double(), expected, rtol=0, atol=1e-6)
+
+    def test_bilinear_by_three_takes_the_pixel_in_the_middle(self, images):
+        assert_close(Downsample(3, "bilinear")(images), images[..., 1::3, 1::3], rtol=0, atol=1e-6)
+
+    def test_bilinear_by_four_is_the_mean_of_the_four_in_the_middle(self, images):
+        images = images[..., :64]
+        corners = [images[..., row::4, column::4].double() for row in (1, 2) for column in (1, 2)]
+        expected = torch.stack(corners).mean(0)
+        assert_close(Downsample(4, "bilinear")(images).double(), expected, rtol=0, atol=1e-6)
+
+    def test_a_factor_of_one_changes_nothing(self, images):
+        assert_close(Downsample(1)(images), images, rtol=0, atol=1e-6)
+
+    def test_a_size_that_is_no_multiple_is_refused_with_the_crop_to_make(self):
+        with pytest.raises(DegradationError, match=r"multiples of 4; got 30x33. Crop the image to 28x32"):
+            Downsample(4)(torch.zeros(1, 3, 30, 33))
+
+
+class TestNoise:
+    def test_it_is_gaussian_of_the_stated_deviation(self):
+        noise = GaussianNoise(0.1)(torch.zeros(4, 3, 100, 100), seeded())
+        assert abs(noise.mean().item()) < 4 * 0.1 / np.sqrt(noise.numel())
+        assert_close(noise.std().item(), 0.1, rtol=4 / np.sqrt(2 * noise.numel()), atol=0)
+        assert stats.kstest(noise.flatten().numpy()[:20_000] / 0.1, "norm").pvalue > 1e-3
+
+    def test_pixels_channels_and_images_are_independent(self):
+        noise = GaussianNoise(1.0)(torch.zeros(2, 2, 100, 100), seeded()).flatten(0, 1).flatten(1)
+        neighbours = torch.stack([*noise, noise[0].roll(1), noise[0].roll(100)])
+        correlation = torch.corrcoef(neighbours) - torch.eye(6)
+        assert correlation.abs().max() < 5 / 100
+
+    def test_it_adds_to_the_image_and_is_not_clipped(self, images):
+        difference = GaussianNoise(0.5)(images, seeded()) - images
+        assert_close(difference, 0.5 * torch.randn(images.shape, generator=seeded()), rtol=0, atol=1e-6)
+        assert GaussianNoise(0.5)(images, seeded()).min() < 0
+
+    def test_no_noise_changes_nothing(self, images):
+        assert_close(GaussianNoise(0.0)(images, seeded()), images, rtol=0, atol=0)
+
+    def test_the_default_type_of_the_session_does_not_change_the_numbers(self, images):
+        noisy = GaussianNoise()(images, seeded())
+        hit = Sometimes(GaussianNoise(), 0.5)(images, seeded())
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert_close(GaussianNoise()(images, seeded()), noisy, rtol=0, atol=0)
+            assert_close(Sometimes(GaussianNoise(), 0.5)(images, seeded()), hit, rtol=0, atol=0)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def test_the_images_type_does_not_change_the_numbers(self, images):
+        single, double = (GaussianNoise()(batch, seeded()) for batch in (images, images.double()))
+        assert double.dtype == torch.float64
+        assert_close(double.float(), single, rtol=0, atol=1e-6)
+
+
+class TestSometimes:
+    def test_each_image_is_hit_independently_with_the_probability(self):
+        images = torch.zeros(4000, 1, 2, 2)
+        hit = Sometimes(GaussianNoise(0.1), 0.3)(images, seeded()).flatten(1).abs().amax(1) > 0
+        assert abs(hit.float().mean().item() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4000)
+        assert abs((hit[1:] & hit[:-1]).float().mean().item() - 0.09) < 4 * np.sqrt(0.09 * 0.91 / 4000)
+
+    def test_spared_images_are_untouched_and_hit_ones_fully_degraded(self, images):
+        batch = images.repeat(4, 1, 1, 1)
+        degraded = Sometimes(GaussianBlur(), 0.5)(batch, seeded(1))
+        blurred = GaussianBlur()(batch)
+        hit = [not torch.equal(result, image) for result, image in zip(degraded, batch, strict=True)]
+        assert 0 < sum(hit) < len(hit)
+        for index, was_hit in enumerate(hit):
+            assert_close(degraded[index], (blurred if was_hit else batch)[index], rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("probability", [0, 1])
+    def test_the_ends_are_never_and_always(self, images, probability):
+        degraded = Sometimes(GaussianBlur(), probability)(images, seeded())
+        assert_close(degraded, GaussianBlur()(images) if probability else images, rtol=0, atol=0)
+
+    def test_blur_and_noise_of_the_blind_protocol_are_drawn_independently(self):
+        ramp = torch.zeros(2000, 1, 22, 22)
+        ramp[..., 11:] = 1  # an edge, which blur softens and noise does not
+        blind = Pipeline((Sometimes(GaussianBlur(2.0), 0.5), Sometimes(GaussianNoise(1e-3), 0.5)))
+        degraded = blind(ramp, seeded(2))
+        is_blurred = degraded[:, 0, 0, 10] > 0.1
+        is_noisy = degraded[:, 0, :, 0].std(1) > 1e-5
+        for both in (is_blurred & is_noisy, is_blurred & ~is_noisy, ~is_blurred & is_noisy, ~is_blurred & ~is_noisy):
+            assert abs(both.float().mean().item() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 2000)
+
+    def test_what_changes_the_size_cannot_happen_sometimes(self, images):
+        with pytest.raises(DegradationError, match=r"must keep the image size.*Downsample made \(3, 30, 33\)"):
+            Sometimes(Downsample(2), 1)(images)
+
+
+class TestQuantize:
+    def test_equals_saving_to_an_8_bit_file(self, images):
+        values = images * 1.4 - 0.2
+        stream = io.BytesIO()
+        pixels = np.clip(np.rint(values[0].permute(1, 2, 0).double().numpy() * 255), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(stream, format="png")
+        with Image.open(stream) as image:
+            saved = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        assert_close(Quantize()(values)[0], to_float(saved), rtol=0, atol=1e-7)
+
+    def test_doing_it_twice_changes_nothing_more(self, images):
+        once = Quantize()(images)
+        assert_close(Quantize()(once), once, rtol=0, atol=0)
+
+    def test_two_levels_are_black_and_white(self):
+        assert Quantize(2)(torch.tensor([[[[0.2, 0.8]]]])).flatten().tolist() == [0, 1]
+
+
+class TestPipeline:
+    def test_steps_follow_one_another_and_share_the_generator(self, images):
+        generator = seeded(7)
+        expected = GaussianNoise(0.2)(GaussianBlur()(GaussianNoise(0.1)(images, generator)), generator)
+        found = Pipeline((GaussianNoise(0.1), GaussianBlur(), GaussianNoise(0.2)))(images, seeded(7))
+        assert_close(found, expected, rtol=0, atol=0)
+
+    def test_a_list_of_steps_equals_a_tuple(self):
+        assert Pipeline([GaussianBlur(), Quantize()]) == Pipeline((GaussianBlur(), Quantize()))
+
+    def test_without_steps_it_copies(self, images):
+        copy = Pipeline(())(images)
+        assert_close(copy, images, rtol=0, atol=0)
+        assert copy.data_ptr() != images.data_ptr()
+
+
+class TestProtocol:
+    def test_the_four_inputs_are_the_published_ones(self):
+        blur, noise = GaussianBlur(sigma=2.0, kernel_size=21), GaussianNoise(sigma=0.1)
+        for kind in ("bicubic", "bilinear"):
+            down = Downsample(2, kind)
+            assert evaluation_inputs(2, kind) == {
+                "clean": Pipeline((down, Quantize())),
+                "blur": Pipeline((blur, down, Quantize())),
+                "noise": Pipeline((down, noise, Quantize())),
+                "both": Pipeline((blur, down, noise, Quantize())),
+            }
+
+    def test_training_inputs_blur_before_and_add_noise_after_the_downsampling(self):
+        assert clean_inputs(3) == Pipeline((Downsample(3), Quantize()))
+        assert blind_inputs(4, "bilinear") == Pipeline(
+            (
+                Sometimes(GaussianBlur(2.0, 21), 0.5),
+                Downsample(4, "bilinear"),
+                Sometimes(GaussianNoise(0.1), 0.5),
+                Quantize(),
+            )
+        )
+
+
+@every_kind
+class TestEveryKind:
+    def test_one_seed_means_one_result(self, images, degradation):
+        first, again = (degradation(images, seeded(5)) for _ in range(2))
+        assert_close(first, again, rtol=0, atol=0)
+
+    def test_the_global_generator_is_left_alone_when_one_is_given(self, images, degradation):
+        before = torch.get_rng_state()
+        degradation(images, seeded())
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_without_a_generator_the_global_seed_decides(self, images, degradation):
+        results = []
+        for _ in range(2):
+            torch.manual_seed(11)
+            results.append(degradation(images))
+        assert_close(*results, rtol=0, atol=0)
+
+    def test_the_input_is_not_written_to(self, images, degradation):
+        before = images.clone()
+        result = degradation(images, seeded())
+        assert torch.equal(images, before)
+        assert result.untyped_storage().data_ptr() != images.untyped_storage().data_ptr()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_type_and_channels_are_kept(self, images, degradation, dtype):
+        for batch in (images, images[:, :1], images[:1], images[:0]):
+            result = degradation(batch.to(dtype), seeded())
+            assert result.dtype == dtype
+            assert result.shape[:2] == batch.shape[:2]
+
+    def test_the_description_survives_json(self, images, degradation):
+        text = json.dumps(degradation.config())
+        rebuilt = from_config(json.loads(text))
+        assert rebuilt == degradation
+        assert json.dumps(rebuilt.config()) == text
+        assert_close(rebuilt(images, seeded(3)), degradation(images, seeded(3)), rtol=0, atol=0)
+
+    def test_it_cannot_be_changed(self, degradation):
+        name = dataclasses.fields(degradation)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError, match=f"cannot assign to field '{name}'"):
+            setattr(degradation, name, 1)
+        assert hash(degradation) == hash(from_config(degradation.config()))
+
+    def test_the_repr_is_the_call_that_makes_it(self, degradation):
+        names = {kind.__name__: kind for kind in (type(known) for known in EVERY_KIND)}
+        assert eval(repr(degradation), names) == degradation
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [torch.zeros(3, 32, 32), torch.zeros(32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)],
+        ids=["no batch", "gray", "8 bit"],
+    )
+    def test_other_images_are_refused_with_the_remedy(self, degradation, wrong):
+        with pytest.raises(DegradationError, match=r"floating tensor of shape \(N, C, H, W\).*image\[None\].*by 255"):
+            degradation(wrong)
+
+    @pytest.mark.gpu
+    @needs_cuda
+    def test_the_result_does_not_depend_on_the_device(self, images, degradation):
+        there = degradation(images.cuda(), seeded(5))
+        assert there.is_cuda
+        difference = (there.cpu() - degradation(images, seeded(5))).abs()
+        # a rounding step may turn a difference in the last bit into one grey level, at a few pixels
+        assert difference.mean() < 1e-5
+
+
+WRONG = [
+    (GaussianBlur, {"sigma": 0}, r"GaussianBlur\.sigma must be a number in \[0\.001, 100\]; got 0"),
+    (GaussianBlur, {"sigma": 101.0}, r"GaussianBlur\.sigma.*got 101\.0"),
+    (GaussianBlur, {"sigma": float("nan")}, r"GaussianBlur\.sigma.*got nan"),
+    (GaussianBlur, {"sigma": "2"}, r"GaussianBlur\.sigma.*got '2'"),
+    (GaussianBlur, {"sigma": np.float32(2)}, r"GaussianBlur\.sigma must be a number"),
+    (GaussianBlur, {"kernel_size": 20}, r"GaussianBlur\.kernel_size must be odd; got 20"),
+    (GaussianBlur, {"kernel_size": 21.0}, r"GaussianBlur\.kernel_size must be a whole number in \[1, 201\]; got 21\.0"),
+    (GaussianBlur, {"kernel_size": 203}, r"GaussianBlur\.kernel_size.*got 203"),
+    (GaussianNoise, {"sigma": -0.1}, r"GaussianNoise\.sigma must be a number in \[0, 1\]; got -0\.1"),
+    (GaussianNoise, {"sigma": 25}, r"GaussianNoise\.sigma.*got 25"),
+    (Downsample, {"scale": 0}, r"Downsample\.scale must be a whole number in \[1, 8\]; got 0"),
+    (Downsample, {"scale": 2.5}, r"Downsample\.scale.*got 2\.5"),
+    (Downsample, {"kind": "nearest"}, r"Downsample\.kind must be one of bicubic, bilinear; got 'nearest'"),
+    (Quantize, {"levels": 1}, r"Quantize\.levels must be a whole number in \[2, 65536\]; got 1"),
+    (Quantize, {"levels": 8.5}, r"Quantize\.levels.*got 8\.5"),
+    (Sometimes, {"degradation": Quantize(), "probability": 1.5}, r"Sometimes\.probability.*\[0, 1\]; got 1\.5"),
+    (Sometimes, {"degradation": "blur"}, r"Sometimes\.degradation must hold degradations; got 'blur'"),
+    (Pipeline, {"steps": (Quantize(), "blur", 3)}, r"Pipeline\.steps must hold degradations; got 'blur', 3"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "message"), WRONG)
+def test_a_parameter_out_of_its_range_is_refused_by_name(kind, fields, message):
+    with pytest.raises(DegradationError, match=message):
+        kind(**fields)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"type": "Rain"}, r"type of a degradation must be one of .*Downsample.*Sometimes.*; got 'Rain'"),
+        ({}, r"type of a degradation must be one of .*got 'None'"),
+        ({"type": ["GaussianBlur"]}, "type of a degradation must be one of"),
+        ("GaussianBlur", "description of a degradation must be a dictionary; got 'GaussianBlur'"),
+        (None, "description of a degradation must be a dictionary; got None"),
+        ({"type": "GaussianBlur", "radius": 3}, r"GaussianBlur cannot be built from \{'radius': 3\}.*'radius'"),
+        ({"type": "GaussianBlur", "sigma": -1}, r"GaussianBlur\.sigma.*got -1"),
+        ({"type": "Sometimes"}, r"Sometimes cannot be built from \{\}: 'degradation' is missing"),
+        ({"type": "Pipeline"}, r"Pipeline cannot be built from \{\}: 'steps' is missing"),
+        ({"type": "Pipeline", "steps": [{"type": "Rain"}]}, "got 'Rain'"),
+        ({"type": "Pipeline", "steps": 3}, "Pipeline cannot be built from"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(config, message):
+    with pytest.raises(DegradationError, match=message):
+        from_config(config)
+
+
+def test_a_new_kind_registers_itself():
+    @dataclasses.dataclass(frozen=True)
+    class Darken(Degradation):
+        factor: float = 0.5
+
+        def apply(self, images, generator):  # noqa: ARG002
+            return images * self.factor
+
+    try:
+        assert from_config({"type": "Darken", "factor": 0.25}) == Darken(0.25)
+        assert_close(Pipeline((Darken(),))(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 0.5))
+    finally:
+        del Degradation._kinds["Darken"]
+
+
+def test_the_error_is_one_of_the_library():
+    assert issubclass(DegradationError, FilterAttrError)
+    assert issubclass(DegradationError, ValueError)
