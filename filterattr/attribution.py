@@ -19,12 +19,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from filterattr.engine.claim import Claim
 from filterattr.engine.distributed import Message, Ranks
-from filterattr.engine.hooks import GradientSums
 from filterattr.engine.identity import digest_of
+from filterattr.engine.modes import GradientMode
 from filterattr.engine.path import Path, Side
 from filterattr.engine.quadrature import Quadrature
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.randomness import RandomState
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.storage import JobFile
@@ -33,15 +34,15 @@ from filterattr.engine.units import UnitLike, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
     LossError,
-    NonFiniteError,
     SettingError,
     UnitError,
     name_some,
 )
+from filterattr.pathloss import Loss as Loss
+from filterattr.pathloss import PathLoss
 from filterattr.result import REDUCTIONS, FilterAttribution, Reduction, ScoredParameter
 from filterattr.walk import Walk, job_environment
 
-Loss: TypeAlias = Callable[..., Tensor]
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
 Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 
@@ -158,8 +159,11 @@ class FilterAttributor:
             DistributedError: Another rank failed, died, or was given something else.
         """
         ranks = Ranks.joined() if distributed else Ranks()
+        claim, mode, entered = Claim(self.model), GradientMode(), RandomState()
 
         def prepare() -> tuple[tuple[_Run, JobFile | None], Message]:
+            claim.take()
+            mode.enter()
             run = self._prepare(base, target, loss, data, method, n_steps, buffers, allow_unused)
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
@@ -167,26 +171,22 @@ class FilterAttributor:
             file = None if checkpoint is None else _job_file(checkpoint, job, ranks if distributed else None, run)
             return (run, file), {**job, "checkpoint": file is not None}
 
-        (run, file), answers = ranks.together(prepare)
-        ranks.agree(answers, "a shared job")
-        slots = run.slots
-        entered = RandomState()
-        grad_enabled = torch.is_grad_enabled()
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
         try:
-            try:
-                bar = _progress_bar(progress, ranks, data, len(run.quadrature.nodes))
-                with torch.inference_mode(False), torch.enable_grad(), bar as run.advance:
+            try:  # an interrupt in the first finally leaves the second one to do its work
+                (run, file), answers = ranks.together(prepare)
+                ranks.agree(answers, "a shared job")
+                with _progress_bar(progress, ranks, data, len(run.quadrature.nodes)) as run.advance:
                     Walk(run, ranks, file).through(data)
             finally:
-                slots.restore()
                 entered.restore()
-                torch.set_grad_enabled(grad_enabled)
+                mode.restore()
+                claim.release()
         finally:
-            slots.restore()
             entered.restore()
-            torch.set_grad_enabled(grad_enabled)
+            mode.restore()
+            claim.release()
         attribution = run.result()
         if attribution.completeness_error > _COMPLETENESS_LIMIT and n_steps > 1:
             warnings.warn(
@@ -287,14 +287,13 @@ class _Run:
     advance: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.gradients = GradientSums(self.path.base)
+        self.path_loss = PathLoss(self.model, self.slots, self.path, self.loss)
         nodes = self.quadrature.nodes
         self.places = tuple(sorted({0.0, 1.0, *nodes}))
         self.coefficients = dict(zip(nodes, self.quadrature.coefficients, strict=True))
-        self.sample_index = 0
         shapes = {"losses": torch.empty(len(self.places)), "totals": torch.empty(len(_TOTALS))}
         for name, scored in self.parameters.items():
-            units = torch.empty(scored.units_shape, device=self.gradients.sums[name].device)
+            units = torch.empty(scored.units_shape, device=self.path_loss.gradients.sums[name].device)
             shapes |= {f"{power}/{reduction}/{name}": units for power in _POWERS for reduction in REDUCTIONS}
         self.sums = SampleSums(shapes)
 
@@ -309,7 +308,7 @@ class _Run:
         return {
             "base": digest_of(self.path.base),
             "target": digest_of(self.path.target),
-            "set of buffers": digest_of(self.path.buffers),
+            "set of buffers": digest_of(self.path.fixed),
             "model (modules or their train flags)": digest_of(modules),
             "unit or selection of parameters": digest_of(units),
             "method": self.quadrature.method,
@@ -329,21 +328,18 @@ class _Run:
         Returns:
             The losses along the path.
         """
-        self.sample_index = index
-        self.gradients.reset()
-        losses: dict[float, Tensor] = {}
-        probes: dict[float, Tensor | None] = {}
+        self.path_loss.start(arguments, seed, index)
         # the ends first: what is wrong with the loss shows there, before any backward pass
         for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
-            losses[t], probes[t] = self._visit(t, arguments, seed)
+            self.path_loss.visit(t, self.coefficients.get(t))
             if t in (0.0, 1.0):
-                self._check_finite(losses, {})
+                self.path_loss.check_finite()
             if t in self.coefficients:
                 self.advance()
-        self._check_finite(losses, probes)
+        self.path_loss.check_finite()
         if self.sums.count == 0:
-            self._check_used()
-        along = [float(losses[t]) for t in self.places]
+            self.path_loss.check_used(self.allow_unused)
+        along = [float(self.path_loss.losses[t]) for t in self.places]
         self._add_scores(along)
         return along
 
@@ -354,68 +350,14 @@ class _Run:
 
     def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
         """Evaluate the loss of a sample at base, as `add_sample` does."""
-        self.sample_index = index
-        return float(self._visit(0.0, arguments, seed)[0])
-
-    def _visit(self, t: float, arguments: tuple[Any, ...], seed: int) -> tuple[Tensor, Tensor | None]:
-        """Evaluate the loss at one place, and its gradient if the place is a node."""
-        leaves = {name: nn.Parameter(value) for name, value in self.path.point(t).items()}
-        held: dict[str, Tensor] = {**leaves, **self.path.fresh_buffers()}
-        if t in self.coefficients:
-            self.gradients.watch(leaves, self.coefficients[t])
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            torch.clear_autocast_cache()  # it would serve the weights of another place
-        seed_all(seed)
-        try:
-            try:
-                self.slots.put(held)
-                value = self.loss(self.model, *arguments)
-                _check_loss(value)
-                if t in self.coefficients:
-                    value.backward(inputs=list(leaves.values()))  # type: ignore[no-untyped-call]
-                self.slots.check()
-            finally:
-                self.slots.restore()
-        finally:
-            self.slots.restore()
-        probe = self.gradients.take_probe() if t in self.coefficients else None
-        return value.detach().to(torch.float64), probe
-
-    def _check_finite(self, losses: Mapping[float, Tensor], probes: Mapping[float, Tensor | None]) -> None:
-        """Refuse infinite losses and gradients, with their place on the path."""
-        where = f" (sample {self.sample_index})" if self.sample_index else ""
-        for t, value in losses.items():
-            if not torch.isfinite(value):
-                raise NonFiniteError(
-                    f"the loss must be finite along the whole path; got {float(value)} at t = {t:.4g}{where}."
-                )
-        for t, probe in probes.items():
-            if probe is not None and not torch.isfinite(probe):
-                names = [name for name, total in self.gradients.sums.items() if not bool(torch.isfinite(total).all())]
-                raise NonFiniteError(
-                    f"the gradient of {name_some(names)} must be finite; got {float(probe)} at t = {t:.4g}{where}."
-                )
-
-    def _check_used(self) -> None:
-        """A parameter that changed but got no gradient would silently count as unimportant."""
-        silent = [
-            name
-            for name in self.path.moved()
-            if name not in self.gradients.reached and not any(fnmatchcase(name, glob) for glob in self.allow_unused)
-        ]
-        if silent:
-            raise LossError(
-                f"base and target differ in {name_some(silent)}, but no gradient of the loss reaches "
-                f"{'it' if len(silent) == 1 else 'them'}. The loss must compute with the model it is given, without "
-                "no_grad, detach, copies or reentrant checkpointing; allow parameters that are truly unused with "
-                "allow_unused=[...]."
-            )
+        self.path_loss.start(arguments, seed, index)
+        return float(self.path_loss.visit(0.0))
 
     def _add_scores(self, losses: list[float]) -> None:
         """Turn the gradient sums of one sample into scores and add them to the running sums."""
         total = remainder = absolute = 0.0
         terms: dict[str, Tensor] = {}
-        for name, integral in self.gradients.sums.items():
+        for name, integral in self.path_loss.gradients.sums.items():
             change = self.path.change(name)
             values = (integral.conj() * change).real if change.is_complex() else integral * change
             whole = float(values.sum())
@@ -481,7 +423,7 @@ def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ra
     if ranks is not None:
         path = path.with_name(f"{path.stem}.rank{ranks.rank}{path.suffix}")
     share = {"rank": f"{ranks.rank} of {ranks.size}" if ranks is not None else "0 of 1"}
-    device = next(iter(run.gradients.sums.values())).device
+    device = next(iter(run.path_loss.gradients.sums.values())).device
     return JobFile(path, {**job, **share}, job_environment(device))
 
 
@@ -518,23 +460,6 @@ def _check_call(loss: Loss, data: Iterable[Any] | None) -> None:
         raise LossError(
             f"loss must be callable as {expected}, because {hint}; its signature is {signature} ({error})."
         ) from error
-
-
-def _check_loss(value: object) -> None:
-    """Refuse everything but one real scalar that can be differentiated."""
-    if not isinstance(value, Tensor):
-        raise LossError(
-            f"loss must return one scalar tensor; got {type(value).__name__}. Return the tensor itself, not .item()."
-        )
-    if value.ndim != 0:
-        raise LossError(f"loss must return one scalar; got shape {tuple(value.shape)}. Sum or average it.")
-    if not value.is_floating_point():
-        raise LossError(f"loss must be real and floating; got {value.dtype}.")
-    if not value.requires_grad:
-        raise LossError(
-            "the loss depends on no parameter of the path. It must call the model it is given, without no_grad, "
-            "inference_mode or detach."
-        )
 
 
 def _progress_bar(

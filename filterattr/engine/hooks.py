@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from filterattr.errors import LossError, name_some
 
 
 class GradientSums:
@@ -29,23 +32,32 @@ class GradientSums:
             for name, tensor in parameters.items()
         }
         self.reached: set[str] = set()
-        self._probe: Tensor | None = None
+        self._probe = torch.zeros((), dtype=torch.float64)
 
     def watch(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
-        """Observe the next backward pass.
+        """Observe the next backward pass; call it after the forward pass.
 
         Args:
             leaves: Name to leaf parameter; each is a fresh object.
             coefficient: What the gradients are multiplied with.
+
+        Raises:
+            LossError: Some hold gradients already, so that the loss has run a backward pass of its own.
         """
-        self._probe = None
+        used = [name for name, leaf in leaves.items() if leaf.grad is not None]
+        if used:
+            raise LossError(
+                f"the loss must not call backward(); it left gradients in {name_some(used)}. Return the scalar, or use "
+                "torch.autograd.grad inside."
+            )
+        self._probe = torch.zeros((), dtype=torch.float64)
         for name, leaf in leaves.items():
             leaf.register_post_accumulate_grad_hook(self._adder(name, coefficient))  # type: ignore[no-untyped-call]
 
-    def take_probe(self) -> Tensor | None:
+    def take_probe(self) -> Tensor:
         """Return the sum of all entries of the gradients just seen; finite exactly if all of them are.
 
-        It stays on its device, so that nobody waits for it inside the loop. ``None`` means that no gradient arrived.
+        It stays on its device, so that nobody waits for it inside the loop.
         """
         return self._probe
 
@@ -67,7 +79,54 @@ class GradientSums:
                 self.sums[name].add_(gradient, alpha=coefficient)
                 part = torch.view_as_real(gradient) if gradient.is_complex() else gradient
                 probe = part.sum(dtype=torch.float64)
-                self._probe = probe if self._probe is None else self._probe + probe.to(self._probe.device)
+                self._probe = self._probe.to(probe.device, non_blocking=True) + probe
                 self.reached.add(name)
 
         return add
+
+
+def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str | None:
+    """Find the module whose output is the first that is not finite.
+
+    Args:
+        model: The network.
+        run: Runs it.
+
+    Returns:
+        The name of the module (empty for the model itself), or ``None`` if all outputs are finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(1, 1))
+        >>> first_nonfinite_output(model, lambda: model(torch.tensor([float("nan")])))
+        '0'
+    """
+    found: list[str] = []
+
+    def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
+                found.append(path)
+
+        return look
+
+    handles = []
+    try:
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_hook(watch(path)))
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Walk through what a module returns."""
+    if isinstance(output, Tensor):
+        yield output.detach()
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors(value)

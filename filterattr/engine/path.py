@@ -20,13 +20,14 @@ class Path:
     Attributes:
         base: First name of each moving parameter to its value at t = 0, in the model's type, device and layout.
         target: The same at t = 1.
-        buffers: First name to the value that a buffer keeps along the whole path.
+        fixed: First name to value of what stays the same along the whole path: buffers, and parameters that are
+            neither floating nor complex.
     """
 
-    def __init__(self, base: dict[str, Tensor], target: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+    def __init__(self, base: dict[str, Tensor], target: dict[str, Tensor], fixed: dict[str, Tensor]) -> None:
         self.base = base
         self.target = target
-        self.buffers = buffers
+        self.fixed = fixed
 
     @classmethod
     def between(
@@ -41,66 +42,46 @@ class Path:
     ) -> Path:
         """Check two state dicts against a model and clone them.
 
+        Buffers cannot be part of the path, as derivatives with respect to running statistics do not exist. Where base
+        and target agree on one, their value is used. Where they differ, ``keep_buffers`` chooses; without it,
+        differing counters and masks (neither floating nor complex) keep the model's own value. So do buffers that
+        neither state dict holds.
+
         Args:
             base: State dict at t = 0.
             target: State dict at t = 1.
             parameters: First name to parameter of the model; only floating and complex ones move.
             buffers: First name to buffer of the model.
             aliases: Every name of the model to its first name.
-            keep_buffers: Which end's floating buffers to use where they differ: derivatives with respect to running
-                statistics do not exist, so that they cannot be part of the path.
+            keep_buffers: Which end's buffers to use where they differ.
 
         Returns:
             The path.
 
         Raises:
-            StateMismatchError: Names are missing or unknown, shapes differ, values are not finite, tied names hold
-                different values, or floating buffers differ and ``keep_buffers`` is not given. All findings are in
-                one message.
+            StateMismatchError: Names are missing or unknown, shapes differ, values are not finite in the model's type,
+                tied names hold different values, or floating buffers differ and ``keep_buffers`` is not given. All
+                findings are in one message.
         """
-        ends: dict[str, dict[str, Tensor]] = {}
         findings: list[str] = []
+        found: dict[str, dict[str, Tensor]] = {}
         for role, state in (("base", base), ("target", target)):
-            ends[role], found = _by_first_name(role, state, parameters, buffers, aliases)
-            findings += found
-        moving = {
-            name: tensor for name, tensor in parameters.items() if tensor.is_floating_point() or tensor.is_complex()
-        }
-        for name, tensor in parameters.items():
-            values = [ends[role].get(name) for role in ends]
-            if (
-                name not in moving
-                and values[0] is not None
-                and values[1] is not None
-                and not torch.equal(values[0], values[1])
-            ):
-                findings.append(f"'{name}' is {tensor.dtype} and differs, but cannot move along a path")
-        kept: dict[str, Tensor] = {}
-        differing = []
-        for name, buffer in buffers.items():
-            values = [ends[role].get(name) for role in ends]
-            if not buffer.is_floating_point() or values[0] is None or values[1] is None:
-                kept[name] = buffer
-                continue
-            if values[0].shape == values[1].shape and not torch.equal(values[0].cpu(), values[1].cpu()):
-                differing.append(name)
-            kept[name] = ends[keep_buffers or "base"][name]
-        if differing and keep_buffers is None:
-            findings.append(
-                f"the buffers {name_some(differing)} differ between base and target and cannot be integrated over: "
-                'choose buffers="base" or buffers="target"'
-            )
+            found[role], wrong = _by_first_name(role, state, parameters, buffers, aliases)
+            findings += wrong
+        moving = {name: own for name, own in parameters.items() if _is_number(own)}
+        ends: dict[str, dict[str, Tensor]] = {}
+        for role, values in found.items():
+            ends[role] = {name: _clone_like(values[name], own) for name, own in moving.items() if name in values}
+            findings += _find_unusable(role, values, ends[role])
+        fixed, wrong = _fixed(found["base"], found["target"], parameters, buffers, keep_buffers)
+        findings += wrong
         if findings:
             raise StateMismatchError(
                 "base and target must both fit the model: "
                 + "; ".join(findings)
                 + ". Load both from the same architecture."
             )
-        return cls(
-            {name: _clone_like(ends["base"][name], tensor) for name, tensor in moving.items()},
-            {name: _clone_like(ends["target"][name], tensor) for name, tensor in moving.items()},
-            {name: _clone_like(value, buffers[name]) for name, value in kept.items()},
-        )
+        return cls(ends["base"], ends["target"], fixed)
 
     def point(self, t: float) -> dict[str, Tensor]:
         """Return fresh tensors at place ``t``: exact copies of the end points at 0 and 1, float64 in between.
@@ -116,9 +97,9 @@ class Path:
             return {name: value.clone() for name, value in end.items()}
         return {name: self._between(name, t) for name in self.base}
 
-    def fresh_buffers(self) -> dict[str, Tensor]:
-        """Return clones of the buffers, so that no point sees what another wrote."""
-        return {name: value.clone() for name, value in self.buffers.items()}
+    def fresh_fixed(self) -> dict[str, Tensor]:
+        """Return clones of what stays fixed, so that no point sees what another wrote."""
+        return {name: value.clone() for name, value in self.fixed.items()}
 
     def change(self, name: str) -> Tensor:
         """Return ``target - base`` of a parameter, in float64 (complex128)."""
@@ -151,10 +132,10 @@ def _by_first_name(
     buffers: Mapping[str, Tensor],
     aliases: Mapping[str, str],
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Sort the entries of one end point by first name, and find everything wrong with it."""
+    """Sort the entries of one end point by first name, and find every name and shape that is wrong with it."""
     values: dict[str, Tensor] = {}
     names: dict[str, str] = {}
-    findings, unknown, misshapen, infinite = [], [], [], []
+    findings, unknown, misshapen = [], [], {}
     for name, value in state.items():
         first = aliases.get(name)
         if first is None:
@@ -162,33 +143,90 @@ def _by_first_name(
             continue
         own = parameters[first] if first in parameters else buffers[first]
         if value.shape != own.shape:
-            misshapen.append(f"'{name}' has shape {tuple(value.shape)}, not {tuple(own.shape)}")
+            misshapen[first] = f"'{name}' has shape {tuple(value.shape)}, not {tuple(own.shape)}"
             continue
-        if value.is_floating_point() and not bool(torch.isfinite(value.detach()).all()):
-            infinite.append(name)
-        if first in values and not torch.equal(values[first].cpu(), value.detach().cpu()):
+        if first in values and not _equal(values[first], value, own):
             findings.append(f"{role} holds different values for '{names[first]}' and '{name}', which are one parameter")
             continue
         values[first], names[first] = value.detach(), name
-    shaped = {text.split("'")[1] for text in misshapen}
-    missing = [
-        name for name in parameters if name not in values and not any(aliases.get(other) == name for other in shaped)
-    ]
+    missing = [name for name in parameters if name not in values and name not in misshapen]
     if missing:
         findings.append(f"{role} lacks {len(missing)} of {len(parameters)}: {name_some(missing)}")
     if unknown:
         findings.append(f"{role} has {len(unknown)} that the model lacks: {name_some(unknown)}")
     if misshapen:
         more = f" and {len(misshapen) - 5} more" if len(misshapen) > 5 else ""
-        findings.append(f"in {role} {', '.join(misshapen[:5])}{more}")
+        findings.append(f"in {role} {', '.join(list(misshapen.values())[:5])}{more}")
+    return values, findings
+
+
+def _find_unusable(role: str, values: Mapping[str, Tensor], clones: Mapping[str, Tensor]) -> list[str]:
+    """Find values that are not finite, or do not survive the model's type."""
+    findings = []
+    bad = [name for name, clone in clones.items() if not bool(torch.isfinite(clone).all())]
+    overflowing = [name for name in bad if bool(torch.isfinite(values[name]).all())]
+    infinite = [name for name in bad if name not in overflowing]
     if infinite:
         findings.append(f"{role} holds infinite values or NaN in {name_some(infinite)}")
-    return values, findings
+    if overflowing:
+        kinds = ", ".join(sorted({str(clones[name].dtype) for name in overflowing}))
+        findings.append(f"{role} holds values too large for {kinds} in {name_some(overflowing)}")
+    complex_ones = [name for name, clone in clones.items() if values[name].is_complex() and not clone.is_complex()]
+    if complex_ones:
+        findings.append(f"{role} is complex and the model real in {name_some(complex_ones)}")
+    return findings
+
+
+def _fixed(
+    base: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    keep_buffers: Side | None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Choose the value of everything that does not move, and find where no choice is possible."""
+    fixed: dict[str, Tensor] = {}
+    findings, undecided = [], []
+    chosen = {"base": base, "target": target, None: {}}[keep_buffers]
+    for name, own in {**parameters, **buffers}.items():
+        if name in parameters and _is_number(own):
+            continue
+        values = [end[name] for end in (base, target) if name in end]
+        if len(values) == 2 and _equal(values[0], values[1], own):
+            value = values[0]
+        elif name in parameters:
+            value = own
+            if len(values) == 2:
+                findings.append(f"'{name}' is {own.dtype} and differs, but cannot move along a path")
+        else:
+            value = chosen.get(name, own)
+            if values and keep_buffers is None and _is_number(own):
+                undecided.append(name)
+        fixed[name] = _clone_like(value, own)
+    if undecided:
+        findings.append(
+            f"the buffers {name_some(undecided)} differ between base and target and cannot be integrated over: "
+            'choose buffers="base" or buffers="target"'
+        )
+    return fixed, findings
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Whether a tensor can move along a path: counters and masks cannot."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _equal(first: Tensor, second: Tensor, own: Tensor) -> bool:
+    """Compare two values as the model would hold them; NaN equals NaN."""
+    first, second = (value.detach().to(device=own.device, dtype=own.dtype) for value in (first, second))
+    return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _clone_like(value: Tensor, own: Tensor) -> Tensor:
     """Copy a value into a new tensor of the model's type, device and layout."""
     with torch.no_grad():
+        if value.is_complex() and not own.is_complex():
+            value = value.real
         return torch.empty_like(own, requires_grad=False).copy_(value)
 
 

@@ -1,7 +1,11 @@
-"""PyTorch's random generators: the same draw at every node of a sample, and the caller's state afterwards."""
+"""The global random generators: the same draw at every node of a sample, and the caller's state afterwards."""
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +17,9 @@ def _generators() -> list[torch.Generator]:
 
 
 class RandomState:
-    """PyTorch's random state when the object was made; `restore` brings it back, `update` takes the present one.
+    """The random state of PyTorch, Python and NumPy when the object was made.
+
+    `restore` brings it back, `update` takes the present one instead.
 
     Example:
         >>> state = RandomState()
@@ -25,16 +31,20 @@ class RandomState:
 
     def __init__(self) -> None:
         self._states: list[tuple[torch.Generator, Tensor]] = []
+        self._others: tuple[Any, Any] = (None, None)
         self.update()
 
     def update(self) -> None:
         """Remember the present state instead."""
         self._states = [(generator, generator.get_state()) for generator in _generators()]
+        self._others = random.getstate(), np.random.get_state()  # noqa: NPY002 - losses may use the global one
 
     def restore(self) -> None:
         """Set all generators back; doing it twice does no harm."""
         for generator, state in self._states:
             generator.set_state(state)
+        random.setstate(self._others[0])
+        np.random.set_state(self._others[1])  # noqa: NPY002
 
     def derive_seed(self) -> int:
         """Return a seed that depends on the remembered state of the CPU, without using that state up."""
@@ -58,3 +68,5 @@ def seed_all(seed: int) -> None:
     """
     for generator in _generators():
         generator.manual_seed(seed % 2**63)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002

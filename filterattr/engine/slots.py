@@ -7,8 +7,10 @@ version counters without copying any of them.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -33,7 +35,8 @@ class Slots:
     """The parameter and buffer slots of one model.
 
     One object that sits in several slots (tied weights, a module under two names) counts once, under its first name;
-    `aliases` leads from every name to that first one.
+    `aliases` leads from every name to that first one. The level that `torch.compile` puts between a module and its
+    parameters is left out of the names.
 
     Attributes:
         parameters: First name to the model's own parameter, in the order of ``named_parameters()``.
@@ -45,8 +48,8 @@ class Slots:
         model: The model, not wrapped.
 
     Raises:
-        UnsupportedModelError: A parameter is lazy, on the meta device or distributed, or a module is scripted, sharded
-            or quantized; every one of them is named.
+        UnsupportedModelError: A parameter is lazy, on the meta device, distributed or no plain tensor, or a module is
+            scripted, sharded or quantized; every one of them is named.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,14 +60,16 @@ class Slots:
         self.aliases: dict[str, str] = {}
         self._saved: dict[int, _Saved] = {}
         self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        self._held: dict[str, tuple[Tensor, torch.dtype]] = {}
+        self._attributes: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._held: dict[str, tuple[Tensor, _Kind]] = {}
+        self._dirty = False
         first_names: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             seen = id(module) in self._saved
             if not seen:
                 self._saved[id(module)] = _Saved(module)
             for local, tensor, is_parameter in _entries(module):
-                name = f"{path}.{local}" if path else local
+                name = _plain(f"{path}.{local}" if path else local)
                 first = first_names.setdefault(id(tensor), name)
                 self.aliases[name] = first
                 if first == name:
@@ -74,82 +79,137 @@ class Slots:
                 if not seen:
                     slots = module._parameters if is_parameter else module._buffers
                     self._places.setdefault(first, []).append((slots, local))
+        self._versions = {
+            name: (tensor, tensor._version)
+            for name, tensor in (*self.parameters.items(), *self.buffers.items())
+            if not tensor.is_inference()
+        }
+        self._sort_attributes(first_names)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors into the slots; call it inside two nested ``try``, each with `restore` in its ``finally``.
 
+        Plain tensors among the attributes of modules are replaced by copies, so that a forward pass that writes into
+        them writes into copies.
+
         Args:
             tensors: First name to tensor; for a parameter, an `torch.nn.Parameter`.
         """
-        self._held = {name: (tensor, tensor.dtype) for name, tensor in tensors.items()}
+        self._dirty = True
+        self._held = {name: (tensor, _kind(tensor)) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
+            own = self.parameters.get(name)
+            if own is not None and own.__dict__:
+                tensor.__dict__.update(own.__dict__)  # marks that people leave on their parameters
             for slots, local in self._places[name]:
                 slots[local] = tensor
+        for slots, local, value in self._attributes:
+            slots[local] = value.detach().clone()
 
     def check(self) -> None:
-        """Make sure that every slot still holds what was put there.
+        """Make sure that every slot still holds what was put there, and that the model's own tensors rest.
 
         Raises:
-            ModelChangedError: The loss, or another thread, replaced or converted parameters; they are named.
+            ModelChangedError: The loss, or another thread, replaced, converted or wrote to parameters; they are named.
         """
         replaced = [
             name
-            for name, (tensor, dtype) in self._held.items()
+            for name, (tensor, kind) in self._held.items()
             if name in self.parameters
-            and (tensor.dtype != dtype or any(slots.get(local) is not tensor for slots, local in self._places[name]))
+            and (_kind(tensor) != kind or any(slots.get(local) is not tensor for slots, local in self._places[name]))
         ]
         if replaced:
             raise ModelChangedError(
                 f"a parameter was replaced while the loss ran: {name_some(replaced)}. The loss must not assign, "
                 "convert (.half(), .to()) or load weights, and one model must not be used by two calls at once."
             )
+        written = [name for name, (tensor, version) in self._versions.items() if tensor._version != version]
+        if written:
+            raise ModelChangedError(
+                f"the model's own weights were written to while the loss ran: {name_some(written)}. The loss must only "
+                "compute, with the model it is given; what it wrote elsewhere cannot be undone."
+            )
 
     def restore(self) -> None:
         """Give the model its own objects back; doing it twice does no harm."""
+        if not self._dirty:
+            return
         for saved in self._saved.values():
             saved.restore()
         self._held = {}
+        self._dirty = False
+
+    def _sort_attributes(self, first_names: Mapping[int, str]) -> None:
+        """Find the tensors that modules keep as plain attributes: a registered one is one more slot of its."""
+        for saved in self._saved.values():
+            attributes = saved.module.__dict__
+            for local, value in attributes.items():
+                if id(value) in first_names:
+                    self._places[first_names[id(value)]].append((attributes, local))
+                elif type(value) is Tensor:
+                    self._attributes.append((attributes, local, value))
 
 
 class _Saved:
-    """What one module holds by identity: slots, tensors among its attributes, and its train flag."""
+    """What one module holds, by identity: its class, its attributes, and the content of its dictionaries and lists.
+
+    That is more than slots: old weight_norm, prune and recurrent layers keep computed tensors as plain attributes, and
+    a loss may leave hooks, features or another train flag behind.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.training = module.training
-        self.slots: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (slots, dict(slots)) for slots in (module._parameters, module._buffers)
-        ]
-        # old weight_norm, prune and recurrent layers keep computed tensors as plain attributes
-        self.tensors = {name: value for name, value in module.__dict__.items() if isinstance(value, Tensor)}
-        self.lists = [
-            (value, list(value))
-            for value in module.__dict__.values()
-            if isinstance(value, list) and any(isinstance(item, Tensor) for item in value)
-        ]
+        self.kind = type(module)
+        self.attributes = dict(module.__dict__)
+        values = self.attributes.values()
+        self.dicts = [(value, dict(value)) for value in values if isinstance(value, dict)]
+        self.lists = [(value, list(value)) for value in values if isinstance(value, list | deque)]
+        self.sets = [(value, set(value)) for value in values if isinstance(value, set)]
 
     def restore(self) -> None:
         """Write back only what differs, so that nothing but identities ever changes."""
-        for slots, own in self.slots:
-            if len(slots) != len(own) or any(slots.get(name, self) is not value for name, value in own.items()):
-                slots.update(own)
-                for name in [name for name in slots if name not in own]:
-                    del slots[name]
-        self._restore_attributes()
+        if type(self.module) is not self.kind:
+            self.module.__class__ = self.kind
+        _restore_dict(self.module.__dict__, self.attributes)
+        for entries, own_entries in self.dicts:
+            _restore_dict(entries, own_entries)
         for items, own_items in self.lists:
-            if len(items) != len(own_items) or any(a is not b for a, b in zip(items, own_items, strict=True)):
-                items[:] = own_items
-        if self.module.training != self.training:
-            self.module.training = self.training
+            if len(items) != len(own_items) or not all(map(is_, items, own_items)):
+                items.clear()
+                items.extend(own_items)
+        for members, own_members in self.sets:
+            if members != own_members:
+                members.clear()
+                members.update(own_members)
 
-    def _restore_attributes(self) -> None:
-        attributes = self.module.__dict__
-        for name, value in self.tensors.items():
-            if attributes.get(name) is not value:
-                attributes[name] = value
-        for name in [name for name, value in attributes.items() if isinstance(value, Tensor)]:
-            if name not in self.tensors:
-                del attributes[name]
+
+def _restore_dict(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
+    """Make a dictionary hold the same objects in the same order as before."""
+    if _same(entries, own):
+        return
+    for key in [key for key in entries if key not in own]:
+        del entries[key]
+    entries.update(own)
+    if not _same(entries, own):  # deleted and added again: the order is another
+        entries.clear()
+        entries.update(own)
+
+
+def _same(entries: dict[Any, Any], own: dict[Any, Any]) -> bool:
+    return len(entries) == len(own) and all(map(is_, entries, own)) and all(map(is_, entries.values(), own.values()))
+
+
+_Kind = tuple[torch.dtype, torch.device, torch.Size]
+
+
+def _kind(tensor: Tensor) -> _Kind:
+    """What `torch.nn.Module.to` changes about a parameter without replacing it."""
+    return tensor.dtype, tensor.device, tensor.shape
+
+
+def _plain(name: str) -> str:
+    """Leave out the level of a compiled module."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
 
 
 def _entries(module: nn.Module) -> Iterator[tuple[str, Any, bool]]:
@@ -164,8 +224,6 @@ def _entries(module: nn.Module) -> Iterator[tuple[str, Any, bool]]:
 
 def _refuse_unsupported(model: nn.Module) -> None:
     """Gather everything that cannot be swapped into one error."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
     findings = []
     for path, module in model.named_modules():
         problem = _module_problem(module)
@@ -198,10 +256,14 @@ def _tensor_problem(module: nn.Module, local: str, tensor: Tensor) -> str | None
     """Say why one parameter or buffer cannot be exchanged."""
     if is_lazy(tensor):
         return "has no shape yet: run one forward pass first"
-    if tensor.device.type == "meta":
-        return "is on the meta device: load its weights first"
     if hasattr(tensor, "placements"):
         return "is a distributed tensor: gather it first"
+    if tensor.device.type == "meta":
+        return "is on the meta device: load its weights first"
+    if tensor.is_quantized:
+        return "is quantized: use the floating model"
+    if tensor.layout != torch.strided or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"is no plain dense tensor ({type(tensor).__name__}, {tensor.layout}): convert it first"
     if local in module.__dict__:
         return "is shadowed by an attribute of the same name: delete the attribute"
     return None

@@ -7,13 +7,14 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
-from filterattr.errors import StateMismatchError, name_some
+from filterattr.errors import StateMismatchError, UnsupportedModelError, name_some
 
 StateLike: TypeAlias = nn.Module | Mapping[str, Tensor]
 
 _NESTED = ("params_ema", "params", "state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIX = "module."
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -25,11 +26,16 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     Returns:
         The module that holds the parameters under their own names.
 
+    Raises:
+        UnsupportedModelError: It is no module.
+
     Example:
         >>> inner = nn.Linear(2, 2)
         >>> unwrap_model(nn.DataParallel(inner)) is inner
         True
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module
@@ -44,14 +50,15 @@ def plain_state(state: StateLike, role: str) -> dict[str, Tensor]:
 
     Args:
         state: A module, a state dict, or a dictionary that holds one under ``"params_ema"``, ``"params"`` or
-            ``"state_dict"``. The prefixes ``module.`` and ``_orig_mod.`` are taken off if every name has them.
+            ``"state_dict"``. The prefix ``module.`` is taken off if every name has it, and ``_orig_mod``, the level
+            that `torch.compile` adds, wherever it stands.
         role: What it is called in messages: ``"base"`` or ``"target"``.
 
     Returns:
         Name to tensor. The tensors are not copied.
 
     Raises:
-        StateMismatchError: It is neither, or an entry is no tensor.
+        StateMismatchError: It is neither, or an entry is no tensor that holds values.
 
     Example:
         >>> import torch
@@ -77,11 +84,16 @@ def plain_state(state: StateLike, role: str) -> dict[str, Tensor]:
             f"{role} must map names to tensors; {name_some(foreign)} hold {', '.join(kinds)}. Pass the part of the "
             "checkpoint that holds the weights."
         )
-    stripped = True
-    while stripped and entries:
-        stripped = False
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in entries):
-                entries = {name.removeprefix(prefix): value for name, value in entries.items()}
-                stripped = True
+    hollow = [name for name, value in entries.items() if is_lazy(value) or value.is_meta or value.is_quantized]
+    if hollow:
+        raise StateMismatchError(
+            f"{role} must hold floating values; {name_some(hollow)} are lazy, on the meta device or quantized. Run one "
+            "forward pass, load the weights, or use the floating model first."
+        )
+    if any("_orig_mod" in name for name in entries):
+        entries = {
+            ".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in entries.items()
+        }
+    while entries and all(name.startswith(_PREFIX) for name in entries):
+        entries = {name.removeprefix(_PREFIX): value for name, value in entries.items()}
     return entries

@@ -1,0 +1,205 @@
+r"""The loss as a function of the place on the path, :math:`t \mapsto L(\gamma(t))`, and its gradient there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from filterattr.engine.hooks import GradientSums, first_nonfinite_output
+from filterattr.engine.path import Path
+from filterattr.engine.randomness import seed_all
+from filterattr.engine.slots import Slots
+from filterattr.errors import LossError, ModelChangedError, NonFiniteError, name_some
+
+Loss: TypeAlias = Callable[..., Tensor]
+Leaves: TypeAlias = Mapping[str, nn.Parameter]
+Answer = TypeVar("Answer")
+
+
+class PathLoss:
+    """The user's loss at places of the path, one sample at a time; the model is given back after every place.
+
+    Args:
+        model: The model that the loss is given.
+        slots: Its slots.
+        path: The path.
+        loss: The user's loss.
+
+    Attributes:
+        losses: Place to loss of the current sample, float64.
+        gradients: What the gradients of the current sample add up to.
+    """
+
+    def __init__(self, model: nn.Module, slots: Slots, path: Path, loss: Loss) -> None:
+        self.gradients = GradientSums(path.base)
+        self.losses: dict[float, Tensor] = {}
+        self._model = model
+        self._slots = slots
+        self._path = path
+        self._loss = loss
+        self._probes: dict[float, Tensor] = {}
+        self._arguments: tuple[Any, ...] = ()
+        self._seed = 0
+        self._where = ""
+
+    def start(self, arguments: tuple[Any, ...], seed: int, index: int) -> None:
+        """Turn to another sample.
+
+        Args:
+            arguments: What the loss gets after the model.
+            seed: Seed of the sample's randomness, the same at every place.
+            index: Number of the sample, for messages.
+        """
+        self._arguments, self._seed = arguments, seed
+        self._where = f" (sample {index})" if arguments else ""
+        self.losses, self._probes = {}, {}
+        self.gradients.reset()
+
+    def visit(self, t: float, coefficient: float | None = None) -> Tensor:
+        """Evaluate the loss at one place, and add its gradient to the sums.
+
+        Args:
+            t: Place on the path.
+            coefficient: What the gradient is multiplied with; ``None`` leaves it out.
+
+        Returns:
+            The loss, float64, on its device.
+
+        Raises:
+            LossError: The loss is no real scalar that depends on the model.
+            ModelChangedError: The loss replaced or trained parameters.
+        """
+
+        def evaluate(leaves: Leaves) -> Tensor:
+            value = self._loss(self._model, *self._arguments)
+            self._check_loss(value)
+            if coefficient is not None:
+                self.gradients.watch(leaves, coefficient)
+                self._backward(value, leaves)
+            return value.detach().to(torch.float64)
+
+        self.losses[t] = self._with_weights(t, evaluate)
+        if coefficient is not None:
+            self._probes[t] = self.gradients.take_probe()
+        return self.losses[t]
+
+    def check_finite(self) -> None:
+        """Refuse infinite losses and gradients.
+
+        Raises:
+            NonFiniteError: With the place on the path, and where in the network the trouble starts.
+        """
+        for t, value in self.losses.items():
+            if not torch.isfinite(value):
+                raise NonFiniteError(
+                    f"the loss must be finite along the whole path; got {float(value)} at t = {t:.4g}{self._where}"
+                    f"{self._first_trouble(t)}."
+                )
+        for t, probe in self._probes.items():
+            if not torch.isfinite(probe):
+                names = [name for name, total in self.gradients.sums.items() if not bool(torch.isfinite(total).all())]
+                raise NonFiniteError(
+                    f"the gradient of {name_some(names)} must be finite; got {float(probe)} at t = {t:.4g}"
+                    f"{self._where}."
+                )
+
+    def check_used(self, allow_unused: tuple[str, ...]) -> None:
+        """Refuse parameters that changed but got no gradient: they would silently count as unimportant.
+
+        Args:
+            allow_unused: Globs of parameters that may.
+
+        Raises:
+            LossError: There are others; they are named.
+        """
+        silent = [
+            name
+            for name in self._path.moved()
+            if name not in self.gradients.reached and not any(fnmatchcase(name, glob) for glob in allow_unused)
+        ]
+        if silent:
+            raise LossError(
+                f"base and target differ in {name_some(silent)}, but no gradient of the loss reaches "
+                f"{'it' if len(silent) == 1 else 'them'}. The loss must compute with the model it is given, without "
+                "no_grad, detach, copies or reentrant checkpointing; allow parameters that are truly unused with "
+                "allow_unused=[...]."
+            )
+
+    def _with_weights(self, t: float, work: Callable[[Leaves], Answer]) -> Answer:
+        """Do something while the model holds the weights of one place."""
+        leaves = {name: nn.Parameter(value) for name, value in self._path.point(t).items()}
+        held: dict[str, Tensor] = dict(leaves)
+        for name, value in self._path.fresh_fixed().items():
+            is_parameter = name in self._slots.parameters
+            held[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+        seed_all(self._seed)
+        try:
+            try:
+                self._slots.put(held)
+                answer = self._unchanged(work, leaves)
+            finally:
+                self._slots.restore()
+        finally:
+            self._slots.restore()
+            # a kept traceback keeps this frame, and autocast its casts of every weight it has seen
+            leaves.clear()
+            held.clear()
+            torch.clear_autocast_cache()
+        return answer
+
+    def _unchanged(self, work: Callable[[Leaves], Answer], leaves: Leaves) -> Answer:
+        """Do the work, and find that the model still holds what was put into it."""
+        try:
+            answer = work(leaves)
+        except Exception as error:
+            try:
+                self._slots.check()
+            except ModelChangedError as cause:
+                raise cause from error  # what went wrong afterwards is a mere consequence
+            raise
+        self._slots.check()
+        return answer
+
+    def _backward(self, value: Tensor, leaves: Leaves) -> None:
+        try:
+            value.backward(inputs=list(leaves.values()))  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            silent = [name for name in leaves if name not in self.gradients.reached]
+            raise LossError(
+                "the gradient must reach every parameter, but reentrant activation checkpointing cuts it off from some "
+                f"of {name_some(silent)}. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            ) from error
+
+    def _check_loss(self, value: object) -> None:
+        """Refuse everything but one real scalar that can be differentiated."""
+        if not isinstance(value, Tensor):
+            raise LossError(
+                f"loss must return one scalar tensor; got {type(value).__name__}. Return the tensor itself, without "
+                ".item()."
+            )
+        if value.ndim != 0:
+            raise LossError(f"loss must return one scalar; got shape {tuple(value.shape)}. Sum or average it.")
+        if not value.is_floating_point():
+            raise LossError(f"loss must be real and floating; got {value.dtype}.")
+        if not value.requires_grad:
+            raise LossError(
+                f"the loss depends on no parameter of the path ({name_some(self._path.base)}). It must call the model "
+                "it is given, without no_grad, inference_mode, detach or reentrant checkpointing."
+            )
+
+    def _first_trouble(self, t: float) -> str:
+        """Name the module whose output is the first that is not finite."""
+
+        def search(_leaves: Leaves) -> str | None:
+            return first_nonfinite_output(self._model, lambda: self._loss(self._model, *self._arguments))
+
+        name = self._with_weights(t, search)
+        if name is None:
+            return ""
+        return f", first seen in the output of '{name}'" if name else ", first seen in the output of the model"
