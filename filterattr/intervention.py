@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from filterattr.engine.claim import Claim
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.errors import SettingError, StateMismatchError, name_some
@@ -77,6 +78,7 @@ def swapped(model: nn.Module, state: StateLike) -> Iterator[nn.Module]:
 
     Raises:
         StateMismatchError: A name is unknown or a shape differs; all of them are named.
+        ModelChangedError: Another thread computes with other weights in the model.
 
     Example:
         >>> import torch
@@ -86,7 +88,28 @@ def swapped(model: nn.Module, state: StateLike) -> Iterator[nn.Module]:
         0.0
     """
     inner = unwrap_model(model)
-    slots = Slots(inner)
+    claim = Claim(inner)
+    slots: Slots | None = None
+    try:
+        try:
+            claim.take()
+            slots = Slots(inner)
+            slots.put(_fitting(state, slots))
+            yield inner
+        finally:
+            _give_back(slots, claim)
+    finally:
+        _give_back(slots, claim)
+
+
+def _give_back(slots: Slots | None, claim: Claim) -> None:
+    if slots is not None:
+        slots.restore()
+    claim.release()
+
+
+def _fitting(state: StateLike, slots: Slots) -> dict[str, Tensor]:
+    """Copy the weights of a state in the model's types and layouts."""
     tensors: dict[str, Tensor] = {}
     unknown, misshapen = [], []
     for name, value in plain_state(state, "state").items():
@@ -105,14 +128,7 @@ def swapped(model: nn.Module, state: StateLike) -> Iterator[nn.Module]:
     if unknown or misshapen:
         findings = ([f"the model lacks {name_some(unknown)}"] if unknown else []) + misshapen[:5]
         raise StateMismatchError("the state must fit the model: " + "; ".join(findings) + ".")
-    try:
-        try:
-            slots.put(tensors)
-            yield inner
-        finally:
-            slots.restore()
-    finally:
-        slots.restore()
+    return tensors
 
 
 def _mix(target: Tensor, base: Tensor, strength: float) -> Tensor:
