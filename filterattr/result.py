@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ class ScoredParameter:
 class _PerParameter(Mapping[str, Tensor]):
     """Parameter name to a tensor with one entry per unit; the common part of scores and selections."""
 
+    _kind: ClassVar[str]
+    _dtype: ClassVar[torch.dtype | None] = None
+
     def __init__(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, ScoredParameter]) -> None:
         if list(tensors) != list(parameters):
             raise SettingError(
@@ -61,6 +65,37 @@ class _PerParameter(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file (safetensors with a digest); needs the safetensors package.
+
+        Args:
+            path: Where to write.
+
+        Raises:
+            StorageError: The disk refuses, or safetensors is not installed.
+        """
+        write_tensors(path, self._kind, self._tensors, {"parameters": _described(self.parameters)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The same, on the CPU.
+
+        Raises:
+            StorageError: The file is missing, damaged, or holds something else.
+        """
+        tensors, description = read_tensors(path, cls._kind)
+        with _incomplete(path, cls._kind):
+            parameters = _parameters_of(description)
+            return cls(
+                {name: _checked(tensors, name, scored, cls._dtype) for name, scored in parameters.items()}, parameters
+            )
 
     @property
     def n_units(self) -> int:
@@ -113,6 +148,8 @@ class FilterScores(_PerParameter):
         >>> scores.to_index()
         array([3, 0, 2, 1])
     """
+
+    _kind = "scores"
 
     def __repr__(self) -> str:
         return f"FilterScores({self.n_units} units in {len(self)} parameters)"
@@ -245,6 +282,9 @@ class FilterSelection(_PerParameter):
         >>> first.overlap(second), round(first.jaccard(second), 3)
         (0.5, 0.333)
     """
+
+    _kind = "selection"
+    _dtype = torch.bool
 
     def __repr__(self) -> str:
         return f"FilterSelection({self.count} of {self.n_units} units in {len(self)} parameters)"
@@ -481,10 +521,7 @@ class FilterAttribution:
             for name, tensor in scores.items()
         }
         description: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN_FIELDS}
-        description["parameters"] = [
-            [name, scored.unit.pattern, dict(scored.unit.sizes), list(scored.shape)]
-            for name, scored in self.parameters.items()
-        ]
+        description["parameters"] = _described(self.parameters)
         write_tensors(path, "attribution", tensors, description)
 
     @classmethod
@@ -501,39 +538,84 @@ class FilterAttribution:
             StorageError: The file is missing, damaged, or holds something else.
         """
         tensors, description = read_tensors(path, "attribution")
-        try:
-            parameters = {
-                name: ScoredParameter(Unit(pattern, sizes), tuple(shape))
-                for name, pattern, sizes, shape in description.pop("parameters")
-            }
-            description["path_places"] = tuple(description["path_places"])
-            description["path_losses"] = tuple(description["path_losses"])
+        with _incomplete(path, "attribution"):
+            parameters = _parameters_of(description)
+            fields = {name: _plain(name, description[name]) for name in _PLAIN_FIELDS}
             means, mean_squares = (
                 {
-                    reduction: {name: tensors[f"{statistic}/{reduction}/{name}"] for name in parameters}
+                    reduction: {
+                        name: _checked(tensors, f"{statistic}/{reduction}/{name}", scored, torch.float64)
+                        for name, scored in parameters.items()
+                    }
                     for reduction in REDUCTIONS
                 }
                 for statistic in ("means", "mean_squares")
             )
-            return cls(**description, parameters=parameters, means=means, mean_squares=mean_squares)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"'{path}' is not a complete attribution: {error!r}.") from error
+            return cls(**fields, parameters=parameters, means=means, mean_squares=mean_squares)
 
 
-_PLAIN_FIELDS = (
-    "loss_base",
-    "loss_target",
-    "remainder",
-    "total",
-    "completeness_error",
-    "path_places",
-    "path_losses",
-    "cosine",
-    "n_samples",
-    "n_passes",
-    "method",
-    "n_steps",
-)
+# name to what a file must hold for it; a list becomes a tuple
+_PLAIN_FIELDS: dict[str, type] = {
+    "loss_base": float,
+    "loss_target": float,
+    "remainder": float,
+    "total": float,
+    "completeness_error": float,
+    "path_places": list,
+    "path_losses": list,
+    "cosine": float,
+    "n_samples": int,
+    "n_passes": int,
+    "method": str,
+    "n_steps": int,
+}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Check one plain field of a file."""
+    items = value if isinstance(value, list) else [value]
+    kind = _PLAIN_FIELDS[name]
+    if isinstance(value, list) != (kind is list) or not all(
+        type(item) is (float if kind is list else kind) for item in items
+    ):
+        raise TypeError(f"{name} must be {kind.__name__}")
+    return tuple(value) if kind is list else value
+
+
+def _described(parameters: Mapping[str, ScoredParameter]) -> list[list[Any]]:
+    """Turn parameters into JSON."""
+    return [
+        [name, scored.unit.pattern, dict(scored.unit.sizes), list(scored.shape)] for name, scored in parameters.items()
+    ]
+
+
+def _parameters_of(description: Mapping[str, Any]) -> dict[str, ScoredParameter]:
+    """Undo `_described`."""
+    parameters = {}
+    for name, pattern, sizes, shape in description["parameters"]:
+        if not isinstance(name, str) or not isinstance(pattern, str):
+            raise TypeError("names and patterns must be texts")
+        parameters[name] = ScoredParameter(Unit(pattern, dict(sizes)), tuple(shape))
+    if not parameters:
+        raise ValueError("no parameters")
+    return parameters
+
+
+def _checked(tensors: Mapping[str, Tensor], key: str, scored: ScoredParameter, dtype: torch.dtype | None) -> Tensor:
+    """Take one tensor out of a file's content, if it fits its parameter."""
+    tensor = tensors[key]
+    if tensor.shape != scored.units_shape or dtype not in (None, tensor.dtype):
+        raise ValueError(f"'{key}' is {tensor.dtype} of shape {tuple(tensor.shape)}")
+    return tensor
+
+
+@contextmanager
+def _incomplete(path: str | Path, kind: str) -> Iterator[None]:
+    """A file whose digest is right can still be made up: whatever does not fit together refuses it."""
+    try:
+        yield
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise StorageError(f"'{path}' is not a complete {kind}: {error!r}.") from error
 
 
 def contrast(scores: Mapping[str, FilterScores], of: str, against: str | None = None) -> FilterScores:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from filterattr.engine.foreign import read_checkpoint
 from filterattr.engine.states import plain_state
 from filterattr.engine.storage import read_tensors, write_tensors
-from filterattr.errors import FilterAttrError, StateMismatchError
+from filterattr.errors import FilterAttrError, StateMismatchError, StorageError
 from sr_zoo.models import SRCNNStyle, SRResNet
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"srresnet": SRResNet, "srcnn_style": SRCNNStyle}
@@ -160,6 +159,7 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> path = Path(tempfile.mkdtemp()) / "net_g_latest.pth"
         >>> trained = SRResNet(num_feat=4, num_block=1)
         >>> torch.save({"params": trained.state_dict()}, path)
@@ -169,20 +169,8 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
         True
     """
     try:
-        payload = io.BytesIO(Path(path).read_bytes())
-    except OSError as error:
-        raise WeightsError(f"'{path}' cannot be read: {error.strerror}.") from error
-    try:
-        content = torch.load(payload, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises nearly every type there is
-        # PyTorch's own text recommends to unpickle it all the same, which would run whatever the file says
-        raise WeightsError(
-            f"'{path}' must be a checkpoint of tensors alone, as torch.save writes it; it is damaged, of another "
-            f"format, or would run code of its own ({type(error).__name__}). Get it again from where it came from."
-        ) from error
-    try:
-        state = plain_state(content, f"'{path}'")
-    except StateMismatchError as error:
+        state = plain_state(read_checkpoint(path), f"'{path}'")
+    except (StateMismatchError, StorageError) as error:
         raise WeightsError(str(error)) from error
     _load_state(network, state, path)
 

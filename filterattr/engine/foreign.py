@@ -7,10 +7,13 @@ does not do.
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,14 @@ from filterattr.errors import StorageError, name_some
 MAX_BYTES = 16 * 2**30
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> Any:
     """Read a ``.pth`` file of somebody else, or refuse it with the reason.
 
     Args:
         path: The file.
 
     Returns:
-        What the file holds: names to tensors, to further such mappings, or to plain values; on the CPU.
+        What the file holds, in general names to tensors, to further such mappings, or to plain values; on the CPU.
 
     Raises:
         StorageError: The file is missing, no regular file, larger than 16 GiB, empty, compressed or damaged; holds
@@ -54,29 +57,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except StorageError:
         raise
-    except FileNotFoundError as error:
-        raise StorageError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # unpickling raises nearly every type there is
+        # PyTorch's own text recommends to unpickle it all the same, which would run whatever the file says
         raise StorageError(
-            f"'{path}' holds nothing that can be read safely: {type(error).__name__}: {_first_sentence(error)} Ask for "
-            "a file that holds a state dict alone, written by a recent torch.save."
+            f"'{path}' must be a checkpoint of tensors alone, as torch.save writes it; it is damaged, of another "
+            f"format, or would run code of its own ({type(error).__name__}). Get it again from where it came from."
         ) from error
-    if not isinstance(content, Mapping):
-        raise StorageError(f"'{path}' must hold a dictionary of tensors; got {type(content).__name__}.")
     findings = _unsound(content)
     if findings:
         more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
         raise StorageError(f"the tensors in '{path}' must be plain: " + "; ".join(findings[:5]) + more + ".")
-    return dict(content)
+    return content
 
 
 def _check_file(path: Path) -> None:
     """Refuse what is not worth unpickling."""
     found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"'{path}' must be a regular file; it is a folder, a pipe or a device.")
-    if not 0 < found.st_size <= MAX_BYTES:
-        raise StorageError(f"'{path}' holds {found.st_size} bytes; it must hold some, and at most {MAX_BYTES}.")
+        raise StorageError(f"'{path}' must be a regular file; it is a pipe or a device.")
+    if found.st_size > MAX_BYTES:
+        raise StorageError(f"'{path}' holds {found.st_size} bytes; at most {MAX_BYTES} are read.")
     with path.open("rb") as stream:
         head = stream.read(64).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -92,7 +96,7 @@ def _check_file(path: Path) -> None:
         raise StorageError(f"'{path}' is damaged: its part '{damaged}' does not match its checksum.")
 
 
-def _unsound(content: Mapping[Any, Any]) -> list[str]:
+def _unsound(content: object) -> list[str]:
     """Describe every key that is no text and every tensor that is not plain."""
     findings: list[str] = []
     storages: dict[int, dict[tuple[object, ...], tuple[str, Tensor]]] = {}
@@ -113,27 +117,28 @@ def _unsound(content: Mapping[Any, Any]) -> list[str]:
     return findings
 
 
-def _tensors(content: Mapping[Any, Any]) -> Iterator[tuple[object, Tensor]]:
+def _tensors(content: object) -> Iterator[tuple[object, Tensor]]:
     """Yield every tensor with its dotted key (the key itself, if it is no text); a container may hold itself."""
-    waiting: list[tuple[str, object]] = [("", content)]
+    waiting: deque[tuple[str, object]] = deque([("", content)])
     seen = set()
     while waiting:
-        place, holder = waiting.pop()
+        place, holder = waiting.popleft()
+        if isinstance(holder, Tensor):
+            yield place, holder
+            continue
         if id(holder) in seen:
             continue
         seen.add(id(holder))
+        pairs: Iterable[tuple[Any, object]] = ()
         if isinstance(holder, Mapping):
-            pairs = list(holder.items())
+            pairs = holder.items()
         elif isinstance(holder, list | tuple | set):
-            pairs = [(str(index), value) for index, value in enumerate(holder)]
-        else:
-            continue
+            pairs = ((str(index), value) for index, value in enumerate(holder))
         for key, value in pairs:
-            name = f"{place}.{key}" if place else key
-            if isinstance(value, Tensor):
-                yield (name if isinstance(key, str) else key), value
+            if isinstance(value, Tensor) and not isinstance(key, str):
+                yield key, value
             else:
-                waiting.append((str(name), value))
+                waiting.append((f"{place}.{key}" if place else str(key), value))
 
 
 def _problem(tensor: Tensor) -> str | None:
@@ -166,9 +171,3 @@ def _overlaps(views: list[tuple[str, Tensor]]) -> list[str]:
             findings.append(f"'{name}' overlaps '{views[int(own.max())][0]}'")
         own.fill_(index)
     return findings
-
-
-def _first_sentence(error: Exception) -> str:
-    """The start of an error's text: PyTorch's go on for a page."""
-    text = str(error).strip().partition("\n")[0].partition(". ")[0][:200].rstrip(".")
-    return f"{text}." if text else "the file ends too early."

@@ -8,6 +8,7 @@ Files are at most 16 GiB long and their headers at most 64 MiB; both are checked
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -279,8 +280,10 @@ def _digest(kind: str, text: str, tensors: Mapping[str, Tensor]) -> str:
 def _checked_size(path: Path) -> int:
     """Size of a file that is safe to read at all."""
     found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"'{path}' must be a regular file; it is a folder, a pipe or a device.")
+        raise StorageError(f"'{path}' must be a regular file; it is a pipe or a device.")
     if found.st_size > MAX_BYTES:
         raise StorageError(f"'{path}' holds {found.st_size} bytes; at most {MAX_BYTES} are read.")
     return found.st_size
