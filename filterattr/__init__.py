@@ -15,7 +15,7 @@ from filterattr.errors import (
     UnitError,
     UnsupportedModelError,
 )
-from filterattr.intervention import blend, swapped
+from filterattr.intervention import blend, swapped, train_only
 from filterattr.result import FilterAttribution, FilterScores, FilterSelection, contrast
 
 __version__ = "0.1.0"
@@ -41,4 +41,5 @@ __all__ = [
     "blend",
     "contrast",
     "swapped",
+    "train_only",
 ]

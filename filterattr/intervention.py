@@ -1,12 +1,16 @@
-r"""Put chosen units back to base, or dial them: :math:`W = s\,\theta + (1 - s)\,\bar\theta` on a selection."""
+r"""Put chosen units back to base, dial them, :math:`W = s\,\theta + (1 - s)\,\bar\theta`, or train them alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from filterattr.engine.claim import Claim
 from filterattr.engine.slots import Slots
@@ -129,6 +133,154 @@ def _fitting(state: StateLike, slots: Slots) -> dict[str, Tensor]:
         findings = ([f"the model lacks {name_some(unknown)}"] if unknown else []) + misshapen[:5]
         raise StateMismatchError("the state must fit the model: " + "; ".join(findings) + ".")
     return tensors
+
+
+@contextmanager
+def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimizer) -> Iterator[nn.Module]:
+    """Let an optimizer train the selected units inside a ``with`` block; every other weight stays bit-identical.
+
+    A zero gradient freezes nothing: weight decay moves the weight at once, and momentum, Adam and RMSprop move it by
+    what they remember. So the gradients of the other weights become zero (also where they are infinite) as soon as
+    they are computed, and after every step of the optimizer the other weights are put back. Parameters that the
+    selection does not name, such as biases, are frozen as a whole. Flags, ``.grad`` of the past and the optimizer's
+    state stay as they are; buffers, such as running statistics, go on as in every training (use ``eval()`` against
+    that). Everything is removed when the block is left, whatever happens in it.
+
+    The selected weights train as if they were the only ones: norms for gradient clipping and the search for infinite
+    gradients of a gradient scaler see zeros elsewhere. Optimizers that look at a whole parameter to move one weight
+    (LARS, Adafactor, Muon) see the frozen weights too. Costs one copy of the frozen parameters.
+
+    Args:
+        model: The model; wrappers are looked through.
+        selection: The units to train.
+        optimizer: Any optimizer of `torch.optim` or derived from it; other ways of changing weights inside the block
+            (a second optimizer, assignments) are undone at its next step and at the end.
+
+    Yields:
+        The model as it was given.
+
+    Raises:
+        StateMismatchError: A selected parameter is missing in the model or has another shape.
+        SettingError: The optimizer runs no hooks after its steps, or does not hold a selected parameter, or a selected
+            parameter does not require gradients.
+
+    Example:
+        >>> import torch
+        >>> from filterattr import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> layer = nn.Linear(2, 2)
+        >>> before = layer.weight.detach().clone()
+        >>> chosen = FilterSelection(
+        ...     {"weight": torch.tensor([True, False])}, {"weight": ScoredParameter(Unit("o i -> o"), (2, 2))}
+        ... )
+        >>> optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=0.1)
+        >>> with train_only(layer, chosen, optimizer):
+        ...     layer(torch.ones(2)).sum().backward()
+        ...     optimizer.step()
+        >>> (layer.weight == before).all(1)
+        tensor([False,  True])
+    """
+    slots = Slots(unwrap_model(model))
+    freezer = _Freezer(_frozen_weights(slots, selection, optimizer))
+    try:
+        try:
+            freezer.attach(optimizer)
+            yield model
+        finally:
+            freezer.release()
+    finally:
+        freezer.release()
+
+
+class _Frozen(NamedTuple):
+    """A parameter that must not train, or not as a whole."""
+
+    parameter: nn.Parameter
+    chosen: Tensor
+    values: Tensor
+
+
+def _frozen_weights(slots: Slots, selection: FilterSelection, optimizer: Optimizer) -> list[_Frozen]:
+    """Check that the selection can be trained, and copy what must not be."""
+    chosen: dict[str, Tensor] = {}
+    findings = []
+    for name, marked in selection.weights().items():
+        own = slots.parameters.get(slots.aliases.get(name, ""))
+        if own is None:
+            findings.append(f"the model has no parameter {name!r}")
+        elif own.shape != marked.shape:
+            findings.append(f"{name!r} has shape {tuple(own.shape)}, not {tuple(marked.shape)}")
+        else:
+            first = slots.aliases[name]
+            marked = marked.to(own.device)
+            chosen[first] = chosen[first] | marked if first in chosen else marked
+    if findings:
+        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+        raise StateMismatchError("the selection must fit the model: " + "; ".join(findings[:5]) + more + ".")
+    if not isinstance(optimizer, Optimizer):
+        raise SettingError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    wanted = [name for name, marked in chosen.items() if bool(marked.any())]
+    foreign = [name for name in wanted if id(slots.parameters[name]) not in held]
+    fixed = [name for name in wanted if not slots.parameters[name].requires_grad]
+    if foreign or fixed:
+        reasons = [f"it does not hold {name_some(foreign)}"] if foreign else []
+        reasons += [f"{name_some(fixed)} require no gradient"] if fixed else []
+        raise SettingError(
+            f"the optimizer must be able to train all selected parameters: {'; '.join(reasons)}. Make it from "
+            "model.parameters(), after the model was moved or loaded."
+        )
+    nothing = torch.zeros((), dtype=torch.bool)
+    frozen = []
+    for name, parameter in slots.parameters.items():
+        marked = chosen.get(name, nothing.to(parameter.device).expand(parameter.shape))
+        if not bool(marked.all()):
+            frozen.append(_Frozen(parameter, marked, parameter.detach().clone()))
+    return frozen
+
+
+class _Freezer:
+    """Hooks that keep weights from training; once released they do nothing, even if an interrupt left one behind."""
+
+    def __init__(self, frozen: list[_Frozen]) -> None:
+        self._frozen = frozen
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Watch the gradients of the frozen parameters and the steps of the optimizer."""
+        try:
+            self._handles.append(optimizer.register_step_post_hook(self._restore))
+        except AttributeError as error:
+            raise SettingError(
+                f"the optimizer must run hooks after its steps; {type(optimizer).__name__} does not. Pass the one of "
+                "torch.optim that it wraps."
+            ) from error
+        for parameter, chosen, _ in self._frozen:
+            if parameter.requires_grad:
+                handle: RemovableHandle = parameter.register_hook(partial(self._keep, chosen))  # type: ignore[no-untyped-call]
+                self._handles.append(handle)
+
+    def release(self) -> None:
+        """Restore once more, as a step may have been interrupted, and let go; doing it twice does no harm."""
+        self._restore()
+        self._frozen = []
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, chosen: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient hook; ``where`` and not a product, because infinity times zero is not zero."""
+        if not self._frozen:
+            return gradient
+        if gradient.layout is torch.sparse_coo:
+            gradient = gradient.coalesce()
+            values = torch.where(chosen[tuple(gradient.indices())], gradient.values(), 0)
+            return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, check_invariants=False)
+        return torch.where(chosen, gradient, 0)
+
+    def _restore(self, *_: object) -> None:
+        with torch.no_grad():
+            for parameter, chosen, values in self._frozen:
+                parameter.copy_(torch.where(chosen, parameter, values))
 
 
 def _mix(target: Tensor, base: Tensor, strength: float) -> Tensor:
