@@ -359,7 +359,7 @@ class _Run:
         terms: dict[str, Tensor] = {}
         for name, integral in self.path_loss.gradients.sums.items():
             change = self.path.change(name)
-            values = (integral.conj() * change).real if change.is_complex() else integral * change
+            values = (integral.conj() * change).real if change.is_complex() else integral.mul_(change)  # saves memory
             whole = float(values.sum())
             total += whole
             absolute += float(values.abs().sum())

@@ -13,6 +13,8 @@ from filterattr.errors import StateMismatchError, name_some
 
 Side = Literal["base", "target"]
 
+_PIECE = 2**20
+
 
 class Path:
     """Both end points, checked against the model and cloned, and the points between them.
@@ -103,7 +105,8 @@ class Path:
 
     def change(self, name: str) -> Tensor:
         """Return ``target - base`` of a parameter, in float64 (complex128)."""
-        return _wide(self.target[name]) - _wide(self.base[name])
+        target = self.target[name]
+        return target.to(_wide_type(target), copy=True).sub_(self.base[name])
 
     def moved(self) -> list[str]:
         """List the parameters that differ between the end points."""
@@ -113,16 +116,20 @@ class Path:
         """Cosine of the angle between all weights of base and of target; 1 if both are equal."""
         dot = norm_base = norm_target = 0.0
         for name in self.base:
-            first, second = (_flat(end[name]) for end in (self.base, self.target))
-            dot += float(first @ second)
-            norm_base += float(first @ first)
-            norm_target += float(second @ second)
+            for pair in zip(_pieces(self.base[name]), _pieces(self.target[name]), strict=True):
+                first, second = (_real(_wide(piece)) for piece in pair)
+                dot += float(first @ second)
+                norm_base += float(first @ first)
+                norm_target += float(second @ second)
         product = math.sqrt(norm_base * norm_target)
         return dot / product if product else float(norm_base == norm_target)
 
     def _between(self, name: str, t: float) -> Tensor:
         base, target = self.base[name], self.target[name]
-        return torch.lerp(_wide(base), _wide(target), t).to(base.dtype)
+        point = torch.empty_like(base)
+        for piece, first, second in zip(_pieces(point), _pieces(base), _pieces(target), strict=True):
+            piece.copy_(torch.lerp(_wide(first), _wide(second), t))
+        return point
 
 
 def _by_first_name(
@@ -230,10 +237,18 @@ def _clone_like(value: Tensor, own: Tensor) -> Tensor:
         return torch.empty_like(own, requires_grad=False).copy_(value)
 
 
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Cut a tensor that we made into flat views, so that float64 copies of them stay small."""
+    return torch.split(tensor.as_strided((tensor.numel(),), (1,)), _PIECE)
+
+
+def _wide_type(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    return tensor.to(_wide_type(tensor))
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    wide = _wide(tensor)
-    return (torch.view_as_real(wide) if wide.is_complex() else wide).reshape(-1)
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor).reshape(-1) if tensor.is_complex() else tensor
