@@ -618,7 +618,9 @@ def _incomplete(path: str | Path, kind: str) -> Iterator[None]:
         raise StorageError(f"'{path}' is not a complete {kind}: {error!r}.") from error
 
 
-def contrast(scores: Mapping[str, FilterScores], of: str, against: str | None = None) -> FilterScores:
+def contrast(
+    scores: Mapping[str, FilterScores], of: str, against: str | None = None, *, shares: bool = False
+) -> FilterScores:
     r"""Discriminative score of one function against others: what its filters do more for it than for the rest.
 
     :math:`S_D = F_D - \frac{1}{K - 1} \sum_{D' \ne D} F_{D'}`; with two functions, or with ``against``, simply the
@@ -629,9 +631,12 @@ def contrast(scores: Mapping[str, FilterScores], of: str, against: str | None = 
             same number of samples, as the differences are taken between means.
         of: The function in question.
         against: The one to compare with; ``None`` means the mean of all others.
+        shares: Divide every function's scores by their sum first, so that all functions weigh the same. The published
+            score does not: where one function has larger scores altogether (noise, say), units that matter for
+            everything come out as its own.
 
     Returns:
-        The difference, in the unit of the loss.
+        The difference, in the unit of the loss; with ``shares``, a difference of parts of the whole.
 
     Raises:
         SettingError: A name is unknown, there is nothing to compare with, or the units differ.
@@ -644,10 +649,12 @@ def contrast(scores: Mapping[str, FilterScores], of: str, against: str | None = 
         ... }
         >>> contrast(scores, "blur")["w"]
         tensor([ 2., -3.])
+        >>> contrast(scores, "blur", shares=True)["w"]
+        tensor([ 0.5500, -0.5500])
 
     References:
         Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS 2021,
-        equation 7.
+        equation 7 (without ``shares``).
     """
     others = [name for name in scores if name != of] if against is None else [against]
     unknown = [name for name in (of, *others) if name not in scores]
@@ -656,10 +663,17 @@ def contrast(scores: Mapping[str, FilterScores], of: str, against: str | None = 
             f"contrast needs a function and another one to compare with, both among {name_some(scores)}; "
             f"got of={of!r}, against={against!r}."
         )
-    rest = scores[others[0]]
+    parts = {name: _as_shares(scores[name]) if shares else scores[name] for name in (of, *others)}
+    rest = parts[others[0]]
     for name in others[1:]:
-        rest = rest + scores[name]
-    return scores[of] - rest * (1 / len(others))
+        rest = rest + parts[name]
+    return parts[of] - rest * (1 / len(others))
+
+
+def _as_shares(scores: FilterScores) -> FilterScores:
+    """Divide scores by the sum of their magnitudes; all-zero scores stay as they are."""
+    whole = float(scores.flat().abs().sum())
+    return scores * (1 / whole) if whole else scores
 
 
 def _count(amount: float, total: int) -> int:

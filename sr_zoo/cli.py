@@ -56,7 +56,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--crops", type=int, default=12, help="128x128 crops for searching, and for testing")
     parser.add_argument("--draws", type=int, default=30, help="random sets of every null")
     parser.add_argument("--fraction", type=float, default=0.01, help="share of all kernels in a set")
-    parser.add_argument("--steps", type=int, default=8, help="nodes of the integral")
+    parser.add_argument("--steps", type=int, default=16, help="nodes of the integral")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the pictures")
     parser.set_defaults(run=_demo)

@@ -47,7 +47,11 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
         uniform = 100 * selection.count / selection.n_units
     axis.axhline(uniform, color="0.4", ls="--", lw=1)
     axis.set_xticks(range(len(names)), [short_name(name) for name in names], rotation=90, fontsize=8)
-    axis.set(ylabel="selected units (%)", xlim=(-0.6, len(names) - 0.4))
+    axis.set(ylabel="selected units of a layer (%)", xlim=(-0.6, len(names) - 0.4))
+    # small layers are often taken whole while large ones hold most of the units: both must be seen
+    axis.set_yscale("symlog", linthresh=1)
+    axis.set_ylim(0, 100)
+    axis.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -102,6 +102,15 @@ class TestArithmetic:
         torch.testing.assert_close(contrast(named, "blur").flat(), -3 * scores.flat())
         torch.testing.assert_close(contrast(named, "jpeg", against="noise").flat(), 4 * scores.flat())
 
+    def test_shares_weigh_every_function_the_same(self, scores: FilterScores) -> None:
+        other = make_scores([0, 1, 0, 3, 0, 2, 0, 4, 0, 10])
+        plain = contrast({"blur": scores, "noise": other}, "blur", shares=True)
+        louder = contrast({"blur": 100 * scores, "noise": 0.01 * other}, "blur", shares=True)
+        torch.testing.assert_close(plain.flat(), louder.flat())
+        torch.testing.assert_close(plain.flat(), scores.flat() / 35 - other.flat() / 20)
+        silent = contrast({"blur": scores, "noise": 0 * other}, "blur", shares=True)
+        torch.testing.assert_close(silent.flat(), scores.flat() / 35)
+
     @pytest.mark.parametrize(("of", "against"), [("rain", None), ("blur", "rain"), ("blur", "blur")])
     def test_contrast_refuses_unknown_names(self, scores: FilterScores, of: str, against: str | None) -> None:
         with pytest.raises(SettingError, match="contrast needs a function and another one"):

@@ -1,0 +1,59 @@
+"""
+Which kernels remove blur, which remove noise?
+==============================================
+
+The steps of ``python -m sr_zoo demo``, spelled out: a network that was trained on clean images (base) was fine-tuned on
+blurred and noisy ones (target). We find the 1 % of its kernels that carry each new function and take them back.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+from filterattr import FilterAttributor, contrast
+from filterattr.analysis.evaluation import Masking
+from filterattr.display.plot import plot_layers, plot_path
+from sr_zoo.degradations import evaluation_inputs
+from sr_zoo.demo import bundled_photographs
+from sr_zoo.pretrained import load_network
+from sr_zoo.samples import draw_pairs, squared_error
+
+# %%
+# Two checkpoints of one network, and crops of real photographs: every crop comes clean, blurred, noisy and both. The
+# kernels are searched on some photographs and judged on others.
+base = load_network("srresnet_x2_f32b8_base")
+target = load_network("srresnet_x2_f32b8_target")
+search_photographs, test_photographs = bundled_photographs()
+inputs = evaluation_inputs(scale=2)
+search = draw_pairs(search_photographs, inputs, count=4, size=96, scale=2, seed=0)
+test = draw_pairs(test_photographs, inputs, count=6, size=96, scale=2, seed=1)
+
+# %%
+# One attribution for each function. The loss is the paper's: the squared error, summed over pixels and channels.
+attributor = FilterAttributor(target)
+attributions = {
+    name: attributor.attribute(base, target, squared_error, search[name], n_steps=16) for name in ("blur", "noise")
+}
+print(attributions["blur"])
+
+# %%
+# Two numbers say whether to believe it: the completeness error is small, and there is no barrier on the path.
+figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+plot_path(attributions, axis)
+
+# %%
+# What a kernel does for one function beyond what it does for the other is its discriminative score (equation 7 of the
+# paper). The scores on noisy inputs are larger altogether; as shares of their sum they can be compared.
+scores = {name: attribution.scores() for name, attribution in attributions.items()}
+selections = {name: contrast(scores, name, shares=True).top(0.01) for name in scores}
+figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+plot_layers(selections, axis)
+
+# %%
+# Put each set back to base and see what is lost: 0 means that a function is intact, 1 that it is gone. A random set of
+# as many kernels is what a discovered one has to beat.
+batches = {name: [tuple(map(torch.cat, zip(*test[name], strict=True)))] for name in ("blur", "noise")}
+masking = Masking(target, base, target, squared_error, batches)
+generator = torch.Generator().manual_seed(0)
+for name, selection in {**selections, "random": selections["blur"].random(generator)}.items():
+    removed = masking.removed(selection)
+    print(f"{name:>6} kernels masked: deblurring {removed['blur']:.2f}, denoising {removed['noise']:.2f} removed")

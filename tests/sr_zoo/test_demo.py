@@ -1,0 +1,130 @@
+"""The demo on networks that were trained for seconds: numbers, table, pictures, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from filterattr import contrast
+from sr_zoo.cli import main
+from sr_zoo.demo import DemoResult, draw_pictures, find_and_mask, table
+from sr_zoo.models import SRResNet
+from sr_zoo.pretrained import save_network
+
+
+def photograph(seed: int) -> Tensor:
+    """Smooth random shapes of 200x210 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 12, 12, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=(200, 210), mode="bicubic").clamp(0, 1)
+    return (smooth[0] * 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def ends() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    base, target = SRResNet(num_feat=4, num_block=1).eval(), SRResNet(num_feat=4, num_block=1).eval()
+    return base, target
+
+
+@pytest.fixture(scope="module")
+def result(ends: tuple[nn.Module, nn.Module]) -> DemoResult:
+    return find_and_mask(
+        *ends, [photograph(1)], [photograph(2)], fraction=0.1, crops=2, draws=4, n_steps=32, progress=False
+    )
+
+
+def test_the_ends_of_the_table_are_target_and_base(result: DemoResult) -> None:
+    assert result.rows[0].removed == {"blur": 0.0, "noise": 0.0}
+    assert result.rows[-1].removed == pytest.approx({"blur": 1.0, "noise": 1.0})
+    assert [row.label for row in result.rows[1:3]] == ["deblurring kernels", "denoising kernels"]
+    assert all(set(row.psnr) == {"blur", "noise", "clean"} for row in result.rows)
+
+
+def test_sets_are_those_of_the_contrast_of_shares(result: DemoResult) -> None:
+    scores = {name: attribution.scores() for name, attribution in result.attributions.items()}
+    for name, selection in result.selections.items():
+        assert selection == contrast(scores, name, shares=True).top(0.1)
+
+
+def test_p_values_count_the_draws(result: DemoResult) -> None:
+    for name, row in zip(("blur", "noise"), result.rows[1:3], strict=True):
+        for null, values in result.nulls[name].items():
+            assert len(values) == 4
+            beaten = sum(value >= row.removed[name] for value in values)
+            assert result.p_values[name][null] == pytest.approx((1 + beaten) / 5)
+
+
+def test_the_same_seed_gives_the_same_table(ends: tuple[nn.Module, nn.Module], result: DemoResult) -> None:
+    again = find_and_mask(
+        *ends, [photograph(1)], [photograph(2)], fraction=0.1, crops=2, draws=4, n_steps=32, progress=False
+    )
+    assert again.rows == result.rows
+
+
+def test_the_table_fits_a_terminal_and_names_every_row(result: DemoResult) -> None:
+    text = table(result)
+    assert max(map(len, text.splitlines())) <= 100
+    for row in result.rows:
+        assert row.label in text
+
+
+def test_pictures_and_numbers_are_written(
+    ends: tuple[nn.Module, nn.Module], result: DemoResult, tmp_path: Path
+) -> None:
+    files = draw_pictures(*ends, result, photograph(2), tmp_path)
+    assert [file.name for file in files] == ["restorations.png", "layers.png", "path.png", "table.json"]
+    assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files[:3])
+    content = json.loads(files[3].read_text())
+    assert len(content["rows"]) == len(result.rows)
+    assert sum(content["kernels_per_layer"]["blur"].values()) == result.selections["blur"].count
+
+
+class TestCommandLine:
+    def test_folders_of_search_and_test_belong_together(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["demo", "--search", "photos"]) == 2
+        assert "--search and --test belong together" in capsys.readouterr().err
+
+    def test_unknown_weights_are_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["demo", "--base", "nowhere"]) == 2
+        assert "weights must be a file or one of" in capsys.readouterr().err
+
+    def test_target_needs_the_weights_of_base(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "target", "--images", str(tmp_path), "--out", str(tmp_path)]) == 2
+        assert "give its weights with --from" in capsys.readouterr().err
+
+    def test_a_missing_folder_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = tmp_path / "photos"
+        assert main(["train", "base", "--images", str(folder), "--out", str(tmp_path / "run")]) == 2
+        assert str(folder) in capsys.readouterr().err
+
+    def test_every_command_explains_itself(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for command in ([], ["demo"], ["train"], ["card"]):
+            with pytest.raises(SystemExit, match="0"):
+                main([*command, "--help"])
+            assert "usage: python -m sr_zoo" in capsys.readouterr().out
+
+    def test_card_measures_weights(self, ends: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+        from sr_zoo.degradations import clean_inputs
+        from sr_zoo.images import write_image
+        from sr_zoo.training import Recipe
+
+        provenance = {
+            "stage": "base",
+            "recipe": vars(Recipe(clean_inputs().config())),
+            "photographs": 1,
+            "cosine_to_first_weights": 0.5,
+            "command": "python -m sr_zoo train base",
+            "torch": torch.__version__,
+        }
+        path = tmp_path / "tiny.safetensors"
+        save_network(path, "srresnet", {"num_feat": 4, "num_block": 1}, ends[0].state_dict(), provenance)
+        write_image(tmp_path / "set1" / "a.png", photograph(3))
+        assert main(["card", str(path), "--images", str(tmp_path / "set1"), "--data", "one picture, CC0"]) == 0
+        card = (tmp_path / "tiny.md").read_text()
+        for part in ("one picture, CC0", "| set1 (1) | clean |", "| set1 (1) | both |", "seed 0", "20000 iterations"):
+            assert part in card
