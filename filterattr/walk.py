@@ -102,7 +102,7 @@ class Walk:
                 f"'{self.file.path}' was begun with {', '.join(different)}; the result may differ from that of an "
                 "uninterrupted run in the last digits.",
                 FilterAttrWarning,
-                stacklevel=2,
+                stacklevel=5,
             )
         return True, {"random state": digest_of(self._random_state)}
 

@@ -40,7 +40,8 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], de
     """Write tensors and a JSON description as one file, or leave the old file as it was.
 
     The bytes go to a temporary file beside the target, are flushed to the disk, and replace the target in one step.
-    Temporary files that killed processes of this machine left for the same target are removed.
+    Temporary files that killed processes of this machine left for the same target are removed. The same content gives
+    the same bytes.
 
     Args:
         path: Where to write; missing folders are made.
@@ -174,7 +175,7 @@ class JobFile:
         """Read the state of this job.
 
         Returns:
-            The state, or ``None`` if there is no file yet, or one with ``n_samples`` 0.
+            The state, or ``None`` if there is no file yet, or one of another job with ``n_samples`` 0.
 
         Raises:
             StorageError: The file is damaged or belongs to another job; what differs is named.
@@ -187,13 +188,13 @@ class JobFile:
             numbers = dict(description["numbers"])
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"'{self.path}' is not a complete checkpoint: {error!r}.") from error
-        if not numbers.get("n_samples"):
-            return None  # nothing was done yet that could be mixed up
         different = [
             _difference(name, identity.get(name), self.identity.get(name))
             for name in {**self.identity, **identity}
             if identity.get(name) != self.identity.get(name)
         ]
+        if different and not numbers.get("n_samples"):
+            return None  # nothing was done yet that could be mixed up
         if different:
             raise StorageError(
                 f"'{self.path}' belongs to another job: it has {', '.join(different)}. Give every job a file of its "
@@ -250,9 +251,13 @@ def _pack(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Map
     if size > MAX_BYTES - MAX_HEADER_BYTES:
         raise StorageError(f"'{path}' would hold {size} bytes; at most {MAX_BYTES - MAX_HEADER_BYTES} are written.")
     payload: bytes = _safetensors().save(content, metadata=metadata)
-    if int.from_bytes(payload[:8], "little") > MAX_HEADER_BYTES:
+    begin = 8 + int.from_bytes(payload[:8], "little")
+    # safetensors writes the entries of the header in any order; the same content must give the same file
+    header = json.dumps(json.loads(payload[8:begin]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > MAX_HEADER_BYTES:
         raise StorageError(f"the names and the description of '{path}' must fit into {MAX_HEADER_BYTES} bytes.")
-    return payload
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(payload)[begin:]))
 
 
 def _own_copy(tensor: Tensor) -> Tensor:

@@ -51,16 +51,16 @@ class SampleSums:
             count: Number of samples in them.
 
         Raises:
-            StorageError: A sum is missing or of another type or shape, or the count is no positive number.
+            StorageError: A sum is missing or of another type or shape, or the count is negative or no number.
         """
         misfits = [
             name
             for name, total in self.tensors.items()
             if name not in tensors or tensors[name].shape != total.shape or tensors[name].dtype != total.dtype
         ]
-        if misfits or not isinstance(count, int) or count < 1:
+        if misfits or not isinstance(count, int) or count < 0:
             raise StorageError(
-                f"stored sums must hold every quantity in its shape, over some samples; got {count!r} samples, without "
+                f"stored sums must hold every quantity in its shape; got {count!r} samples, without "
                 f"{name_some(misfits) or 'gaps'}. The file was not written by this version."
             )
         for name, total in self.tensors.items():

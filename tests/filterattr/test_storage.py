@@ -98,6 +98,11 @@ class TestRoundTrip:
         write_tensors(tmp_path / "x", "note", {"a": torch.zeros(10**6)[:1]}, {})
         assert (tmp_path / "x").stat().st_size < 1000
 
+    def test_the_same_content_gives_the_same_bytes(self, tmp_path, attribution):
+        for name in "abc":
+            attribution.save(tmp_path / name)
+        assert len({(tmp_path / name).read_bytes() for name in "abc"}) == 1
+
     def test_any_safetensors_tool_can_read_the_file(self, tmp_path):
         write_tensors(tmp_path / "x", "note", {"a": torch.arange(3)}, {})
         torch.testing.assert_close(safetensors.torch.load_file(tmp_path / "x")["a"], torch.arange(3))
