@@ -42,9 +42,9 @@ plot_path(attributions, axis)
 
 # %%
 # What a kernel does for one function beyond what it does for the other is its discriminative score (equation 7 of the
-# paper). The scores on noisy inputs are larger altogether; as shares of their sum they can be compared.
+# paper). The scores on noisy inputs are larger altogether; the strict scale asks for a larger share as well.
 scores = {name: attribution.scores() for name, attribution in attributions.items()}
-selections = {name: contrast(scores, name, shares=True).top(0.01) for name in scores}
+selections = {name: contrast(scores, name, scale="strict").top(0.01) for name in scores}
 figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 plot_layers(selections, axis)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Reduction: TypeAlias = Literal["sum_of_abs", "abs_of_sum", "sum"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+Scale: TypeAlias = Literal["loss", "share", "strict"]
 
 
 @dataclass(frozen=True)
@@ -619,42 +620,43 @@ def _incomplete(path: str | Path, kind: str) -> Iterator[None]:
 
 
 def contrast(
-    scores: Mapping[str, FilterScores], of: str, against: str | None = None, *, shares: bool = False
+    scores: Mapping[str, FilterScores], of: str, against: str | None = None, *, scale: Scale = "loss"
 ) -> FilterScores:
     r"""Discriminative score of one function against others: what its filters do more for it than for the rest.
 
-    :math:`S_D = F_D - \frac{1}{K - 1} \sum_{D' \ne D} F_{D'}`; with two functions, or with ``against``, simply the
-    difference of both. Sort it in descending order with `FilterScores.top`.
+    :math:`S_D = F_D - \lambda R_D` with :math:`R_D = \frac{1}{K - 1} \sum_{D' \ne D} F_{D'}` the mean of the other
+    functions, or the one named by ``against``. Sort it in descending order with `FilterScores.top`.
 
     Args:
         scores: Name of a function (a degradation, a task) to the scores found with its samples; every function on the
             same number of samples, as the differences are taken between means.
         of: The function in question.
         against: The one to compare with; ``None`` means the mean of all others.
-        shares: Divide every function's scores by their sum first, so that all functions weigh the same. The published
-            score does not: where one function has larger scores altogether (noise, say), units that matter for
-            everything come out as its own.
+        scale: ``"loss"`` is the paper's, :math:`\lambda = 1`. Where a function has larger scores in all (noise, say),
+            units that matter for everything come out as its own. ``"share"`` compares parts of the whole,
+            :math:`\lambda = \sum F_D / \sum R_D`. ``"strict"`` takes the larger :math:`\lambda` of both: a unit is
+            specific only if it does more for the function in the unit of the loss and as a part of the whole.
 
     Returns:
-        The difference, in the unit of the loss; with ``shares``, a difference of parts of the whole.
+        The difference, in the unit of the loss.
 
     Raises:
-        SettingError: A name is unknown, there is nothing to compare with, or the units differ.
+        SettingError: A name or scale is unknown, there is nothing to compare with, or the units differ.
 
     Example:
         >>> like = {"w": ScoredParameter(Unit("... -> ..."), (2,))}
         >>> scores = {
         ...     "blur": FilterScores({"w": torch.tensor([3.0, 1.0])}, like),
-        ...     "noise": FilterScores({"w": torch.tensor([1.0, 4.0])}, like),
+        ...     "noise": FilterScores({"w": torch.tensor([4.0, 4.0])}, like),
         ... }
-        >>> contrast(scores, "blur")["w"]
-        tensor([ 2., -3.])
-        >>> contrast(scores, "blur", shares=True)["w"]
-        tensor([ 0.5500, -0.5500])
+        >>> contrast(scores, "noise")["w"]
+        tensor([1., 3.])
+        >>> contrast(scores, "noise", scale="strict")["w"]
+        tensor([-2.,  2.])
 
     References:
         Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS 2021,
-        equation 7 (without ``shares``).
+        equation 7 (``scale="loss"``).
     """
     others = [name for name in scores if name != of] if against is None else [against]
     unknown = [name for name in (of, *others) if name not in scores]
@@ -663,17 +665,16 @@ def contrast(
             f"contrast needs a function and another one to compare with, both among {name_some(scores)}; "
             f"got of={of!r}, against={against!r}."
         )
-    parts = {name: _as_shares(scores[name]) if shares else scores[name] for name in (of, *others)}
-    rest = parts[others[0]]
+    if scale not in get_args(Scale):
+        raise SettingError(f"scale must be one of {', '.join(get_args(Scale))}; got {scale!r}.")
+    rest = scores[others[0]]
     for name in others[1:]:
-        rest = rest + parts[name]
-    return parts[of] - rest * (1 / len(others))
-
-
-def _as_shares(scores: FilterScores) -> FilterScores:
-    """Divide scores by the sum of their magnitudes; all-zero scores stay as they are."""
-    whole = float(scores.flat().abs().sum())
-    return scores * (1 / whole) if whole else scores
+        rest = rest + scores[name]
+    rest = rest * (1 / len(others))
+    own_sum, rest_sum = (float(one.flat().abs().sum()) for one in (scores[of], rest))
+    ratio = own_sum / rest_sum if rest_sum else 1.0
+    factor = {"loss": 1.0, "share": ratio, "strict": max(1.0, ratio)}[scale]
+    return scores[of] - rest * factor
 
 
 def _count(amount: float, total: int) -> int:

@@ -102,14 +102,24 @@ class TestArithmetic:
         torch.testing.assert_close(contrast(named, "blur").flat(), -3 * scores.flat())
         torch.testing.assert_close(contrast(named, "jpeg", against="noise").flat(), 4 * scores.flat())
 
-    def test_shares_weigh_every_function_the_same(self, scores: FilterScores) -> None:
+    def test_shares_do_not_depend_on_the_size_of_the_losses(self, scores: FilterScores) -> None:
         other = make_scores([0, 1, 0, 3, 0, 2, 0, 4, 0, 10])
-        plain = contrast({"blur": scores, "noise": other}, "blur", shares=True)
-        louder = contrast({"blur": 100 * scores, "noise": 0.01 * other}, "blur", shares=True)
+        plain = contrast({"blur": scores, "noise": other}, "blur", scale="share")
+        louder = contrast({"blur": scores, "noise": 0.01 * other}, "blur", scale="share")
         torch.testing.assert_close(plain.flat(), louder.flat())
-        torch.testing.assert_close(plain.flat(), scores.flat() / 35 - other.flat() / 20)
-        silent = contrast({"blur": scores, "noise": 0 * other}, "blur", shares=True)
-        torch.testing.assert_close(silent.flat(), scores.flat() / 35)
+        torch.testing.assert_close(plain.flat(), scores.flat() - 35 / 20 * other.flat())
+        silent = contrast({"blur": scores, "noise": 0 * other}, "blur", scale="share")
+        torch.testing.assert_close(silent.flat(), scores.flat())
+
+    def test_strict_is_the_smaller_of_both_scales(self, scores: FilterScores) -> None:
+        named = {"blur": scores, "noise": make_scores([0, 1, 0, 3, 0, 2, 0, 4, 0, 10])}
+        for of in named:
+            both = [contrast(named, of, scale=scale).flat() for scale in ("loss", "share")]
+            torch.testing.assert_close(contrast(named, of, scale="strict").flat(), torch.minimum(*both))
+
+    def test_unknown_scale_is_refused(self, scores: FilterScores) -> None:
+        with pytest.raises(SettingError, match="scale must be one of loss, share, strict; got 'sum'"):
+            contrast({"blur": scores, "noise": scores}, "blur", scale="sum")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(("of", "against"), [("rain", None), ("blur", "rain"), ("blur", "blur")])
     def test_contrast_refuses_unknown_names(self, scores: FilterScores, of: str, against: str | None) -> None:

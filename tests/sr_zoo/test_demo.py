@@ -45,10 +45,10 @@ def test_the_ends_of_the_table_are_target_and_base(result: DemoResult) -> None:
     assert all(set(row.psnr) == {"blur", "noise", "clean"} for row in result.rows)
 
 
-def test_sets_are_those_of_the_contrast_of_shares(result: DemoResult) -> None:
+def test_sets_are_those_of_the_strict_contrast(result: DemoResult) -> None:
     scores = {name: attribution.scores() for name, attribution in result.attributions.items()}
     for name, selection in result.selections.items():
-        assert selection == contrast(scores, name, shares=True).top(0.1)
+        assert selection == contrast(scores, name, scale="strict").top(0.1)
 
 
 def test_p_values_count_the_draws(result: DemoResult) -> None:
