@@ -1,6 +1,7 @@
 """Which filters carry a function? Attribution in parameter space for any `torch.nn.Module`."""
 
 from filterattr.attribution import FilterAttributor
+from filterattr.channels import ChannelAttribution, ChannelAttributor
 from filterattr.engine.units import Unit
 from filterattr.errors import (
     DistributedError,
@@ -21,6 +22,8 @@ from filterattr.result import FilterAttribution, FilterScores, FilterSelection, 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelAttribution",
+    "ChannelAttributor",
     "DistributedError",
     "FilterAttrError",
     "FilterAttrWarning",

@@ -1,0 +1,287 @@
+"""What layers put out while a model runs, ready to take derivatives with respect to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from filterattr.errors import UnsupportedModelError, name_some
+
+
+class Call(NamedTuple):
+    """One of the times that a layer runs in a forward pass.
+
+    Attributes:
+        layer: Name of the layer.
+        number: 0 for its first call.
+    """
+
+    layer: str
+    number: int
+
+
+class Taps:
+    """Forward hooks on layers that keep what every call puts out.
+
+    The model goes on with a clone of it. So an in-place activation behind the layer changes the clone only, and the
+    derivative with respect to the kept tensor is that of the layer's own output. An output that does not depend on
+    anything that moves becomes the start of a graph of its own.
+
+    Args:
+        layers: Name to module.
+        with_arguments: Also keep the first positional argument of every call, detached.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
+        >>> taps = Taps({"0": model[0]})
+        >>> try:
+        ...     taps.attach()
+        ...     taps.listen()
+        ...     value = model(torch.ones(1, 2)).sum()
+        ... finally:
+        ...     taps.remove()
+        >>> list(taps.outputs)
+        [Call(layer='0', number=0)]
+        >>> torch.autograd.grad(value, list(taps.outputs.values()))[0].shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], *, with_arguments: bool = False) -> None:
+        self.outputs: dict[Call, Tensor] = {}
+        self.arguments: dict[Call, Tensor] = {}
+        self._layers = layers
+        self._with_arguments = with_arguments
+        self._handles: list[RemovableHandle] = []
+        self._listening = False
+        self._counts: dict[str, int] = {}
+        self._unfit: dict[str, str] = {}
+        self._replaced: Call | None = None
+        self._replacement: Tensor | None = None
+        self._seen: Callable[[Call], None] = lambda _: None
+
+    def attach(self) -> None:
+        """Put the hooks on the layers; call it inside two nested ``try``, each with `remove` in its ``finally``."""
+        for name, layer in self._layers.items():
+            self._handles.append(layer.register_forward_hook(self._hook(name)))
+
+    def remove(self) -> None:
+        """Take the hooks off; doing it twice does no harm."""
+        self._listening = False
+        for handle in self._handles:
+            handle.remove()
+
+    def listen(
+        self,
+        seen: Callable[[Call], None] = lambda _: None,
+        *,
+        replaced: Call | None = None,
+        replacement: Tensor | None = None,
+    ) -> None:
+        """Keep what the next forward pass puts out, and forget the last one.
+
+        Args:
+            seen: Called whenever an output was kept, while the forward pass runs.
+            replaced: Keep the output of this call only, and let the model go on with something else than it.
+            replacement: What the model goes on with.
+        """
+        self.outputs, self.arguments = {}, {}
+        self._counts = dict.fromkeys(self._layers, 0)
+        self._unfit = {}
+        self._seen, self._replaced, self._replacement = seen, replaced, replacement
+        self._listening = True
+
+    def stop(self) -> None:
+        """Hear no more: activation checkpointing runs layers again during the backward pass."""
+        self._listening = False
+        self._seen = lambda _: None
+
+    def check(self) -> None:
+        """Make sure that every layer ran and put out one floating tensor.
+
+        Raises:
+            UnsupportedModelError: Some did not; all of them are named.
+        """
+        idle = [name for name, count in self._counts.items() if count == 0]
+        findings = [f"{name_some(idle)} did not run in the forward pass"] if idle else []
+        findings += [f"'{name}' {problem}" for name, problem in self._unfit.items()]
+        if findings:
+            more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+            raise UnsupportedModelError(
+                "every layer must run and put out one floating tensor: " + "; ".join(findings[:5]) + more + ". Choose "
+                "other layers, by name or with layers=lambda name, module: ...; hooks do not reach into compiled "
+                "submodules, nor into layers whose forward() is bypassed."
+            )
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
+        def observe(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor | None:
+            if not self._listening:
+                if self._replaced is not None and self._replaced.layer == name:
+                    raise UnsupportedModelError(
+                        f"the output of '{name}' cannot be replaced: activation checkpointing computes it again during "
+                        "the backward pass. Switch checkpointing off, or choose another method."
+                    )
+                return None
+            call = Call(name, self._counts[name])
+            self._counts[name] += 1
+            if self._replaced not in (None, call):
+                return None
+            problem = _problem_of(output)
+            if problem is not None:
+                self._unfit.setdefault(name, problem)
+                return None
+            kept: Tensor = output if self._replacement is None else self._replacement
+            if torch.is_grad_enabled() and not kept.requires_grad:
+                kept = kept.detach().requires_grad_()
+            self.outputs[call] = kept
+            if self._with_arguments and arguments and isinstance(arguments[0], Tensor):
+                self.arguments[call] = arguments[0].detach().clone()
+            self._seen(call)
+            return kept.clone()
+
+        return observe
+
+
+class Recall:
+    """Let convolutions and linear layers remember what they put out, and put it out again instead of computing it.
+
+    Everything that runs before the output of a layer is replaced does so on the same input every time. The first
+    forward pass is remembered; in later ones the first ``skipped`` calls of these layers repeat it.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        count: Number of such calls in this forward pass so far.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> recall = Recall(layer)
+        >>> try:
+        ...     recall.attach()
+        ...     first = layer(torch.ones(1, 1))
+        ...     recall.rewind(skipped=1)
+        ...     bool(layer(torch.zeros(1, 1)) == first)
+        ... finally:
+        ...     recall.remove()
+        True
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.count = 0
+        self._skipped = 0
+        self._kept: list[Tensor] = []
+        self._recording = True
+        self._layers = [module for module in model.modules() if isinstance(module, _COSTLY)]
+        self._own = [dict(layer.__dict__) for layer in self._layers]
+
+    def attach(self) -> None:
+        """Wrap ``forward`` of the layers; call it inside two nested ``try``, each with `remove` in its ``finally``."""
+        for layer in self._layers:
+            layer.__dict__["forward"] = self._wrap(layer.forward)
+
+    def remove(self) -> None:
+        """Give the layers their own ``forward`` back; doing it twice does no harm."""
+        for layer, own in zip(self._layers, self._own, strict=True):
+            if "forward" in own:
+                layer.__dict__["forward"] = own["forward"]
+            else:
+                layer.__dict__.pop("forward", None)
+
+    def rewind(self, skipped: int) -> None:
+        """Get ready for the next forward pass.
+
+        Args:
+            skipped: How many calls, from the first one on, put out what is remembered.
+        """
+        self.count, self._skipped, self._recording = 0, skipped, False
+
+    def _wrap(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def repeat(*arguments: Any, **keywords: Any) -> Tensor:
+            place = self.count
+            self.count += 1
+            if place < self._skipped:
+                return self._kept[place].clone()  # an in-place activation must not reach what is remembered
+            output = forward(*arguments, **keywords)
+            if self._recording:
+                self._kept.append(output.detach().clone())
+            return output
+
+        return repeat
+
+
+_COSTLY = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def cuts_graph(value: Tensor, leaves: Iterable[Tensor], taps: Iterable[Tensor]) -> bool:
+    """Find out whether a value depends on the leaves through the taps alone, and on every tap directly.
+
+    Then whatever the leaves do to the value, each of the taps passes a part of it on, and no part is passed on twice.
+
+    Args:
+        value: Scalar that was computed from the leaves.
+        leaves: Tensors that require a gradient.
+        taps: Tensors on the way.
+
+    Returns:
+        ``True`` if the taps cut the graph in two.
+
+    Example:
+        >>> leaf = torch.ones((), requires_grad=True)
+        >>> first = 2 * leaf
+        >>> second = 3 * first
+        >>> cuts_graph(second.exp(), [leaf], [second]), cuts_graph(second + leaf, [leaf], [second])
+        (True, False)
+        >>> cuts_graph(second.exp(), [leaf], [first, second])
+        False
+    """
+    stops = {_edge_of(tap) for tap in taps}
+    above = _reachable({_edge_of(value)}, stops)
+    below = _reachable({edge for node, _ in stops for edge in node.next_functions if edge[0] is not None}, set())
+    around = above - stops
+    return above >= stops and not stops & below and not around & {_edge_of(leaf) for leaf in leaves}
+
+
+_Edge = tuple[Any, int]
+
+
+def _edge_of(tensor: Tensor) -> _Edge:
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def _reachable(starts: set[_Edge], stops: set[_Edge]) -> set[_Edge]:
+    """Walk from the value towards the leaves, not beyond the stops."""
+    seen: set[_Edge] = set()
+    waiting = list(starts)
+    while waiting:
+        edge = waiting.pop()
+        if edge in seen:
+            continue
+        seen.add(edge)
+        if edge not in stops:
+            waiting.extend(following for following in edge[0].next_functions if following[0] is not None)
+    return seen
+
+
+def _problem_of(output: object) -> str | None:
+    """Say why a layer's output cannot be attributed to."""
+    if not isinstance(output, Tensor):
+        return f"puts out a {type(output).__name__}"
+    if not output.is_floating_point():
+        return f"puts out {output.dtype}"
+    if output.ndim == 0:
+        return "puts out a single number"
+    return None
