@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -116,9 +116,10 @@ class FilterAttributor:
         returns the same bits as an uninterrupted call; a finished job returns at once, and goes on if data has got
         more samples. The file knows its job: other weights, settings, units, train flags or samples, or another loss
         at base, are refused; another PyTorch version, processor or number of threads is warned about. The randomness
-        is that of the job's first start. Writing takes about 10 ms, and 10 ms more per million numbers
-        (6 for every unit). Samples must be made of tensors, arrays, pictures, numbers, texts, bytes, paths and
-        ``None``, in tuples, lists, mappings and dataclasses; the loss itself is only known by its value.
+        is that of the job's first start. Writing takes about 15 ms, and 50 ms more per million numbers (6 for every
+        unit): it pays where a sample takes longer than that. Samples must be made of tensors, arrays, pictures,
+        numbers, texts, bytes, paths and ``None``, in tuples, lists, mappings and dataclasses; the loss itself is only
+        known by its value.
 
         With ``distributed``, the processes of `torch.distributed` share the samples out: rank r of n computes samples
         r, r + n, and so on. Every rank makes the same call with the same data, which it passes through as a whole, and
@@ -340,7 +341,7 @@ class _Run:
         if self.sums.count == 0:
             self.path_loss.check_used(self.allow_unused)
         along = [float(self.path_loss.losses[t]) for t in self.places]
-        self._add_scores(along)
+        self.sums.add(self._scores(along))
         return along
 
     def skip_sample(self) -> None:
@@ -353,40 +354,40 @@ class _Run:
         self.path_loss.start(arguments, seed, index)
         return float(self.path_loss.visit(0.0))
 
-    def _add_scores(self, losses: list[float]) -> None:
-        """Turn the gradient sums of one sample into scores and add them to the running sums."""
+    def _scores(self, losses: list[float]) -> Iterator[tuple[str, Tensor]]:
+        """Turn the gradient sums of one sample into scores, one after the other; the sums are used up by it."""
         total = remainder = absolute = 0.0
-        terms: dict[str, Tensor] = {}
         for name, integral in self.path_loss.gradients.sums.items():
             change = self.path.change(name)
-            values = (integral.conj() * change).real if change.is_complex() else integral.mul_(change)  # saves memory
+            values = (integral.conj() * change).real if change.is_complex() else integral.mul_(change)
+            del change
             whole = float(values.sum())
             total += whole
-            absolute += float(values.abs().sum())
-            if name not in self.parameters:
+            scored = self.parameters.get(name)
+            if scored is None:
                 remainder += whole
+                absolute += float(values.abs_().sum())
                 continue
-            unit = self.parameters[name].unit
-            signed = unit.reduce(values)
-            scores: dict[Reduction, Tensor] = {
-                "sum_of_abs": unit.reduce(values.abs()),
-                "abs_of_sum": signed.abs(),
-                "sum": signed,
-            }
-            for reduction, score in scores.items():
-                terms[f"means/{reduction}/{name}"] = score
-                terms[f"mean_squares/{reduction}/{name}"] = score.square()
+            signed = scored.unit.reduce(values)
+            if signed.data_ptr() == values.data_ptr():  # every weight is a unit
+                signed = signed.clone()
+            absolute += float(values.abs_().sum())
+            scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": scored.unit.reduce(values)}
+            for reduction in REDUCTIONS:
+                score = scores[reduction] if reduction in scores else signed.abs()
+                yield f"means/{reduction}/{name}", score
+                yield f"mean_squares/{reduction}/{name}", score.square()
         change_of_loss = losses[-1] - losses[0]
         gap = abs(total - change_of_loss)
-        scale = max(abs(change_of_loss), 1e-3 * absolute)
-        terms["losses"] = torch.tensor(losses, dtype=torch.float64)
-        terms["totals"] = torch.tensor([total, remainder, gap, scale], dtype=torch.float64)
-        self.sums.add(terms)
+        # below the rounding of the losses themselves nothing can be told
+        scale = max(abs(change_of_loss), 1e-3 * absolute, 1e-12 * max(map(abs, losses)))
+        yield "losses", torch.tensor(losses, dtype=torch.float64)
+        yield "totals", torch.tensor([total, remainder, gap, scale], dtype=torch.float64)
 
     def result(self) -> FilterAttribution:
         """Divide the sums by the number of samples."""
         count = self.sums.count
-        averages = {name: total.cpu().contiguous() / count for name, total in self.sums.tensors.items()}
+        averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
         losses = tuple(averages["losses"].tolist())
         total, remainder, gap, scale = averages["totals"].tolist()
         means, mean_squares = (

@@ -17,7 +17,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ _PLAIN = {
     torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
     torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64,
 }  # fmt: skip
+_Parts: TypeAlias = tuple[bytes, memoryview]
 _BY_NAME = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
@@ -61,13 +62,13 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], de
         ({'a': tensor([1., 1.])}, {'seed': 0})
     """
     path = Path(path)
-    payload = _pack(path, kind, tensors, description)
+    parts = _pack(path, kind, tensors, description)
     partial = path.with_name(f"{_part_prefix(path)}{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         with partial.open("xb") as stream:
-            stream.write(payload)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -224,8 +225,8 @@ def _difference(name: str, stored: object, present: object) -> str:
     return f"another {name}" if is_digest else f"{name} {stored}, here {present}"
 
 
-def _pack(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
-    """Turn tensors and description into the bytes of a file."""
+def _pack(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> _Parts:
+    """Turn tensors and description into the bytes of a file, in parts: joining them would copy them all."""
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             raise StorageError(
@@ -257,7 +258,7 @@ def _pack(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Map
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER_BYTES:
         raise StorageError(f"the names and the description of '{path}' must fit into {MAX_HEADER_BYTES} bytes.")
-    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(payload)[begin:]))
+    return len(header).to_bytes(8, "little") + header, memoryview(payload)[begin:]
 
 
 def _own_copy(tensor: Tensor) -> Tensor:
