@@ -125,8 +125,7 @@ def _fitting(state: StateLike, slots: Slots) -> dict[str, Tensor]:
         if own.shape != value.shape:
             misshapen.append(f"'{name}' has shape {tuple(value.shape)}, not {tuple(own.shape)}")
             continue
-        with torch.no_grad():
-            copy = torch.empty_like(own, requires_grad=False).copy_(value.detach())
+        copy = torch.empty_like(own, requires_grad=False).copy_(value.detach())
         is_parameter = first in slots.parameters
         tensors[first] = nn.Parameter(copy, own.requires_grad) if is_parameter else copy
     if unknown or misshapen:

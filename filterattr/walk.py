@@ -81,7 +81,8 @@ class Walk:
             begin += number
         if begin == 0:
             raise SettingError("data must hold at least one sample; it is empty.")
-        self.run.sums.merge(self.ranks.add_up)
+        if self.ranks.size > 1:
+            self.run.sums.merge(self.ranks.add_up)
 
     def _take_up(self) -> tuple[bool, Message]:
         """Load what is done already, or make sure before all work that it can be kept."""

@@ -42,7 +42,7 @@ class Claim:
             for local, parameter in module._parameters.items()
         }
         self._active = False
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     def take(self) -> None:
         """Claim the model; call it inside two nested ``try``, each with `release` in its ``finally``.
@@ -59,7 +59,8 @@ class Claim:
                     f"{type(module).__name__}. Give every thread a copy.deepcopy of the model."
                 )
         self._active = True
-        self._handle = register_optimizer_step_pre_hook(_step_guard(weakref.ref(self)))
+        # no instruction, and so no interrupt, lies between the registration and the list
+        self._handles.extend(map(register_optimizer_step_pre_hook, [_step_guard(weakref.ref(self))]))
 
     def release(self) -> None:
         """Give the model free; doing it twice, or without having claimed it, does no harm."""
@@ -67,8 +68,8 @@ class Claim:
         for module in self._modules:
             if _HOLDERS.get(id(module)) is self:
                 _HOLDERS.pop(id(module), None)
-        if self._handle is not None:
-            self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def refuse(self, optimizer: Optimizer) -> None:
         """Stop an optimizer before it moves the model's own weights.

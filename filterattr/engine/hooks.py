@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from filterattr.errors import LossError, name_some
 
+_PIECE = 2**18  # entries that are float64 at a time: a whole gradient would double the memory of its parameter
+
 
 class GradientSums:
     r"""Add up :math:`\sum_j c_j\, \partial L / \partial \gamma_j` in float64, one tensor per parameter.
@@ -19,7 +21,7 @@ class GradientSums:
     them.
 
     Args:
-        parameters: Name to a tensor whose shape, device and layout the sums take.
+        parameters: Name to a tensor whose shape and device the sums take.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -27,6 +29,7 @@ class GradientSums:
             name: torch.zeros_like(
                 tensor,
                 dtype=torch.complex128 if tensor.is_complex() else torch.float64,
+                memory_format=torch.contiguous_format,
                 requires_grad=False,
             )
             for name, tensor in parameters.items()
@@ -73,14 +76,16 @@ class GradientSums:
             leaf.grad = None
             if gradient is None:
                 return
-            with torch.no_grad():
-                if gradient.is_sparse:
-                    gradient = gradient.to_dense()
-                self.sums[name].add_(gradient, alpha=coefficient)
-                part = torch.view_as_real(gradient) if gradient.is_complex() else gradient
-                probe = part.sum(dtype=torch.float64)
-                self._probe = self._probe.to(probe.device, non_blocking=True) + probe
-                self.reached.add(name)
+            gradient = gradient.detach()
+            flat = gradient.to_dense() if gradient.is_sparse else gradient
+            total, probe = self.sums[name], self._probe.to(gradient.device, non_blocking=True)
+            pieces = zip(torch.split(total.view(-1), _PIECE), torch.split(flat.reshape(-1), _PIECE), strict=True)
+            for piece, part in pieces:
+                wide = part.to(total.dtype)
+                piece.add_(wide, alpha=coefficient)
+                probe = probe + (torch.view_as_real(wide) if wide.is_complex() else wide).sum()
+            self._probe = probe
+            self.reached.add(name)
 
         return add
 

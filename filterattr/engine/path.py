@@ -13,7 +13,7 @@ from filterattr.errors import StateMismatchError, name_some
 
 Side = Literal["base", "target"]
 
-_PIECE = 2**20
+_PIECE = 2**18
 
 
 class Path:
@@ -105,8 +105,11 @@ class Path:
 
     def change(self, name: str) -> Tensor:
         """Return ``target - base`` of a parameter, in float64 (complex128)."""
-        target = self.target[name]
-        return target.to(_wide_type(target), copy=True).sub_(self.base[name])
+        base, target = self.base[name], self.target[name]
+        change = torch.empty_like(target, dtype=_wide_type(target))
+        for piece, first, second in zip(_pieces(change), _pieces(base), _pieces(target), strict=True):
+            torch.sub(_wide(second), _wide(first), out=piece)
+        return change
 
     def moved(self) -> list[str]:
         """List the parameters that differ between the end points."""
@@ -231,10 +234,9 @@ def _equal(first: Tensor, second: Tensor, own: Tensor) -> bool:
 
 def _clone_like(value: Tensor, own: Tensor) -> Tensor:
     """Copy a value into a new tensor of the model's type, device and layout."""
-    with torch.no_grad():
-        if value.is_complex() and not own.is_complex():
-            value = value.real
-        return torch.empty_like(own, requires_grad=False).copy_(value)
+    if value.is_complex() and not own.is_complex():
+        value = value.real
+    return torch.empty_like(own, requires_grad=False).copy_(value.detach())
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -172,7 +172,8 @@ class _Saved:
             self.module.__class__ = self.kind
         _restore_dict(self.module.__dict__, self.attributes)
         for entries, own_entries in self.dicts:
-            _restore_dict(entries, own_entries)
+            if entries or own_entries:  # most are empty: hooks that nobody has registered
+                _restore_dict(entries, own_entries)
         for items, own_items in self.lists:
             if len(items) != len(own_items) or not all(map(is_, items, own_items)):
                 items.clear()

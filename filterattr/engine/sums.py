@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ class SampleSums:
 
     Example:
         >>> sums = SampleSums({"loss": torch.zeros(2)})
-        >>> sums.add({"loss": torch.tensor([1.0, 2.0])})
-        >>> sums.add({"loss": torch.tensor([3.0, 4.0])})
+        >>> sums.add([("loss", torch.tensor([1.0, 2.0]))])
+        >>> sums.add([("loss", torch.tensor([3.0, 4.0]))])
         >>> sums.tensors, sums.count
         ({'loss': tensor([4., 6.], dtype=torch.float64)}, 2)
     """
@@ -33,14 +33,14 @@ class SampleSums:
         self.tensors = {name: torch.zeros_like(like, dtype=torch.float64) for name, like in shapes.items()}
         self.count = 0
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
+    def add(self, terms: Iterable[tuple[str, Tensor]]) -> None:
         """Add one sample.
 
         Args:
-            terms: Name to what is added, for every name.
+            terms: Every name once, with what is added; they may be made one after the other, so that few are alive.
         """
-        for name, total in self.tensors.items():
-            total.add_(terms[name])
+        for name, term in terms:
+            self.tensors[name].add_(term)
         self.count += 1
 
     def load(self, tensors: Mapping[str, Tensor], count: object) -> None:

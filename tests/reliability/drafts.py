@@ -7,7 +7,8 @@ can go wrong. `tests.reliability.scoreboard` counts.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import filterattr
 from filterattr import FilterAttrError, FilterAttributor
 from filterattr.engine.quadrature import Quadrature
+from tests.reliability.fingerprint import unchanged
 
 Loss = Callable[..., Tensor]
 Rule = list[tuple[float, float]]
@@ -158,6 +160,16 @@ class Implementation:
         values = {name: sum(part.values[name] for part in parts) / len(parts) for name in parts[0].values}
         mean = [sum(getattr(part, key) for part in parts) / len(parts) for key in ("loss_base", "loss_target", "error")]
         return Outcome(values, *mean)
+
+    @contextmanager
+    def leaves(self, *models: nn.Module) -> Iterator[None]:
+        """Fail if a model is another one after the block.
+
+        Outside part A the drafts are only held to values, objects and flags: that ``load_state_dict`` counts versions
+        up and clears gradients, and that draws are used up, is what part A is about.
+        """
+        with unchanged(*models, but=() if self.is_ours else ("version", "grad", "random", "layout")):
+            yield
 
     def tried(self, *arguments: Any, **options: Any) -> Outcome | str:
         """Run it and return the outcome, or the message of a refusal."""

@@ -16,7 +16,6 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from filterattr import FilterAttributor, UnsupportedModelError
-from tests.reliability.fingerprint import unchanged
 from tests.reliability.networks import assert_values, by_hand, convolutions, ends, picture, squared
 
 
@@ -39,7 +38,7 @@ def test_case_52_parametrized_weights_are_scored_by_their_originals(attribute, w
             target[name] = base[name]
             model.get_buffer(name).copy_(base[name])
     expected = by_hand(model, base, target, loss)
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, loss)
     assert_values(outcome, expected)
     assert any("original" in name for name in outcome.values)
@@ -51,7 +50,7 @@ def test_case_52_the_computed_weight_is_no_parameter_and_told_so(attribute):
 
     model, _, target = ends(build)
     plain = {"0.weight": torch.ones(3, 3), "0.bias": torch.ones(3)}
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, plain, target, squared(torch.ones(2, 3)))
     assert "0.weight" in message
     assert "0.parametrizations.weight.original0" in message
@@ -60,7 +59,7 @@ def test_case_52_the_computed_weight_is_no_parameter_and_told_so(attribute):
 def test_case_53_a_shadowed_weight_is_named(attribute):
     model, base, target = ends(convolutions)
     model[0].__dict__["weight"] = model[0].weight.detach().clone()  # how some libraries merge batch normalisation
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, squared(picture()))
     assert "0.weight" in message
 
@@ -68,7 +67,7 @@ def test_case_53_a_shadowed_weight_is_named(attribute):
 def test_case_54_a_mistyped_key_is_named(attribute):
     model, base, target = ends(convolutions)
     target["0.wieght"] = target.pop("0.weight")
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, squared(picture()))
     assert "0.wieght" in message
     assert "'0.weight'" in message
@@ -78,7 +77,7 @@ def test_case_54_all_that_is_wrong_comes_in_one_message(attribute):
     model, base, target = ends(convolutions)
     target["0.wieght"] = target.pop("0.weight")
     base["2.weight"] = base["2.weight"][:, :2]
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, squared(picture()))
     assert all(name in message for name in ("0.wieght", "2.weight", "(2, 2, 3, 3)"))
 
@@ -86,7 +85,7 @@ def test_case_54_all_that_is_wrong_comes_in_one_message(attribute):
 def test_case_55_a_shape_that_would_broadcast_is_refused(attribute):
     model, base, target = ends(lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)))
     base, target = ({**state, "0.bias": state["0.bias"][:1]} for state in (base, target))
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, squared(torch.ones(2, 3)))
     assert "'0.bias' has shape (1,), not (4,)" in message
 
@@ -107,7 +106,7 @@ def test_case_56_functional_convolutions_are_found_by_their_parameters(attribute
     model, base, target = ends(lambda: Functional().double())
     loss = squared(picture(torch.float64))
     expected = by_hand(model, base, target, loss)
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, loss)
     assert_values(outcome, expected)
 
@@ -147,7 +146,7 @@ def test_case_58_a_model_on_the_meta_device_is_named(attribute):
     message = attribute.refuses(model, state, state, squared(torch.ones(2, 2)))
     assert "'0.weight' is on the meta device" in message
     built, base, _ = ends(lambda: nn.Sequential(nn.Linear(2, 3)))
-    with unchanged(built):
+    with attribute.leaves(built):
         assert "0.weight" in attribute.refuses(built, base, model, squared(torch.ones(2, 2)))
 
 
@@ -157,7 +156,7 @@ def test_case_59_a_quantized_module_is_named(attribute):
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     message = attribute.refuses(quantized, base, target, squared(picture()))
     assert "module '2' is quantized" in message
-    with unchanged(model):
+    with attribute.leaves(model):
         assert "2._packed_params" in attribute.refuses(model, base, quantized, squared(picture()))
 
 
@@ -184,7 +183,7 @@ def test_case_61_compiled_models_are_looked_through(attribute, where):
     else:
         model[0] = torch.compile(model[0], backend="eager")
     loss(model)  # compiles
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, loss)
     assert_values(outcome, expected)
     torch._dynamo.reset()
@@ -198,7 +197,7 @@ def test_case_62_keys_of_wrappers_and_checkpoints_are_understood(attribute, form
         target = {form + name: value for name, value in target.items()}
     else:
         target = {form: target, **({"params": base} if form == "params_ema" else {})}
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, squared(picture()))
     assert all(torch.equal(outcome.values[name], value) for name, value in expected.values.items())
 
@@ -216,7 +215,7 @@ def test_case_63_distributed_data_parallel_is_looked_through(attribute):
     wrapped = nn.parallel.DistributedDataParallel(model)
     loss = squared(picture(torch.float64))
     expected = by_hand(model, base, target, loss)
-    with unchanged(wrapped):
+    with attribute.leaves(wrapped):
         outcome = attribute(wrapped, base, target, loss)
     assert_values(outcome, expected)
     for _ in range(2):  # it trains on
@@ -232,7 +231,7 @@ def test_case_64_parameters_that_were_frozen_or_replaced_after_wrapping_do_no_ha
     model[2].weight = nn.Parameter(model[2].weight.detach().clone())
     inputs = picture(torch.float64)
     expected = by_hand(model, base, target, squared(inputs))
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(wrapped, base, target, lambda _model: wrapped(inputs).square().sum())
     assert_values(outcome, expected)
 
@@ -277,7 +276,7 @@ def test_case_66_recurrent_layers_parameter_lists_and_dictionaries(attribute, re
     loss = squared(torch.rand(2, 5, 3, dtype=torch.float64))
     loss(model)  # fills the cache of flat weights
     expected = by_hand(model, base, target, loss)
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, loss)
     assert_values(outcome, expected)
     assert all(one is two for one, two in zip(model.recurrent._flat_weights, model.recurrent.parameters(), strict=True))
@@ -298,5 +297,5 @@ def test_a_thing_that_is_no_module_is_refused():
 def test_marks_on_parameters_are_there_while_the_loss_runs(attribute):
     model, base, target = ends(convolutions)
     model[0].weight.scale = 3.0
-    with unchanged(model):
+    with attribute.leaves(model):
         attribute(model, base, target, lambda model: model(picture()).square().sum() * model[0].weight.scale)

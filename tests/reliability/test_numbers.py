@@ -14,7 +14,6 @@ from torch.nn.utils import parametrizations
 from filterattr import FilterAttributor, FilterAttrWarning
 from filterattr.engine.hooks import GradientSums
 from filterattr.engine.quadrature import Quadrature
-from tests.reliability.fingerprint import unchanged
 from tests.reliability.networks import assert_values, by_hand, convolutions, dropping, ends, picture, squared
 
 
@@ -94,7 +93,7 @@ def test_case_38_half_precision_end_points_far_apart_stay_finite(attribute):
     assert outcome.total == pytest.approx(8000, rel=1e-3)
     wider = {"weight": torch.full((2, 2), 1e6)}
     model = Wide()
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, wider, lambda model: model(torch.ones(2, 2)).sum())
     assert "target holds values too large for torch.float16 in 'weight'" in message
 
@@ -110,7 +109,7 @@ def test_case_39_complex_parameters_complete(attribute):
 
     model, base, target = ends(Complex)
     loss = squared(torch.randn(4, 3, dtype=torch.complex128))
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, loss)
     assert_values(outcome, by_hand(model, base, target, loss))
     assert outcome.error < 1e-14
@@ -129,7 +128,7 @@ class Tied(nn.Module):
 def test_case_40_tied_weights_count_once_and_complete(attribute):
     model, base, target = ends(lambda: Tied().double())
     loss = squared(torch.rand(3, 3, dtype=torch.float64))
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, loss, n_steps=16)
     assert list(outcome.values) == ["encode.weight"]
     assert outcome.total == pytest.approx(outcome.loss_target - outcome.loss_base, rel=1e-9)
@@ -138,7 +137,7 @@ def test_case_40_tied_weights_count_once_and_complete(attribute):
 def test_case_41_tied_names_with_two_values_are_refused_by_name(attribute):
     model, base, target = ends(Tied)
     target["decode.weight"] = target["decode.weight"] + 1
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, squared(torch.ones(3, 3)))
     assert "encode.weight" in message
     assert "decode.weight" in message
@@ -157,12 +156,12 @@ def test_case_42_differing_running_statistics_need_a_choice(attribute, training)
     model, base, target = ends(normalised)
     model.train(training)
     inputs = picture(torch.float64)
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, squared(inputs))
     assert "1.running_mean" in message
     assert "buffers=" in message
     for side, state in (("base", base), ("target", target)):
-        with unchanged(model):
+        with attribute.leaves(model):
             outcome = attribute(model, base, target, squared(inputs), buffers=side, n_steps=16)
         fresh = copy.deepcopy(model)
         fresh.load_state_dict(
@@ -193,11 +192,11 @@ def test_case_43_counters_and_masks_are_left_alone(attribute):
         seen.append(int(getattr(at, "model", at).calls))
         return squared(torch.ones(2, 3))(at)
 
-    with unchanged(model):
+    with attribute.leaves(model):
         attribute(model, base, target, loss)
     assert set(seen) == {5}
     both = {"mask": torch.tensor([False, True, True]), "steps": torch.tensor([2])}
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, {**base, **both}, {**target, **both}, squared(torch.ones(2, 3)))
     fresh = copy.deepcopy(model)
     fresh.load_state_dict({**target, **both})
@@ -215,7 +214,7 @@ def test_case_44_mixed_train_flags_are_kept(attribute):
         seen.add(tuple(module.training for module in getattr(at, "model", at).modules()))
         return squared(picture(torch.float64))(at)
 
-    with unchanged(model):
+    with attribute.leaves(model):
         attribute(model, base, target, loss)
     assert seen == {(True, True, False, True, True)}
 
@@ -230,7 +229,7 @@ def test_case_45_dropout_draws_the_same_at_every_place(attribute):
         seen.append(torch.rand(1).item())
         return output.square().sum()
 
-    with unchanged(model):
+    with attribute.leaves(model):
         first = attribute(model, base, target, loss)
         second = attribute(model, base, target, loss)
     assert len(set(seen)) == 1
@@ -248,7 +247,10 @@ def test_case_46_power_iterations_that_follow_the_path_are_warned_about(attribut
 
     model, base, target = ends(build)
     inputs = torch.rand(4, 3, dtype=torch.float64)
-    with unchanged(model), pytest.warns(FilterAttrWarning, match="the attributions should sum to the loss change"):
+    with (
+        attribute.leaves(model),
+        pytest.warns(FilterAttrWarning, match="the attributions should sum to the loss change"),
+    ):
         outcome = attribute(model, base, target, squared(inputs), buffers="target", n_steps=64)
     assert outcome.error > 0.01
 
@@ -259,7 +261,7 @@ def test_case_47_a_zero_baseline_through_weight_norm_is_named(attribute):
 
     model, base, target = ends(build)
     base = {name: torch.zeros_like(value) for name, value in base.items()}
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, squared(torch.ones(2, 3)))
     assert "finite" in message
     assert "0.parametrizations.weight" in message
@@ -272,7 +274,7 @@ def test_case_48_an_all_zero_base_network_works(attribute, method):
     model, base, target = ends(lambda: layered(nn.Tanh))
     base = {name: torch.zeros_like(value) for name, value in base.items()}
     loss = squared(picture(torch.float64))
-    with unchanged(model):
+    with attribute.leaves(model):
         outcome = attribute(model, base, target, loss, method=method, n_steps=1 if method == "riemann_left" else 16)
     if method == "gausslegendre":
         assert outcome.error < 1e-9
@@ -281,7 +283,7 @@ def test_case_48_an_all_zero_base_network_works(attribute, method):
 def test_case_49_a_sample_without_a_finite_loss_is_named_with_its_place(attribute):
     model, base, target = ends(convolutions)
     samples = [picture(), picture() * math.nan, picture()]
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, lambda model, x: model(x).square().sum(), samples)
     assert "t = 0" in message
     assert "sample 1" in message
@@ -296,7 +298,7 @@ def test_case_49_so_is_one_that_breaks_in_the_middle_of_the_path(attribute):
         weight = at(torch.ones(1, 1, dtype=torch.float64)).sum()
         return weight * (math.inf if abs(weight.item()) < 0.3 else 1.0)  # between t = 0.23 and t = 0.43
 
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, loss, n_steps=9)
     assert "finite" in message
     assert "t = 0.3379" in message
@@ -318,7 +320,7 @@ def test_case_49_so_is_one_that_breaks_in_the_middle_of_the_path(attribute):
 )
 def test_case_50_a_loss_that_is_no_scalar_is_told_so(attribute, returned, told):
     model, base, target = ends(convolutions)
-    with unchanged(model):
+    with attribute.leaves(model):
         message = attribute.refuses(model, base, target, lambda at: returned(at(picture()).square().sum()))
     assert "loss" in message
     assert told in message
