@@ -394,8 +394,9 @@ class FilterAttribution:
         loss_target: Loss at t = 1.
         remainder: Signed attribution of everything that is not scored, such as biases.
         total: Signed attribution of all parameters; completeness says that it is ``loss_target - loss_base``.
-        completeness_error: ``|total - (loss_target - loss_base)| / max(|loss_target - loss_base|, 1e-3 sum |a|)``,
-            numerator and denominator summed over the samples, so that errors of different samples do not cancel.
+        completeness_error: ``|total - (loss_target - loss_base)| / max(|loss_target - loss_base|, 1e-3 sum |a|)``
+            (the denominator is at least the rounding of the losses, 1e-12 of the largest), numerator and denominator
+            summed over the samples, so that errors of different samples do not cancel.
         path_places: The places t on the path at which the loss was seen, from 0 to 1.
         path_losses: The losses there.
         cosine: Cosine of the angle between all weights of base and target. Below about .9 masking a few filters tends
