@@ -45,7 +45,8 @@ def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: s
         f"- command: `{provenance['command']}` (torch {provenance['torch']})",
         f"- cosine to the weights it started from: {provenance['cosine_to_first_weights']:.3f}",
         "",
-        f"PSNR in dB and SSIM, border of {scale} pixels left out, noise seed {seed}:",
+        f"PSNR in dB and SSIM, border of {scale} pixels left out, noise seed {seed}; measured by "
+        f"`python -m sr_zoo card {weights.stem} --images {' '.join(folders)}`:",
         "",
         "| photographs | input | PSNR RGB | SSIM RGB | PSNR luma | SSIM luma |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -212,7 +212,8 @@ def table(result: DemoResult) -> str:
         )
         attribution = result.attributions[name]
         lines.append(
-            f"    completeness error {attribution.completeness_error:.1%}, barrier {attribution.barrier:.3g}, "
+            f"    completeness error {attribution.completeness_error:.1%}, barrier "
+            f"{attribution.barrier / attribution.loss_base:.1%} of the loss of base, "
             f"cosine(base, target) {attribution.cosine:.3f}"
         )
     lines.append(
