@@ -67,6 +67,8 @@ class Ranks:
     def together(self, work: Callable[[], tuple[T, Message]]) -> tuple[T, list[Message]]:
         """Do a piece of work on every rank, and go on only if it went well on all of them.
 
+        An interrupt or an exit is not reported, so that nothing holds it up; the others notice when the process ends.
+
         Args:
             work: Returns a result, and what the other ranks shall know of it (small, JSON).
 

@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from filterattr import FilterAttribution, FilterAttributor
 
-TIMEOUT = 20.0
+TIMEOUT = 200.0  # of the group: a busy machine must not look like a dead rank
+SHORT_TIMEOUT = 20.0  # where a rank hangs on purpose
 
 
 def network(seed: int, channels: int = 4) -> nn.Module:
@@ -70,6 +72,13 @@ def shuffled(rank: int) -> FilterAttribution:
     return FilterAttributor(MODEL).attribute(base, target, loss, loader, n_steps=3, distributed=True)
 
 
+def wrapped() -> FilterAttribution:
+    """Models as distributed training has them; DistributedDataParallel itself would reduce gradients on its own."""
+    model, base, target = (DistributedDataParallel(network(seed)) for seed in range(3))
+    torch.manual_seed(5)
+    return FilterAttributor(model).attribute(base, target, squared, samples(5), n_steps=3, distributed=True)
+
+
 def stubborn(rank: int, folder: Path) -> FilterAttribution:
     """Broken off at sample 4, then taken up again."""
     path = folder / "kept.safetensors"
@@ -110,6 +119,7 @@ def cases(rank: int, size: int, folder: Path) -> dict[str, Callable[[], FilterAt
         "alone": lambda: attribute(None, lambda model: squared(model, data[0])),
         "empty": lambda: attribute([]),
         "iterator": lambda: attribute(iter(samples(5))),
+        "wrapped": wrapped,
         "shuffled": lambda: shuffled(rank),
         "raising": lambda: attribute(data, failing(3, rank)),
         "all raising": lambda: attribute(data, lambda *_: torch.zeros(3)),
@@ -126,7 +136,7 @@ def cases(rank: int, size: int, folder: Path) -> dict[str, Callable[[], FilterAt
         "kept other": lambda: attribute(data, checkpoint=folder / "kept.safetensors", n_steps=4),
         "killed": lambda: dying(rank, lambda: os.kill(os.getpid(), signal.SIGKILL)),
         "exiting": lambda: dying(rank, lambda: sys.exit(3)),
-        "hanging": lambda: dying(rank, lambda: time.sleep(2 * TIMEOUT)),
+        "hanging": lambda: dying(rank, lambda: time.sleep(2 * SHORT_TIMEOUT)),
     }
 
 
@@ -139,9 +149,8 @@ def fingerprint() -> list[object]:
 
 def main(folder: Path, rank: int, size: int, names: list[str]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT)
-    )
+    timeout = timedelta(seconds=SHORT_TIMEOUT if names == ["hanging"] else TIMEOUT)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timeout)
     for name in names:
         before, start, report = fingerprint(), time.perf_counter(), {"error": None, "text": ""}
         try:
