@@ -294,7 +294,7 @@ class _Run:
         self.coefficients = dict(zip(nodes, self.quadrature.coefficients, strict=True))
         shapes = {"losses": torch.empty(len(self.places)), "totals": torch.empty(len(_TOTALS))}
         for name, scored in self.parameters.items():
-            units = torch.empty(scored.units_shape, device=self.path_loss.gradients.sums[name].device)
+            units = torch.empty(scored.units_shape, device=self.path.base[name].device)
             shapes |= {f"{power}/{reduction}/{name}": units for power in _POWERS for reduction in REDUCTIONS}
         self.sums = SampleSums(shapes)
 
@@ -424,7 +424,7 @@ def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ra
     if ranks is not None:
         path = path.with_name(f"{path.stem}.rank{ranks.rank}{path.suffix}")
     share = {"rank": f"{ranks.rank} of {ranks.size}" if ranks is not None else "0 of 1"}
-    device = next(iter(run.path_loss.gradients.sums.values())).device
+    device = next(iter(run.path.base.values())).device
     return JobFile(path, {**job, **share}, job_environment(device))
 
 

@@ -31,11 +31,13 @@ class PathLoss:
 
     Attributes:
         losses: Place to loss of the current sample, float64.
-        gradients: What the gradients of the current sample add up to.
+        gradients: What the gradients of the current sample add up to, for the parameters that change along the path;
+            the others count exactly 0 and cost neither time nor memory.
     """
 
     def __init__(self, model: nn.Module, slots: Slots, path: Path, loss: Loss) -> None:
-        self.gradients = GradientSums(path.base)
+        self._moved = path.moved()
+        self.gradients = GradientSums({name: path.base[name] for name in self._moved})
         self.losses: dict[float, Tensor] = {}
         self._model = model
         self._slots = slots
@@ -77,9 +79,10 @@ class PathLoss:
         def evaluate(leaves: Leaves) -> Tensor:
             value = self._loss(self._model, *self._arguments)
             self._check_loss(value)
-            if coefficient is not None:
-                self.gradients.watch(leaves, coefficient)
-                self._backward(value, leaves)
+            if coefficient is not None and self._moved:
+                moved = {name: leaves[name] for name in self._moved}
+                self.gradients.watch(moved, coefficient)
+                self._backward(value, moved)
             return value.detach().to(torch.float64)
 
         self.losses[t] = self._with_weights(t, evaluate)
@@ -118,7 +121,7 @@ class PathLoss:
         """
         silent = [
             name
-            for name in self._path.moved()
+            for name in self._moved
             if name not in self.gradients.reached and not any(fnmatchcase(name, glob) for glob in allow_unused)
         ]
         if silent:

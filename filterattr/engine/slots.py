@@ -190,10 +190,17 @@ def _restore_dict(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
         return
     for key in [key for key in entries if key not in own]:
         del entries[key]
-    entries.update(own)
+    _fill(entries, own)
     if not _same(entries, own):  # deleted and added again: the order is another
-        entries.clear()
-        entries.update(own)
+        for key in list(entries):
+            del entries[key]
+        _fill(entries, own)
+
+
+def _fill(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
+    """Assign one by one: ``update`` of a counter would add."""
+    for key, value in own.items():
+        entries[key] = value
 
 
 def _same(entries: dict[Any, Any], own: dict[Any, Any]) -> bool:

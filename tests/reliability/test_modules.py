@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from filterattr import FilterAttributor, UnsupportedModelError
+from tests.reliability.fingerprint import unchanged
 from tests.reliability.networks import assert_values, by_hand, convolutions, ends, picture, squared
 
 
@@ -173,13 +175,15 @@ def test_case_60_scripted_and_traced_modules_are_named(attribute, way):
     assert ("module '1'" if way == "inner" else "the model") in message
 
 
-@pytest.mark.parametrize("where", ["outside", "inside"])
+@pytest.mark.parametrize("where", ["outside", "inside", "in place"])
 def test_case_61_compiled_models_are_looked_through(attribute, where):
     model, base, target = ends(doubles)
     loss = squared(picture(torch.float64))
     expected = by_hand(model, base, target, loss)
     if where == "outside":
         model = torch.compile(model, backend="eager")
+    elif where == "in place":
+        model.compile(backend="eager")
     else:
         model[0] = torch.compile(model[0], backend="eager")
     loss(model)  # compiles
@@ -280,6 +284,92 @@ def test_case_66_recurrent_layers_parameter_lists_and_dictionaries(attribute, re
         outcome = attribute(model, base, target, loss)
     assert_values(outcome, expected)
     assert all(one is two for one, two in zip(model.recurrent._flat_weights, model.recurrent.parameters(), strict=True))
+
+
+def attention():
+    class Itself(nn.MultiheadAttention):
+        def forward(self, inputs):
+            return super().forward(inputs, inputs, inputs, need_weights=False)[0]
+
+    return nn.Sequential(nn.Linear(4, 4), Itself(4, 2, batch_first=True))
+
+
+def projected_recurrence():
+    class First(nn.LSTM):
+        def forward(self, inputs):
+            return super().forward(inputs)[0]
+
+    return First(4, 6, proj_size=2, num_layers=2, batch_first=True)
+
+
+def once_normalised_recurrence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(projected_recurrence(), "weight_hh_l0")
+
+
+def old_spectral_norm():
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Tanh()).eval()
+    for buffer in (model[0].weight_u, model[0].weight_v):
+        buffer.fill_(0.5)  # the same in all of them, as buffers must not differ
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")  # eight nodes are few for some of them
+@pytest.mark.parametrize(
+    "build",
+    [
+        attention,
+        projected_recurrence,
+        once_normalised_recurrence,
+        old_spectral_norm,
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True),
+        lambda: nn.Sequential(nn.InstanceNorm1d(5, affine=True), nn.PReLU(), nn.GroupNorm(5, 5)),
+        lambda: nn.Sequential(nn.Conv1d(5, 6, 3, dilation=1, groups=1), nn.ConvTranspose1d(6, 3, 2, groups=3)),
+    ],
+)
+def test_further_kinds_of_modules_are_right_and_left_alone(attribute, build):
+    model, base, target = ends(lambda: build().double())
+    loss = squared(torch.rand(2, 5, 4, dtype=torch.float64))
+    with torch.no_grad():
+        loss(model)
+    expected = by_hand(model, base, target, loss)
+    with attribute.leaves(model):
+        outcome = attribute(model, base, target, loss)
+    assert_values(outcome, expected, rtol=1e-6)
+
+
+def test_parameters_that_do_not_change_cost_no_gradient():
+    model, base, target = ends(doubles)
+    target = {**base, "2.weight": target["2.weight"]}
+    computed = set()
+
+    def loss(model):
+        for name, parameter in model.named_parameters():
+            parameter.register_hook(lambda _, name=name: computed.add(name))
+        return squared(picture(torch.float64))(model)
+
+    result = FilterAttributor(model).attribute(base, target, loss, n_steps=8, progress=False)
+    assert computed == {"2.weight"}
+    assert not result.scores()["0.weight"].any()
+    expected = by_hand(model, base, target, squared(picture(torch.float64)))["2.weight"].sum((2, 3))
+    torch.testing.assert_close(result.scores("sum")["2.weight"], expected)
+
+
+def test_containers_among_the_attributes_are_put_back(attribute):
+    model, base, target = ends(convolutions)
+    model.seen, model.history, model.names = Counter(first=2), [1], {"a", "b"}
+
+    def loss(at):
+        inner = getattr(at, "model", at)
+        inner.seen.update(first=1, second=1)
+        inner.history.append(at(picture()))
+        inner.names.discard("a")
+        inner._parameters, inner.extra = dict(inner._parameters), nn.Parameter(torch.ones(1))
+        return inner.history[-1].square().sum()
+
+    with unchanged(model):
+        attribute(model, base, target, loss)
 
 
 def test_sparse_and_wrapped_tensors_are_refused_by_name():
