@@ -232,7 +232,7 @@ def draw_pictures(
         base: The base network.
         target: The target network.
         result: What `find_and_mask` found.
-        photograph: ``uint8`` of shape ``(3, H, W)``; its middle is shown.
+        photograph: ``uint8`` of shape ``(3, H, W)``, at least 192x192; its upper middle is shown.
         folder: Where to write ``restorations.png``, ``layers.png``, ``path.png`` and ``table.json``.
         seed: Seed of the noise.
 
@@ -245,7 +245,7 @@ def draw_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("restorations.png", "layers.png", "path.png", "table.json")]
     scale = int(target.upscale)  # type: ignore[arg-type]
-    crop = _middle(photograph, 192)
+    crop = _upper_middle(photograph, 192)
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     axes = figure.subplots(2, 5)
     networks = {
@@ -308,6 +308,8 @@ def _psnr(model: nn.Module, state: Mapping[str, Tensor], batches: Mapping[str, P
         }
 
 
-def _middle(photograph: Tensor, size: int) -> Tensor:
-    top, left = ((length - size) // 2 for length in photograph.shape[-2:])
+def _upper_middle(photograph: Tensor, size: int) -> Tensor:
+    """Cut a square where photographers put faces."""
+    height, width = photograph.shape[-2:]
+    top, left = (height - size) // 8, (width - size) // 2
     return photograph[:, top : top + size, left : left + size]
