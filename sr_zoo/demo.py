@@ -169,7 +169,7 @@ def find_and_mask(
 
 
 def table(result: DemoResult) -> str:
-    """The result as text of at most 100 columns.
+    """The result as text of at most 80 columns.
 
     Args:
         result: What `find_and_mask` found.
@@ -179,22 +179,22 @@ def table(result: DemoResult) -> str:
     """
     sizes = next(iter(result.selections.values()))
     lines = [
-        f"{sizes.count} of {sizes.n_units} kernels put back to base; function removed: 0 intact, 1 gone",
+        f"{sizes.count} of {sizes.n_units} kernels put back to base",
+        "function removed: 0 intact, 1 gone, above 1 damaged",
         "",
-        f"{'masked':<28}{'deblurring removed':>20}{'denoising removed':>20}{'PSNR blur':>11}{'noise':>7}{'clean':>7}",
+        f"{'':<26}{'function removed':>24}{'PSNR (dB)':>23}",
+        f"{'masked':<26}{'deblurring':>13}{'denoising':>13}{'blur':>9}{'noise':>7}{'clean':>7}",
     ]
     for row in result.rows:
-        cells = [
+        first, second = (
             f"{row.removed[name]:.2f}" + (f" +- {row.spread[name]:.2f}" if row.spread else "") for name in FUNCTIONS
-        ]
-        quality = row.psnr
-        lines.append(
-            f"{row.label:<28}{cells[0]:>20}{cells[1]:>20}{quality['blur']:>11.2f}{quality['noise']:>7.2f}"
-            f"{quality['clean']:>7.2f}"
         )
+        blur, noise, clean = (row.psnr[name] for name in ("blur", "noise", "clean"))
+        lines.append(f"{row.label:<26}{first:>13}{second:>13}{blur:>9.2f}{noise:>7.2f}{clean:>7.2f}")
     lines += [
         "",
-        "equation 7: the paper's contrast in the unit of the loss; the sets above it ask for a larger share too",
+        "equation 7: the paper's contrast, in the unit of the loss; the sets above it",
+        "have to do more for their function as a share of all scores, too",
         "",
     ]
     for name in FUNCTIONS:
@@ -202,24 +202,19 @@ def table(result: DemoResult) -> str:
         other = next(function for function in FUNCTIONS if function != name)
         null = result.nulls[name]["random"]
         distance = (own.removed[name] - statistics.fmean(null)) / statistics.stdev(null)
-        lines.append(
-            f"{NAMES[name]}: {own.removed[name]:.2f} of its own function removed, {own.removed[other]:.2f} of the "
-            f"other; {distance:.0f} sd above random"
-        )
-        lines.append(
-            f"    p = {result.p_values[name]['random']:.3f} against random, "
-            f"{result.p_values[name]['layer-matched']:.3f} against layer-matched sets"
-        )
         attribution = result.attributions[name]
-        lines.append(
+        lines += [
+            f"{NAMES[name]}: {own.removed[name]:.2f} of its own function removed, "
+            f"{own.removed[other]:.2f} of the other",
+            f"    {distance:.0f} sd above random sets; p = {result.p_values[name]['random']:.3f} against random, "
+            f"{result.p_values[name]['layer-matched']:.3f} against shuffled",
             f"    completeness error {attribution.completeness_error:.1%}, barrier "
-            f"{attribution.barrier / attribution.loss_base:.1%} of the loss of base, "
-            f"cosine(base, target) {attribution.cosine:.3f}"
-        )
-    lines.append(
+            f"{attribution.barrier / attribution.loss_base:.1%} of the loss of base, cosine {attribution.cosine:.3f}",
+        ]
+    lines += [
         f"{sum(a.n_passes for a in result.attributions.values())} forward-backward passes; attribution took "
         f"{result.seconds['attribution']:.0f} s of {result.seconds['whole']:.0f} s"
-    )
+    ]
     return "\n".join(lines)
 
 

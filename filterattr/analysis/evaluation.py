@@ -42,13 +42,13 @@ class Masking:
     Example:
         >>> from filterattr import FilterAttributor
         >>> _ = torch.manual_seed(0)
-        >>> base, target = nn.Linear(4, 4), nn.Linear(4, 4)
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> samples = [torch.rand(8, 4)]
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
         >>> selection = FilterAttributor(base, unit="filter").attribute(base, target, loss, samples).scores().top(1.0)
         >>> masking = Masking(base, base, target, loss, {"copying": samples})
-        >>> 0.5 < masking.removed(selection)["copying"] <= 1.0
-        True
+        >>> masking.removed(selection)["copying"]  # everything is back at base
+        1.0
 
     References:
         Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS 2021,

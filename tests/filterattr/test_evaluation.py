@@ -43,7 +43,7 @@ def test_share_equals_its_formula(masking: Masking) -> None:
     target.load_state_dict(masking.target)
 
     def loss(network: nn.Module) -> float:
-        return sum(float(squared_sum(network, image(seed))) for seed in (2, 3)) / 2
+        return sum(squared_sum(network, image(seed)).item() for seed in (2, 3)) / 2
 
     expected = (loss(masked) - loss(target)) / (loss(base) - loss(target))
     assert masking.removed(selection)["two"] == pytest.approx(expected, rel=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def photograph(seed: int) -> Tensor:
 @pytest.fixture(scope="module")
 def ends() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
-    base, target = SRResNet(num_feat=4, num_block=1).eval(), SRResNet(num_feat=4, num_block=1).eval()
+    base = SRResNet(num_feat=4, num_block=1).eval()
+    target = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     return base, target
 
 
@@ -68,7 +73,7 @@ def test_the_same_seed_gives_the_same_table(ends: tuple[nn.Module, nn.Module], r
 
 def test_the_table_fits_a_terminal_and_names_every_row(result: DemoResult) -> None:
     text = table(result)
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     for row in result.rows:
         assert row.label in text
 
