@@ -28,6 +28,13 @@ test-all: $(STAMP) lint  ## everything that `test` runs, and what takes minutes
 bench: $(STAMP)  ## measure speed and memory, print one table
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds
 
+docs: $(STAMP)  ## the site, into docs/_build; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+study: $(STAMP)  ## the masking study on your own photographs: make study SEARCH=dir TEST=dir [CROPS=30]
+	@test -n "$(SEARCH)" -a -n "$(TEST)" || { echo "name two folders of photographs: make study SEARCH=... TEST=..."; exit 2; }
+	$(BIN)/python -m sr_zoo demo --search "$(SEARCH)" --test "$(TEST)" --crops $(or $(CROPS),30) --out study_output
+
 lint: $(STAMP)  ## style, types, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +42,4 @@ lint: $(STAMP)  ## style, types, spelling
 	$(BIN)/codespell
 
 clean:  ## remove the environment and everything that can be made again
-	rm -rf $(VENV) build dist demo_output .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	rm -rf $(VENV) build dist demo_output study_output docs/_build .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
