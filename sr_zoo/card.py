@@ -23,8 +23,8 @@ def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: s
         seed: Seed of the noise.
 
     Returns:
-        The card as Markdown, with architecture, recipe, command, seed, data, and a table of PSNR (dB) and SSIM on RGB and
-        luma for clean, blurred, noisy and both inputs.
+        The card as Markdown, with architecture, recipe, command, seed, data, and a table of PSNR (dB) and SSIM on RGB
+        and luma for clean, blurred, noisy and both inputs.
     """
     description = describe_network(weights)
     provenance = description["provenance"]
