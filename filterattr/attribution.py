@@ -334,10 +334,11 @@ class _Run:
         for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
             self.path_loss.visit(t, self.coefficients.get(t))
             if t in (0.0, 1.0):
-                self.path_loss.check_finite()
+                self.path_loss.check_losses()
             if t in self.coefficients:
                 self.advance()
-        self.path_loss.check_finite()
+        self.path_loss.check_losses()
+        self.path_loss.check_gradients()
         if self.sums.count == 0:
             self.path_loss.check_used(self.allow_unused)
         along = [float(self.path_loss.losses[t]) for t in self.places]

@@ -43,7 +43,7 @@ class PathLoss:
         self._slots = slots
         self._path = path
         self._loss = loss
-        self._probes: dict[float, Tensor] = {}
+        self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
         self._where = ""
@@ -58,7 +58,7 @@ class PathLoss:
         """
         self._arguments, self._seed = arguments, seed
         self._where = f" (sample {index})" if arguments else ""
-        self.losses, self._probes = {}, {}
+        self.losses, self._coefficients = {}, {}
         self.gradients.reset()
 
     def visit(self, t: float, coefficient: float | None = None) -> Tensor:
@@ -87,11 +87,11 @@ class PathLoss:
 
         self.losses[t] = self._with_weights(t, evaluate)
         if coefficient is not None:
-            self._probes[t] = self.gradients.take_probe()
+            self._coefficients[t] = coefficient
         return self.losses[t]
 
-    def check_finite(self) -> None:
-        """Refuse infinite losses and gradients.
+    def check_losses(self) -> None:
+        """Refuse infinite losses.
 
         Raises:
             NonFiniteError: With the place on the path, and where in the network the trouble starts.
@@ -102,13 +102,27 @@ class PathLoss:
                     f"the loss must be finite along the whole path; got {float(value)} at t = {t:.4g}{self._where}"
                     f"{self._first_trouble(t)}."
                 )
-        for t, probe in self._probes.items():
-            if not torch.isfinite(probe):
-                names = [name for name, total in self.gradients.sums.items() if not bool(torch.isfinite(total).all())]
-                raise NonFiniteError(
-                    f"the gradient of {name_some(names)} must be finite; got {float(probe)} at t = {t:.4g}"
-                    f"{self._where}."
-                )
+
+    def check_gradients(self) -> None:
+        """Refuse infinite gradients; looking at the sums is enough, as they stay infinite.
+
+        Raises:
+            NonFiniteError: With the parameters, and the place on the path.
+        """
+        found = self.gradients.find_nonfinite()
+        if not found:
+            return
+        place = ""
+        for t, coefficient in list(self._coefficients.items()):
+            self.gradients.reset()
+            self.visit(t, coefficient)
+            there = self.gradients.find_nonfinite()
+            if there:
+                found, place = there, f" at t = {t:.4g}"
+                break
+        raise NonFiniteError(
+            f"the gradient of {name_some(found)} must be finite; got {next(iter(found.values()))}{place}{self._where}."
+        )
 
     def check_used(self, allow_unused: tuple[str, ...]) -> None:
         """Refuse parameters that changed but got no gradient: they would silently count as unimportant.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,7 +36,6 @@ class GradientSums:
             for name, tensor in parameters.items()
         }
         self.reached: set[str] = set()
-        self._probe = torch.zeros((), dtype=torch.float64)
 
     def watch(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
         """Observe the next backward pass; call it after the forward pass.
@@ -53,16 +53,14 @@ class GradientSums:
                 f"the loss must not call backward(); it left gradients in {name_some(used)}. Return the scalar, or use "
                 "torch.autograd.grad inside."
             )
-        self._probe = torch.zeros((), dtype=torch.float64)
         for name, leaf in leaves.items():
             leaf.register_post_accumulate_grad_hook(self._adder(name, coefficient))  # type: ignore[no-untyped-call]
 
-    def take_probe(self) -> Tensor:
-        """Return the sum of all entries of the gradients just seen; finite exactly if all of them are.
-
-        It stays on its device, so that nobody waits for it inside the loop.
-        """
-        return self._probe
+    def find_nonfinite(self) -> dict[str, float]:
+        """Name the parameters that got an infinite gradient, or one that is not a number, with its sum."""
+        parts = {name: torch.view_as_real(total) if total.is_complex() else total for name, total in self.sums.items()}
+        found = {name: float(part.sum()) for name, part in parts.items()}
+        return {name: value for name, value in found.items() if not math.isfinite(value)}
 
     def reset(self) -> None:
         """Start the next integral from zero."""
@@ -78,16 +76,16 @@ class GradientSums:
                 return
             gradient = gradient.detach()
             flat = gradient.to_dense() if gradient.is_sparse else gradient
-            total, probe = self.sums[name], self._probe.to(gradient.device, non_blocking=True)
-            pieces = zip(torch.split(total.view(-1), _PIECE), torch.split(flat.reshape(-1), _PIECE), strict=True)
-            for piece, part in pieces:
-                wide = part.to(total.dtype)
-                piece.add_(wide, alpha=coefficient)
-                probe = probe + (torch.view_as_real(wide) if wide.is_complex() else wide).sum()
-            self._probe = probe
+            total = self.sums[name]
+            for piece, part in zip(_pieces(total.view(-1)), _pieces(flat.reshape(-1)), strict=True):
+                piece.add_(part.to(total.dtype), alpha=coefficient)
             self.reached.add(name)
 
         return add
+
+
+def _pieces(flat: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(flat, _PIECE) if flat.numel() > _PIECE else (flat,)
 
 
 def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str | None:

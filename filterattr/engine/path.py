@@ -241,7 +241,8 @@ def _clone_like(value: Tensor, own: Tensor) -> Tensor:
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """Cut a tensor that we made into flat views, so that float64 copies of them stay small."""
-    return torch.split(tensor.as_strided((tensor.numel(),), (1,)), _PIECE)
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return torch.split(flat, _PIECE) if flat.numel() > _PIECE else (flat,)
 
 
 def _wide_type(tensor: Tensor) -> torch.dtype:

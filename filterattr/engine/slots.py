@@ -200,7 +200,7 @@ def _restore_dict(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
 def _fill(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
     """Assign one by one: ``update`` of a counter would add."""
     for key, value in own.items():
-        entries[key] = value
+        entries[key] = value  # noqa: PERF403 - see above
 
 
 def _same(entries: dict[Any, Any], own: dict[Any, Any]) -> bool:

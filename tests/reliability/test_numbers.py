@@ -304,6 +304,23 @@ def test_case_49_so_is_one_that_breaks_in_the_middle_of_the_path(attribute):
     assert "t = 0.3379" in message
 
 
+def test_case_49_so_is_a_gradient_that_is_not_finite_though_the_loss_is(attribute):
+    model = nn.Linear(1, 2).double()
+    base, target = (
+        {"weight": torch.full((2, 1), value, dtype=torch.float64), "bias": torch.zeros(2, dtype=torch.float64)}
+        for value in (-1.0, 1.0)
+    )
+
+    def loss(at, inputs):
+        return at(inputs).abs().sqrt().sum()  # the middle node lies at 0
+
+    samples = [torch.ones(1, 1, dtype=torch.float64) * value for value in (0.5, 1.0)]
+    with attribute.leaves(model):
+        message = attribute.refuses(model, base, target, loss, samples, n_steps=3, method="riemann_middle")
+    assert "the gradient of 'weight' must be finite" in message
+    assert "at t = 0.5 (sample 0)" in message
+
+
 @pytest.mark.parametrize(
     ("returned", "told"),
     [
