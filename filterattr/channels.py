@@ -852,10 +852,15 @@ def _rows(tensor: Tensor, count: int) -> Tensor:
 
 
 def _between(start: Tensor, end: Tensor, t: float) -> Tensor:
-    """A new tensor on the line: exact copies at 0 and 1, float64 in between."""
+    """A new tensor on the line: exact copies at 0 and 1, and at least single precision in between.
+
+    In single and double precision it is rounded as in Captum. Where an activation has a kink, the last bit decides on
+    which side of it a node lies, and single numbers could not be compared otherwise.
+    """
     if t in (0.0, 1.0) or not end.is_floating_point():
         return (start if t == 0.0 else end).detach().clone()
-    return torch.lerp(start.detach().double(), end.detach().double(), t).to(end.dtype)
+    near, far = single(start.detach()), single(end.detach())
+    return (near + t * (far - near)).to(end.dtype)
 
 
 def _usable(parameter: Tensor) -> Tensor:
