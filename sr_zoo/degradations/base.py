@@ -24,15 +24,17 @@ class Degradation(ABC):
     A subclass is a frozen dataclass: its fields are the whole description. It registers itself under its class
     name, so that `from_config` can rebuild it. Random degradations draw from the generator they are given and from
     nothing else; the numbers are drawn on the generator's own device, so that one seed means one result wherever
-    the images are.
+    the images are. A class that only holds what several kinds share says so with ``abstract=True`` and stays
+    unregistered.
     """
 
     _kinds: ClassVar[dict[str, type[Degradation]]] = {}
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Register the kind under its class name."""
+    def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
+        """Register the kind under its class name, unless it is the common part of several."""
         super().__init_subclass__(**options)
-        Degradation._kinds[cls.__name__] = cls
+        if not abstract:
+            Degradation._kinds[cls.__name__] = cls
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Degrade a batch.

@@ -13,12 +13,15 @@ from torch.testing import assert_close
 
 from filterattr.errors import FilterAttrError
 from sr_zoo.degradations import (
+    AnisotropicGaussianBlur,
     Degradation,
     DegradationError,
     Downsample,
     GaussianBlur,
     GaussianNoise,
+    GeneralizedGaussianBlur,
     Pipeline,
+    PlateauBlur,
     Quantize,
     Sometimes,
     blind_inputs,
@@ -30,6 +33,9 @@ from sr_zoo.images import to_float
 
 EVERY_KIND = [
     GaussianBlur(sigma=1.3, kernel_size=7),
+    AnisotropicGaussianBlur(sigma_x=2.5, sigma_y=0.7, angle=-20, kernel_size=9),
+    GeneralizedGaussianBlur(sigma_x=1.5, sigma_y=2.5, angle=75.0, kernel_size=13, beta=0.6),
+    PlateauBlur(sigma_x=1.1, sigma_y=1.9, angle=10.0, kernel_size=11, beta=1.7),
     GaussianNoise(sigma=0.07),
     Downsample(scale=3, kind="bilinear"),
     Quantize(levels=17),
@@ -73,6 +79,82 @@ class TestBlur:
         assert GaussianBlur()(torch.zeros(1, 1, 11, 11)).shape == (1, 1, 11, 11)
         with pytest.raises(DegradationError, match=r"larger than half the blur kernel \(10 pixels\).*got 10x30"):
             GaussianBlur()(torch.zeros(1, 1, 10, 30))
+
+
+def squared_distances(width: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
+    """``d^T C^-1 d`` with the covariance written out, as in the publication; rows are y, columns x."""
+    theta = np.deg2rad(angle)
+    turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]])
+    inverse = np.linalg.inv(turn @ np.diag([sigma_x**2, sigma_y**2]) @ turn.T)
+    axis = np.arange(width) - width // 2
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1)
+    return np.einsum("hwi,ij,hwj->hw", grid, inverse, grid)
+
+
+class TestEllipticBlur:
+    @pytest.mark.parametrize(("sigma_x", "sigma_y", "angle"), [(3.0, 0.8, 30.0), (1.0, 2.0, -100.0), (2.0, 2.0, 45.0)])
+    def test_the_anisotropic_kernel_is_scipys_normal_density(self, sigma_x, sigma_y, angle):
+        theta = np.deg2rad(angle)
+        turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]])
+        covariance = turn @ np.diag([sigma_x**2, sigma_y**2]) @ turn.T
+        axis = np.arange(15) - 7
+        density = stats.multivariate_normal(cov=covariance).pdf(np.stack(np.meshgrid(axis, axis), axis=-1))
+        found = AnisotropicGaussianBlur(sigma_x, sigma_y, angle, 15).kernel()
+        assert_close(found, torch.from_numpy(density / density.sum()), rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+    def test_generalised_and_plateau_kernels_are_the_published_formulas(self, beta):
+        q = squared_distances(13, 2.5, 1.2, 65.0)
+        for kind, expected in ((GeneralizedGaussianBlur, np.exp(-0.5 * q**beta)), (PlateauBlur, 1 / (q**beta + 1))):
+            found = kind(2.5, 1.2, 65.0, 13, beta).kernel()
+            assert_close(found, torch.from_numpy(expected / expected.sum()), rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        "blur",
+        [
+            AnisotropicGaussianBlur(3.0, 0.8, 30.0),
+            GeneralizedGaussianBlur(2.0, 1.0, -40.0, 15, 0.5),
+            PlateauBlur(1.0, 3.0, 110.0, 9, 2.0),
+        ],
+        ids=lambda blur: type(blur).__name__,
+    )
+    def test_blurring_equals_scipys_convolution(self, images, blur):
+        for image, found in zip(images, blur(images), strict=True):
+            for channel, result in zip(image.double(), found, strict=True):
+                expected = ndimage.convolve(channel.numpy(), blur.kernel().numpy(), mode="mirror")
+                assert_close(result, torch.from_numpy(expected).float(), rtol=0, atol=1e-5)
+
+    def test_equal_deviations_are_the_isotropic_blur_at_any_angle(self, images):
+        turned = AnisotropicGaussianBlur(1.7, 1.7, 33.0, 15)(images.double())
+        assert_close(turned, GaussianBlur(1.7, 15)(images.double()), rtol=0, atol=1e-12)
+
+    def test_a_beta_of_one_is_the_gaussian(self):
+        expected = AnisotropicGaussianBlur(3.0, 0.8, 30.0).kernel()
+        assert_close(GeneralizedGaussianBlur(3.0, 0.8, 30.0, beta=1).kernel(), expected, rtol=0, atol=1e-15)
+
+    def test_a_positive_angle_turns_the_long_axis_downwards(self):
+        kernel = AnisotropicGaussianBlur(3.0, 0.8, 45.0, 9).kernel()
+        assert kernel[7, 7] > 10 * kernel[1, 7]
+
+    @pytest.mark.parametrize("kind", [AnisotropicGaussianBlur, GeneralizedGaussianBlur, PlateauBlur])
+    def test_the_narrowest_widest_and_largest_kernels_are_finite_and_sum_to_one(self, kind):
+        extremes = [{"sigma_x": 1e-3, "sigma_y": 100.0}, {"sigma_x": 100.0, "sigma_y": 100.0}, {"kernel_size": 1}]
+        if kind is not AnisotropicGaussianBlur:
+            extremes += [{"beta": beta, "sigma_x": 1e-3, "kernel_size": 201} for beta in (0.1, 10.0)]
+        for fields in extremes:
+            kernel = kind(**fields).kernel()
+            assert kernel.isfinite().all()
+            assert_close(kernel.sum().item(), 1.0, rtol=0, atol=1e-12)
+
+    def test_an_image_smaller_than_half_the_kernel_is_refused(self):
+        with pytest.raises(DegradationError, match=r"larger than half the blur kernel \(10 pixels\).*got 30x10"):
+            PlateauBlur()(torch.zeros(1, 1, 30, 10))
+
+    def test_their_common_part_is_no_kind_of_its_own(self):
+        with pytest.raises(
+            DegradationError, match=r"must be one of Anisotropic(?!.*Elliptic.*;).*; got 'EllipticBlur'"
+        ):
+            from_config({"type": "EllipticBlur"})
 
 
 class TestDownsample:
@@ -314,6 +396,14 @@ WRONG = [
     (GaussianBlur, {"kernel_size": 20}, r"GaussianBlur\.kernel_size must be odd; got 20"),
     (GaussianBlur, {"kernel_size": 21.0}, r"GaussianBlur\.kernel_size must be a whole number in \[1, 201\]; got 21\.0"),
     (GaussianBlur, {"kernel_size": 203}, r"GaussianBlur\.kernel_size.*got 203"),
+    (AnisotropicGaussianBlur, {"sigma_x": 0}, r"AnisotropicGaussianBlur\.sigma_x.*\[0\.001, 100\]; got 0"),
+    (AnisotropicGaussianBlur, {"sigma_y": -1.0}, r"AnisotropicGaussianBlur\.sigma_y.*got -1\.0"),
+    (AnisotropicGaussianBlur, {"angle": 200}, r"AnisotropicGaussianBlur\.angle.*\[-180, 180\]; got 200"),
+    (AnisotropicGaussianBlur, {"kernel_size": 4}, r"AnisotropicGaussianBlur\.kernel_size must be odd; got 4"),
+    (GeneralizedGaussianBlur, {"beta": 0}, r"GeneralizedGaussianBlur\.beta must be a number in \[0\.1, 10\]; got 0"),
+    (GeneralizedGaussianBlur, {"sigma_x": 0}, r"GeneralizedGaussianBlur\.sigma_x.*got 0"),
+    (PlateauBlur, {"beta": 11}, r"PlateauBlur\.beta must be a number in \[0\.1, 10\]; got 11"),
+    (PlateauBlur, {"angle": float("nan")}, r"PlateauBlur\.angle.*got nan"),
     (GaussianNoise, {"sigma": -0.1}, r"GaussianNoise\.sigma must be a number in \[0, 1\]; got -0\.1"),
     (GaussianNoise, {"sigma": 25}, r"GaussianNoise\.sigma.*got 25"),
     (Downsample, {"scale": 0}, r"Downsample\.scale must be a whole number in \[1, 8\]; got 0"),
