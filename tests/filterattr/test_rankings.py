@@ -17,9 +17,9 @@ def test_weight_change_equals_a_loop_over_kernels() -> None:
     relative = weight_change(FilterAttributor(base), base, target, relative=True)
     for out in range(4):
         before, after = base[2].weight[out, 1], target[2].weight[out, 1]
-        change = float((after - before).abs().sum())
+        change = (after - before).abs().sum().item()
         assert float(scores["2.weight"][out, 1]) == pytest.approx(change, rel=1e-12)
-        assert float(relative["2.weight"][out, 1]) == pytest.approx(change / float(before.abs().sum()), rel=1e-12)
+        assert float(relative["2.weight"][out, 1]) == pytest.approx(change / before.abs().sum().item(), rel=1e-12)
 
 
 def test_relative_change_of_dead_kernels() -> None:
