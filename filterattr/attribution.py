@@ -140,7 +140,7 @@ class FilterAttributor:
             method: Rule of the integral: ``"gausslegendre"``, ``"riemann_right"`` (the published code's),
                 ``"riemann_left"``, ``"riemann_middle"`` or ``"riemann_trapezoid"``.
             n_steps: Number of nodes on the path; each costs one forward-backward pass per sample.
-            buffers: Whose floating buffers (running statistics) to use where base and target differ in them.
+            buffers: Whose buffers (running statistics) to use where base and target differ; needed if floating ones do.
             allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
             checkpoint: File that keeps what is done; needs the safetensors package.
             distributed: Share the samples with the other ranks of the default process group.
@@ -155,7 +155,8 @@ class FilterAttributor:
             SettingError: A method, number or data argument cannot be used.
             LossError: The loss is no real scalar, or does not depend on (some of) the changed parameters.
             NonFiniteError: A loss or gradient is infinite or not a number; its place on the path is named.
-            ModelChangedError: The loss replaced parameters of the model.
+            ModelChangedError: The loss replaced, trained or wrote to parameters of the model, or another thread is
+                computing with other weights in it.
             StorageError: The checkpoint cannot be written, is damaged, or belongs to another job.
             DistributedError: Another rank failed, died, or was given something else.
         """

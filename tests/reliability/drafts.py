@@ -1,6 +1,6 @@
-"""Two drafts of the method as a careful user writes them in an hour, and the library, all behind one interface.
+"""Three drafts of the method as a careful user writes them in an hour, and the library, all behind one interface.
 
-Both drafts are right on a plain network: they pass every completeness check. The cases of this folder show what else
+All drafts are right on a plain network: they pass every completeness check. The cases of this folder show what else
 can go wrong. `tests.reliability.scoreboard` counts.
 """
 
@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def attribute_by_loading(model: nn.Module, base: Any, target: Any, loss: Loss, r
     try:
         for t in (0.0, 1.0):
             move(t)
-            losses.append(float(loss(model)))
+            losses.append(loss(model).item())
         for t, coefficient in rule:
             move(t)
             model.zero_grad()
@@ -104,8 +105,60 @@ def attribute_by_calling(model: nn.Module, base: Any, target: Any, loss: Loss, r
         gradients = torch.autograd.grad(loss(_Called(model, weights)), list(weights.values()))
         for name, gradient in zip(names, gradients, strict=True):
             sums[name] += coefficient * gradient
-    losses = [float(loss(_Called(model, point(t)))) for t in (0.0, 1.0)]
+    losses = [loss(_Called(model, point(t))).item() for t in (0.0, 1.0)]
     values = {name: sums[name] * (target[name] - base[name]) for name in names}
+    change = losses[1] - losses[0]
+    total = sum(value.sum().item() for value in values.values())
+    return Outcome(values, losses[0], losses[1], abs(total - change) / abs(change))
+
+
+class _Hooked:
+    """Hooks on convolutions and linear layers; they differentiate each layer by itself, so that no gradient is kept."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.sums: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.coefficient = 0.0
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+                module.register_forward_hook(partial(self.remember, name))
+                module.register_full_backward_hook(partial(self.collect, name))
+
+    def remember(self, name: str, _module: nn.Module, inputs: Any, _output: Any) -> None:
+        self.inputs[name] = inputs[0].detach()
+
+    def collect(self, name: str, module: nn.Module, _gradient_inputs: Any, gradient_outputs: Any) -> None:
+        parameters = dict(module.named_parameters(recurse=False))
+        with torch.enable_grad():
+            output = module.forward(self.inputs[name])
+        gradients = torch.autograd.grad(output, list(parameters.values()), gradient_outputs[0])
+        for key, gradient in zip(parameters, gradients, strict=True):
+            rows = gradient.view(len(gradient), -1) * self.coefficient  # one row a filter
+            self.sums[f"{name}.{key}"] = self.sums.get(f"{name}.{key}", 0) + rows
+
+    def move(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.data = weights[name]
+
+
+def attribute_by_hooks(model: nn.Module, base: Any, target: Any, loss: Loss, rule: Rule) -> Outcome:
+    """Draft three: ``.data`` moves the weights, hooks on modules collect the gradients."""
+    base = base.state_dict() if isinstance(base, nn.Module) else base
+    target = target.state_dict() if isinstance(target, nn.Module) else target
+    own = {name: parameter.data for name, parameter in model.named_parameters()}
+    hooked = _Hooked(model)
+    try:
+        losses = []
+        for state in (base, target):
+            hooked.move(state)
+            losses.append(loss(model).item())
+        for t, hooked.coefficient in rule:
+            hooked.move({name: base[name] + t * (target[name] - base[name]) for name in own})
+            loss(model).backward()
+    finally:
+        hooked.move(own)
+    values = {name: hooked.sums[name].view_as(base[name]) * (target[name] - base[name]) for name in own}
     change = losses[1] - losses[0]
     total = sum(value.sum().item() for value in values.values())
     return Outcome(values, losses[0], losses[1], abs(total - change) / abs(change))
@@ -201,4 +254,5 @@ CALLING = Implementation(
     False,
     (__file__, str(_TORCH / "nn" / "utils" / "stateless.py"), str(_TORCH / "_functorch" / "functional_call.py")),
 )
-IMPLEMENTATIONS = {one.name: one for one in (FILTERATTR, LOADING, CALLING)}
+HOOKING = Implementation("module hooks draft", attribute_by_hooks, False, (__file__,))
+IMPLEMENTATIONS = {one.name: one for one in (FILTERATTR, LOADING, CALLING, HOOKING)}

@@ -70,7 +70,7 @@ def main(names: Sequence[str]) -> None:
     if len(names) == 1:
         json.dump(failures(IMPLEMENTATIONS[names[0]]), sys.stdout)
         return
-    columns = {name: _apart(name) for name in names or IMPLEMENTATIONS}
+    columns = {name: failures_apart(name) for name in names or IMPLEMENTATIONS}
     print("case  " + "  ".join(columns))
     for number in sorted({number for column in columns.values() for number in column}, key=int):
         cells = [("FAILS" if column.get(number) else "passes").ljust(len(name)) for name, column in columns.items()]
@@ -79,8 +79,15 @@ def main(names: Sequence[str]) -> None:
         print(f"{name}: {sum(column.values())} of {len(column)} cases failed")
 
 
-def _apart(name: str) -> dict[str, bool]:
-    """Run one implementation in another process, so that what it leaves dirty disturbs nobody else."""
+def failures_apart(name: str) -> dict[str, bool]:
+    """Run one implementation in another process, so that what it leaves dirty disturbs nobody else.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        Case number, as text, to whether it failed.
+    """
     command = [sys.executable, "-m", "tests.reliability.scoreboard", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     return json.loads(done.stdout.splitlines()[-1])
