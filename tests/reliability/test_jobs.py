@@ -225,6 +225,7 @@ class TestOutOfMemory:
             gc.enable()
 
     @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
     def test_case_80_cuda_runs_out_of_memory_in_the_middle(self, attribute):
         model, base, target = ends(lambda: convolutions().cuda())
         inputs, calls = picture().cuda(), []
