@@ -97,7 +97,7 @@ def _add_card(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     parser.add_argument("--data", required=True, help="what the weights were trained on, with its licence")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--out", type=Path, help="file of the card; beside the weights if not given")
+    parser.add_argument("--out", type=Path, help="file to write the card to; it is only printed if not given")
     parser.set_defaults(run=_card)
 
 
@@ -105,9 +105,10 @@ def _card(options: argparse.Namespace) -> None:
     path = find_weights(options.weights)
     folders = {folder.name: load_photographs(folder) for folder in options.images}
     card = make_card(path, folders, data=options.data, seed=options.seed)
-    out = options.out or path.with_suffix(".md")
-    out.write_text(card)
-    sys.stdout.write(f"{card}\nwrote {out}\n")
+    sys.stdout.write(card)
+    if options.out is not None:
+        options.out.write_text(card)
+        sys.stdout.write(f"\nwrote {options.out}\n")
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

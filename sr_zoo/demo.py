@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from filterattr import FilterAttribution, FilterAttributor, FilterSelection, blend, contrast, swapped
+from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError, blend, contrast, swapped
 from filterattr.analysis.evaluation import Masking, p_value
 from filterattr.display.plot import plot_layers, plot_path
 from sr_zoo.degradations import evaluation_inputs
@@ -114,7 +114,11 @@ def find_and_mask(
 
     Returns:
         The result.
+
+    Raises:
+        SettingError: A number makes no sense, or the networks differ in scale; all findings are in one message.
     """
+    _check_settings(base, target, fraction, crops, draws, n_steps)
     started = time.monotonic()
     scale = int(target.upscale)  # type: ignore[arg-type]
     inputs = {name: one for name, one in evaluation_inputs(scale).items() if name != "both"}
@@ -292,6 +296,23 @@ def draw_pictures(
 def _batch(pairs: Sequence[Pair]) -> Pair:
     """All crops at once: masking needs no per-sample numbers."""
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+
+def _check_settings(base: nn.Module, target: nn.Module, fraction: float, crops: int, draws: int, n_steps: int) -> None:
+    """Find everything wrong before the first pass."""
+    findings = []
+    if not 0 < fraction < 1:
+        findings.append(f"fraction must lie between 0 and 1 (one per cent is 0.01); got {fraction}")
+    if crops < 1:
+        findings.append(f"crops must be at least 1; got {crops}")
+    if draws < 2:
+        findings.append(f"draws must be at least 2; got {draws}")
+    if n_steps < 1:
+        findings.append(f"n_steps must be at least 1; got {n_steps}")
+    if base.upscale != target.upscale:
+        findings.append(f"base and target must have the same scale; got {base.upscale} and {target.upscale}")
+    if findings:
+        raise SettingError("; ".join(findings) + ".")
 
 
 @torch.no_grad()

@@ -113,7 +113,17 @@ class TestCommandLine:
                 main([*command, "--help"])
             assert "usage: python -m sr_zoo" in capsys.readouterr().out
 
-    def test_card_measures_weights(self, ends: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    def test_numbers_that_make_no_sense_are_gathered_before_any_work(self, capsys: pytest.CaptureFixture[str]) -> None:
+        wrong = ["--fraction", "2", "--crops", "0", "--draws", "1", "--steps", "0"]
+        assert main(["demo", *wrong]) == 2
+        printed = capsys.readouterr().err
+        for part in ("got 2.0", "crops must be at least 1", "draws must be at least 2", "n_steps must be at least 1"):
+            assert part in printed
+        assert "attributing" not in printed
+
+    def test_card_measures_weights(
+        self, ends: tuple[nn.Module, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         from sr_zoo.degradations import clean_inputs
         from sr_zoo.images import write_image
         from sr_zoo.training import Recipe
@@ -129,7 +139,9 @@ class TestCommandLine:
         path = tmp_path / "tiny.safetensors"
         save_network(path, "srresnet", {"num_feat": 4, "num_block": 1}, ends[0].state_dict(), provenance)
         write_image(tmp_path / "set1" / "a.png", photograph(3))
-        assert main(["card", str(path), "--images", str(tmp_path / "set1"), "--data", "one picture, CC0"]) == 0
-        card = (tmp_path / "tiny.md").read_text()
+        folder, out = str(tmp_path / "set1"), tmp_path / "card.md"
+        assert main(["card", str(path), "--images", folder, "--data", "one picture, CC0", "--out", str(out)]) == 0
+        card = out.read_text()
+        assert card in capsys.readouterr().out
         for part in ("one picture, CC0", "| set1 (1) | clean |", "| set1 (1) | both |", "seed 0", "20000 iterations"):
             assert part in card
