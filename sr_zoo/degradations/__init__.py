@@ -2,7 +2,7 @@
 
 from sr_zoo.degradations.base import Degradation, DegradationError, from_config
 from sr_zoo.degradations.blur import AnisotropicGaussianBlur, GaussianBlur, GeneralizedGaussianBlur, PlateauBlur
-from sr_zoo.degradations.noise import GaussianNoise
+from sr_zoo.degradations.noise import GaussianNoise, PoissonNoise
 from sr_zoo.degradations.pipeline import Pipeline, Quantize, Sometimes
 from sr_zoo.degradations.protocol import blind_inputs, clean_inputs, evaluation_inputs
 from sr_zoo.degradations.resize import Downsample
@@ -17,6 +17,7 @@ __all__ = [
     "GeneralizedGaussianBlur",
     "Pipeline",
     "PlateauBlur",
+    "PoissonNoise",
     "Quantize",
     "Sometimes",
     "blind_inputs",

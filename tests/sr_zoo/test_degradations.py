@@ -22,6 +22,7 @@ from sr_zoo.degradations import (
     GeneralizedGaussianBlur,
     Pipeline,
     PlateauBlur,
+    PoissonNoise,
     Quantize,
     Sometimes,
     blind_inputs,
@@ -37,6 +38,9 @@ EVERY_KIND = [
     GeneralizedGaussianBlur(sigma_x=1.5, sigma_y=2.5, angle=75.0, kernel_size=13, beta=0.6),
     PlateauBlur(sigma_x=1.1, sigma_y=1.9, angle=10.0, kernel_size=11, beta=1.7),
     GaussianNoise(sigma=0.07),
+    GaussianNoise(sigma=0.07, gray=True),
+    PoissonNoise(scale=1.5),
+    PoissonNoise(scale=0.5, gray=True),
     Downsample(scale=3, kind="bilinear"),
     Quantize(levels=17),
     Sometimes(GaussianBlur(0.9), 0.3),
@@ -225,6 +229,49 @@ class TestNoise:
         assert double.dtype == torch.float64
         assert_close(double.float(), single, rtol=0, atol=1e-6)
 
+    def test_gray_noise_is_one_number_for_all_channels_of_a_pixel(self, images):
+        noise = GaussianNoise(0.2, gray=True)(images.double(), seeded()) - images
+        expected = 0.2 * torch.randn(2, 1, *images.shape[-2:], generator=seeded()).expand(-1, 3, -1, -1)
+        assert_close(noise, expected.double(), rtol=0, atol=1e-6)
+
+    def test_colour_noise_is_described_as_before_there_was_gray_noise(self):
+        assert GaussianNoise(0.1).config() == {"type": "GaussianNoise", "sigma": 0.1}
+        assert GaussianNoise(0.1, gray=True).config() == {"type": "GaussianNoise", "sigma": 0.1, "gray": True}
+
+
+class TestPoissonNoise:
+    @pytest.mark.parametrize("level", [3, 20, 200])
+    def test_counts_follow_scipys_poisson_law(self, level):
+        noisy = PoissonNoise()(torch.full((1, 1, 100, 100), level / 255), seeded()).flatten() * 255
+        counts = noisy.round()
+        assert_close(noisy, counts, rtol=0, atol=1e-3)
+        law = stats.poisson(level)
+        edges = np.unique(law.ppf([0.1, 0.3, 0.5, 0.7, 0.9]))
+        found = np.bincount(np.searchsorted(edges, counts.numpy()), minlength=len(edges) + 1)
+        expected = len(counts) * np.diff(np.concatenate([[0], law.cdf(edges), [1]]))
+        assert stats.chisquare(found, expected).pvalue > 1e-3
+
+    def test_the_scale_multiplies_the_noise_alone(self, images):
+        once = PoissonNoise(1.0)(images.double(), seeded()) - images
+        assert_close(PoissonNoise(2.5)(images.double(), seeded()) - images, 2.5 * once, rtol=0, atol=1e-9)
+        assert_close(PoissonNoise(0)(images, seeded()), images, rtol=0, atol=0)
+
+    def test_gray_noise_is_that_of_the_luma(self, images):
+        noise = PoissonNoise(gray=True)(images.double(), seeded()) - images
+        luma = sum(part * images[:, index] for index, part in enumerate((0.299, 0.587, 0.114)))[:, None]
+        expected = torch.poisson(luma * 255, generator=seeded()) / 255 - luma
+        assert_close(noise, expected.expand(-1, 3, -1, -1).double(), rtol=0, atol=1e-5)
+
+    def test_values_outside_the_range_have_the_noise_of_its_ends(self):
+        values = torch.tensor([-0.5, 1.5]).view(1, 1, 2, 1).expand(-1, -1, -1, 5000)
+        noise = PoissonNoise()(values, seeded()) - values
+        assert noise[0, 0, 0].abs().max() == 0
+        assert_close(noise[0, 0, 1].std().item(), 255**-0.5, rtol=0.05, atol=0)
+
+    def test_gray_noise_for_channels_without_a_luma_is_refused(self):
+        with pytest.raises(DegradationError, match=r"one channel or of three \(RGB\); got 4 channels"):
+            PoissonNoise(gray=True)(torch.zeros(1, 4, 8, 8))
+
 
 class TestSometimes:
     def test_each_image_is_hit_independently_with_the_probability(self):
@@ -405,6 +452,10 @@ WRONG = [
     (PlateauBlur, {"beta": 11}, r"PlateauBlur\.beta must be a number in \[0\.1, 10\]; got 11"),
     (PlateauBlur, {"angle": float("nan")}, r"PlateauBlur\.angle.*got nan"),
     (GaussianNoise, {"sigma": -0.1}, r"GaussianNoise\.sigma must be a number in \[0, 1\]; got -0\.1"),
+    (GaussianNoise, {"gray": 1}, r"GaussianNoise\.gray must be True or False; got 1"),
+    (PoissonNoise, {"scale": -1}, r"PoissonNoise\.scale must be a number in \[0, 10\]; got -1"),
+    (PoissonNoise, {"scale": 10.5}, r"PoissonNoise\.scale.*got 10\.5"),
+    (PoissonNoise, {"gray": "yes"}, r"PoissonNoise\.gray must be True or False; got 'yes'"),
     (GaussianNoise, {"sigma": 25}, r"GaussianNoise\.sigma.*got 25"),
     (Downsample, {"scale": 0}, r"Downsample\.scale must be a whole number in \[1, 8\]; got 0"),
     (Downsample, {"scale": 2.5}, r"Downsample\.scale.*got 2\.5"),
