@@ -99,6 +99,30 @@ class TestPublishedAlgorithm:
         if dtype == torch.float64:
             np.testing.assert_array_equal(scores.to_index(), np.argsort(-expected, kind="stable"))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+    @pytest.mark.parametrize("build", [SRResNet, SRCNNStyle])
+    def test_full_size_networks_equal_the_literal_loop(self, build: type[nn.Module], dtype: torch.dtype) -> None:
+        base, target = build().to(dtype), build().to(dtype)
+        degraded, reference = torch.rand(1, 3, 8, 8, dtype=dtype), torch.rand(1, 3, 16, 16, dtype=dtype)
+        expected = naive_faig.kernel_scores(
+            lambda: build().to(dtype), base.state_dict(), target.state_dict(), degraded, reference
+        )
+        assert len(expected) == {SRResNet: 151_936, SRCNNStyle: 156_224}[build]
+        attribution = FilterAttributor(base).attribute(
+            base,
+            target,
+            lambda model: (model(degraded) - reference).square().sum(),
+            method="riemann_right",
+            n_steps=100,
+        )
+        found = attribution.scores().flat().numpy()
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+        assert np.abs(found - expected).sum() / expected.sum() <= tolerance
+        if dtype == torch.float64:
+            # kernels whose scores agree to rounding may change places
+            order = attribution.scores().to_index()
+            assert (np.diff(expected[order]) <= 1e-12 * expected.max()).all()
+
     def test_discriminative_scores_over_images_equal_the_literal_loop(self) -> None:
         def build() -> nn.Module:
             return SRResNet(num_feat=4, num_block=1, upscale=2).double()
