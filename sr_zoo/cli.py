@@ -16,8 +16,10 @@ from sr_zoo.data import hold_out, load_photographs
 from sr_zoo.degradations import blind_inputs, clean_inputs
 from sr_zoo.demo import bundled_photographs, draw_pictures, find_and_mask, table
 from sr_zoo.images import ImageError
-from sr_zoo.pretrained import WeightsError, build, describe_network, find_weights, load_network, save_network
+from sr_zoo.pretrained import build, describe_network, find_weights, load_network, save_network
 from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError
+
+_RATES = {"base": 2e-4, "target": 5e-5}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (FilterAttrError, ImageError, WeightsError, TrainingError) as error:
+    except FilterAttrError as error:  # the errors of sr_zoo are its children
         sys.stderr.write(f"python -m sr_zoo: {error}\n")
         return 2
     return 0
@@ -143,7 +145,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = Recipe(
         degradation.config(),
         iterations=options.iterations,
-        learning_rate=options.learning_rate or (2e-4 if options.stage == "base" else 5e-5),
+        learning_rate=_RATES[options.stage] if options.learning_rate is None else options.learning_rate,
         batch_size=options.batch_size,
         patch_size=options.patch_size,
         margin=16 * options.upscale if options.upscale != 2 else 16,
