@@ -61,11 +61,15 @@ class Injection:
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raise KeyboardInterrupt after a while, if the block is not done by then."""
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    """Raise KeyboardInterrupt after a while, if the block is not done by then; other users of the timer get it back."""
+    tracer = sys.gettrace()
+    sys.settrace(None)  # a coverage tool that is interrupted inside its own lock waits for ever
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    waiting = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *waiting)
+        sys.settrace(tracer)
