@@ -62,6 +62,7 @@ class Slots:
         self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
         self._attributes: list[tuple[dict[str, Any], str, Tensor]] = []
         self._held: dict[str, tuple[Tensor, _Kind]] = {}
+        self._versions: dict[str, int] = {}
         self._dirty = False
         first_names: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
@@ -79,11 +80,6 @@ class Slots:
                 if not seen:
                     slots = module._parameters if is_parameter else module._buffers
                     self._places.setdefault(first, []).append((slots, local))
-        self._versions = {
-            name: (tensor, tensor._version)
-            for name, tensor in (*self.parameters.items(), *self.buffers.items())
-            if not tensor.is_inference()
-        }
         self._sort_attributes(first_names)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
@@ -97,6 +93,7 @@ class Slots:
         """
         self._dirty = True
         self._held = {name: (tensor, _kind(tensor)) for name, tensor in tensors.items()}
+        self._versions = self._own_versions()
         for name, tensor in tensors.items():
             own = self.parameters.get(name)
             if own is not None and own.__dict__:
@@ -123,7 +120,7 @@ class Slots:
                 f"a parameter was replaced while the loss ran: {name_some(replaced)}. The loss must not assign, "
                 "convert (.half(), .to()) or load weights, and one model must not be used by two calls at once."
             )
-        written = [name for name, (tensor, version) in self._versions.items() if tensor._version != version]
+        written = [name for name, version in self._own_versions().items() if self._versions.get(name) != version]
         if written:
             raise ModelChangedError(
                 f"the model's own weights were written to while the loss ran: {name_some(written)}. The loss must only "
@@ -138,6 +135,11 @@ class Slots:
             saved.restore()
         self._held = {}
         self._dirty = False
+
+    def _own_versions(self) -> dict[str, int]:
+        """How often the model's own tensors have been written to; tensors made in inference mode do not count."""
+        own = {**self.parameters, **self.buffers}
+        return {name: tensor._version for name, tensor in own.items() if not tensor.is_inference()}
 
     def _sort_attributes(self, first_names: Mapping[int, str]) -> None:
         """Find the tensors that modules keep as plain attributes: a registered one is one more slot of its."""

@@ -304,6 +304,26 @@ def test_case_49_so_is_one_that_breaks_in_the_middle_of_the_path(attribute):
     assert "t = 0.3379" in message
 
 
+def test_case_49_the_first_module_is_found_also_if_it_returns_several_tensors(attribute):
+    class Head(nn.Module):
+        def forward(self, states):
+            return {"sum": states[0].sum(), "states": states}
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.head = nn.LSTM(2, 3), Head()
+
+        def forward(self, inputs):
+            return self.head(self.recurrent(inputs))["sum"]
+
+    model, base, target = ends(Network)
+    message = attribute.refuses(model, base, target, lambda model: model(torch.full((4, 2), math.nan)))
+    assert "first seen in the output of 'recurrent'" in message
+    message = attribute.refuses(model, base, target, lambda model: model(torch.ones(4, 2)).abs() * math.inf)
+    assert message.endswith("got inf at t = 0.")  # no module is to blame
+
+
 def test_case_49_so_is_a_gradient_that_is_not_finite_though_the_loss_is(attribute):
     model = nn.Linear(1, 2).double()
     base, target = (

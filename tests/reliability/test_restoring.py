@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from filterattr import FilterAttributor
 from tests.reliability.fingerprint import Fingerprint, unchanged
 from tests.reliability.networks import assert_values, by_hand, convolutions, dropping, ends, picture, squared
 
@@ -222,6 +223,50 @@ def test_case_13_train_flags_hooks_and_attributes_of_the_loss_are_taken_back(att
 
     with unchanged(model):
         attribute(model, base, target, loss)
+
+
+@pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")  # nearly nothing is left to sum up behind a norm
+def test_samples_may_be_made_with_the_model_itself():
+    """What a data source does to the model between the samples is the user's own business, and no fault of the loss."""
+    model, base, target = ends(lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double())
+
+    def samples():
+        for _ in range(3):
+            yield torch.rand(4, 3, dtype=torch.float64)
+            model(torch.rand(4, 3, dtype=torch.float64))  # counts its running statistics on
+
+    attributor = FilterAttributor(model)
+    attributor.attribute(base, target, lambda at, x: at(x).square().sum(), samples(), n_steps=4)
+    assert int(model[1].num_batches_tracked) == 3
+
+
+def test_case_13_a_loss_that_parametrizes_a_layer_is_found_out_and_the_class_put_back(attribute):
+    model, base, target = ends(convolutions)
+
+    def loss(at):
+        parametrizations.weight_norm(getattr(at, "model", at)[0])
+        return at(picture()).square().sum()
+
+    with unchanged(model):
+        message = attribute.refuses(model, base, target, loss)
+    assert "0.weight" in message
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_case_13_the_order_of_attributes_is_put_back(attribute):
+    model, base, target = ends(convolutions)
+
+    names = list(model.__dict__)
+
+    def reordering(at):
+        inner = getattr(at, "model", at)
+        inner.__dict__["training"] = inner.__dict__.pop("training")
+        inner[0]._parameters["weight"] = inner[0]._parameters.pop("weight")
+        return at(picture()).square().sum()
+
+    with unchanged(model):
+        attribute(model, base, target, reordering)
+    assert names == list(model.__dict__)
 
 
 class Overlapping(nn.Module):
