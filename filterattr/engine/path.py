@@ -196,7 +196,8 @@ def _fixed(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Choose the value of everything that does not move, and find where no choice is possible."""
     fixed: dict[str, Tensor] = {}
-    findings, undecided = [], []
+    findings: list[str] = []
+    undetermined: list[str] = []
     chosen = {"base": base, "target": target, None: {}}[keep_buffers]
     for name, own in {**parameters, **buffers}.items():
         if name in parameters and _is_number(own):
@@ -210,14 +211,16 @@ def _fixed(
                 findings.append(f"'{name}' is {own.dtype} and differs, but cannot move along a path")
         else:
             value = chosen.get(name, own)
-            if values and keep_buffers is None and _is_number(own):
-                undecided.append(name)
+            if values and name not in chosen and _is_number(own):
+                undetermined.append(name)
         fixed[name] = _clone_like(value, own)
-    if undecided:
+    if undetermined and keep_buffers is None:
         findings.append(
-            f"the buffers {name_some(undecided)} differ between base and target and cannot be integrated over: "
+            f"the buffers {name_some(undetermined)} differ between base and target and cannot be integrated over: "
             'choose buffers="base" or buffers="target"'
         )
+    elif undetermined:
+        findings.append(f"{keep_buffers} lacks the buffers {name_some(undetermined)}, but is to provide them")
     return fixed, findings
 
 

@@ -84,6 +84,22 @@ def test_case_54_all_that_is_wrong_comes_in_one_message(attribute):
     assert all(name in message for name in ("0.wieght", "2.weight", "(2, 2, 3, 3)"))
 
 
+def test_case_54_integers_that_differ_and_complex_values_for_a_real_model_are_named(attribute):
+    class Stepped(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.steps = nn.Parameter(torch.tensor([3]), requires_grad=False)
+
+    model, base, target = ends(Stepped)
+    target = {**target, "steps": torch.tensor([4]), "weight": torch.ones(3, 3, dtype=torch.complex64)}
+    base = {**base, "bias": torch.full((3,), float("nan"))}
+    with attribute.leaves(model):
+        message = attribute.refuses(model, base, target, squared(torch.ones(2, 3)))
+    assert "'steps' is torch.int64 and differs" in message
+    assert "target is complex and the model real in 'weight'" in message
+    assert "base holds infinite values or NaN in 'bias'" in message
+
+
 def test_case_55_a_shape_that_would_broadcast_is_refused(attribute):
     model, base, target = ends(lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)))
     base, target = ({**state, "0.bias": state["0.bias"][:1]} for state in (base, target))

@@ -171,6 +171,20 @@ def test_case_42_differing_running_statistics_need_a_choice(attribute, training)
         assert outcome.error < 1e-4
 
 
+def test_case_42_a_buffer_that_one_end_lacks_cannot_come_from_it(attribute):
+    model, base, target = ends(normalised)
+    del base["1.running_var"]
+    loss = squared(picture(torch.float64))
+    for options, told in (({}, "buffers="), ({"buffers": "base"}, "base lacks the buffers '1.running_var'")):
+        with attribute.leaves(model):
+            message = attribute.refuses(model, base, target, loss, **options)
+        assert told in message
+    attribute(model, base, target, loss, buffers="target", n_steps=32)
+    del target["1.running_var"]  # then it is the model's own
+    target["1.running_mean"] = base["1.running_mean"]
+    attribute(model, base, target, loss, n_steps=32)
+
+
 def test_case_43_counters_and_masks_are_left_alone(attribute):
     class Masked(nn.Linear):
         def __init__(self):
