@@ -1,0 +1,130 @@
+r"""How sure a number is: bootstrap over samples, paired over everything that the same samples went through.
+
+A draw takes n of n samples with repetition. It is kept as how often each sample was drawn, so that every mean of a draw
+is a matrix product, and two numbers that share a draw can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from filterattr.analysis.record import Estimate
+from filterattr.errors import SettingError
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+class Bootstrap:
+    """Draws of samples, shared by everything that is compared.
+
+    Args:
+        sizes: Name of a function to its number of samples. Functions with the same number share their draws if
+            ``paired``: sample i of all of them should then come from one source (one photograph, one sentence).
+        draws: Number of draws.
+        confidence: Share of the draws inside an interval.
+        seed: Seed of the draws.
+        paired: See ``sizes``.
+
+    Raises:
+        SettingError: A number makes no sense.
+
+    Example:
+        >>> bootstrap = Bootstrap({"task": 4}, draws=500)
+        >>> print(bootstrap.estimate(2.5, bootstrap.means("task", [1.0, 2.0, 3.0, 4.0])))
+        2.50 [1.37, 3.50]
+
+    References:
+        Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        *,
+        draws: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+        paired: bool = True,
+    ) -> None:
+        if draws < 2 or not 0 < confidence < 1:
+            raise SettingError(
+                f"a bootstrap needs at least 2 draws and a confidence between 0 and 1; got {draws} and {confidence}."
+            )
+        self.draws = draws
+        self.confidence = confidence
+        generator = np.random.default_rng(seed)
+        shared: dict[int, Array] = {}
+        self._shares: dict[str, Array] = {}
+        for name, size in sizes.items():
+            if not paired or size not in shared:
+                shared[size] = generator.multinomial(size, np.full(size, 1 / size), size=draws) / size
+            self._shares[name] = shared[size]
+
+    def means(self, name: str, values: Sequence[float] | Array) -> Array:
+        """Mean of some values in every draw.
+
+        Args:
+            name: Whose samples they belong to.
+            values: One number per sample.
+
+        Returns:
+            One mean per draw, shape ``(draws,)``.
+        """
+        result: Array = self._shares[name] @ np.asarray(values, dtype=np.float64)
+        return result
+
+    def estimate(self, value: float, drawn: Array) -> Estimate:
+        """Put an interval around a number.
+
+        Args:
+            value: The number, from all samples.
+            drawn: The same number in every draw.
+
+        Returns:
+            The estimate with its percentile interval. If all draws are equal because there is one sample only, the
+            spread is not known, and the ends are not numbers.
+        """
+        return interval(value, drawn, self.confidence, known=any(len(one[0]) > 1 for one in self._shares.values()))
+
+
+def interval(value: float, drawn: Array, confidence: float, *, known: bool = True) -> Estimate:
+    """Percentile interval of draws.
+
+    Args:
+        value: The number in question.
+        drawn: Its draws, shape ``(draws,)``.
+        confidence: Share of the draws inside.
+        known: Whether the draws say anything about the spread.
+
+    Returns:
+        The number with its interval; without ends if it is not known, or a draw is not a number.
+
+    Example:
+        >>> print(interval(0.5, np.linspace(0.0, 1.0, 101), 0.9))
+        0.50 [0.05, 0.95]
+    """
+    if not known or np.isnan(drawn).any():
+        return Estimate(float(value))
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(value), float(low), float(high))
+
+
+def p_value(observed: float, null: Sequence[float]) -> float:
+    """Chance that a random draw does at least as well as what was observed.
+
+    Args:
+        observed: The statistic of the selection, larger is more extreme.
+        null: The same statistic of random draws.
+
+    Returns:
+        ``(1 + #{null >= observed}) / (1 + draws)``, in (0, 1].
+
+    Example:
+        >>> p_value(0.8, [0.1, 0.2, 0.9])
+        0.5
+    """
+    return (1 + sum(value >= observed for value in null)) / (1 + len(null))

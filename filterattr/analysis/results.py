@@ -1,0 +1,598 @@
+r"""What the evaluation finds: curves, nulls, matrices and tables, without any weights in them.
+
+A *share* is how much of a function an intervention changes, in parts of what base and target differ by. Masking puts
+units of target back to base, and the share is what it removes; a graft puts units of target into base, and the share
+is what it brings:
+
+.. math:: \mathrm{removed} = \frac{L(\mathrm{masked}) - L(\mathrm{target})}{L(\mathrm{base}) - L(\mathrm{target})},
+   \qquad \mathrm{brought} = \frac{L(\mathrm{base}) - L(\mathrm{graft})}{L(\mathrm{base}) - L(\mathrm{target})}
+
+0: nothing happened; 1: the function is gone, or there; above 1 the masked network is damaged. Where target is not
+better than base, such as a restorer on clean inputs, a share says nothing: look at the losses. A share is not a number
+where both have the same loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+from filterattr.analysis.record import Estimate, Record, Row
+from filterattr.analysis.resampling import p_value
+from filterattr.errors import SettingError
+from filterattr.result import FilterScores, FilterSelection
+
+Intervention: TypeAlias = Literal["mask", "graft"]
+Order: TypeAlias = Literal["most", "least"]
+Null: TypeAlias = Literal["random", "layer-matched"]
+Estimates: TypeAlias = Mapping[str, tuple[Estimate, ...]]
+
+
+def bounded(share: float) -> float:
+    """Cut a share to [0, 1], so that destroying a network is worth no more than removing the function.
+
+    Args:
+        share: The share.
+
+    Returns:
+        The nearest number in [0, 1].
+
+    Example:
+        >>> bounded(3.7), bounded(-0.1), bounded(0.4)
+        (1.0, 0.0, 0.4)
+    """
+    return share if math.isnan(share) else min(max(share, 0.0), 1.0)
+
+
+def area_under(fractions: Sequence[float], shares: Sequence[float], scale: Literal["linear", "log"] = "log") -> float:
+    """Area under a curve of bounded shares, in [0, 1]: the mean share over all sizes of the set.
+
+    Args:
+        fractions: Sizes of the sets, ascending.
+        shares: What they do; cut to [0, 1].
+        scale: ``"linear"`` gives every further per cent the same weight, ``"log"`` every doubling, so that the small
+            sets count; it leaves out the fraction 0.
+
+    Returns:
+        The trapezoid area over the range of the fractions; not a number with fewer than two of them.
+
+    Example:
+        >>> area_under([0.0, 0.5, 1.0], [0.0, 1.0, 1.0], "linear")
+        0.75
+    """
+    pairs = [(p, bounded(share)) for p, share in zip(fractions, shares, strict=True) if scale == "linear" or p > 0]
+    if len(pairs) < 2:
+        return math.nan
+    places = np.array([p if scale == "linear" else math.log(p) for p, _ in pairs])
+    return float(np.trapezoid([share for _, share in pairs], places) / (places[-1] - places[0]))
+
+
+@dataclass(frozen=True)
+class Curve(Record):
+    """What masking or grafting more and more units does.
+
+    Attributes:
+        ranking: What chose the units, such as ``"deblurring"`` or ``"magnitude"``.
+        intervention: ``"mask"`` or ``"graft"``.
+        order: ``"most"`` important units first, or the ``"least"``.
+        fractions: Shares of all units, ascending.
+        counts: Numbers of units.
+        losses: Function to the mean loss at every fraction, with its interval over the samples.
+        shares: Function to the share at every fraction, unbounded (see the head of this module).
+        loss_base: Function to the mean loss of base.
+        loss_target: Function to the mean loss of target.
+        n_samples: Function to number of samples.
+    """
+
+    ranking: str
+    intervention: Intervention
+    order: Order
+    fractions: tuple[float, ...]
+    counts: tuple[int, ...]
+    losses: Estimates
+    shares: Estimates
+    loss_base: Mapping[str, float]
+    loss_target: Mapping[str, float]
+    n_samples: Mapping[str, int]
+
+    def area(self, function: str, scale: Literal["linear", "log"] = "log") -> float:
+        """Area under the bounded share of one function.
+
+        Args:
+            function: The function.
+            scale: As in `area_under`.
+
+        Returns:
+            The mean bounded share, in [0, 1].
+        """
+        return area_under(self.fractions, [estimate.value for estimate in self.shares[function]], scale)
+
+    def rows(self) -> list[Row]:
+        """One row a function and fraction."""
+        return [
+            {
+                "ranking": self.ranking,
+                "intervention": self.intervention,
+                "order": self.order,
+                "function": function,
+                "fraction": fraction,
+                "count": count,
+                **_spread("loss", self.losses[function][place]),
+                **_spread("share", shares[place]),
+                "bounded": bounded(shares[place].value),
+            }
+            for function, shares in self.shares.items()
+            for place, (fraction, count) in enumerate(zip(self.fractions, self.counts, strict=True))
+        ]
+
+
+class Band(NamedTuple):
+    """Where the draws of a null lie at one fraction.
+
+    Attributes:
+        mean: Their mean.
+        sd: Their standard deviation.
+        low: Lower end of the band that holds most of them.
+        high: Its upper end.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class NullCurve(Record):
+    """What masking or grafting random units does.
+
+    Attributes:
+        null: ``"random"`` units, or ``"layer-matched"``: as many in every parameter as the ranking takes there.
+        ranking: Which ranking it is matched to.
+        intervention: ``"mask"`` or ``"graft"``.
+        fractions: Shares of all units, ascending.
+        counts: Numbers of units.
+        shares: Function to fraction to one share a draw.
+    """
+
+    null: Null
+    ranking: str
+    intervention: Intervention
+    fractions: tuple[float, ...]
+    counts: tuple[int, ...]
+    shares: Mapping[str, tuple[tuple[float, ...], ...]]
+
+    @property
+    def n_draws(self) -> int:
+        """Number of random sets of every size."""
+        return len(next(iter(self.shares.values()))[0])
+
+    def bands(self, function: str, confidence: float = 0.95) -> tuple[Band, ...]:
+        """Summarise the draws.
+
+        Args:
+            function: The function.
+            confidence: Share of the draws inside the band.
+
+        Returns:
+            One band a fraction.
+        """
+        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        bands = []
+        for drawn in self.shares[function]:
+            low, high = np.quantile(drawn, tails)
+            bands.append(Band(float(np.mean(drawn)), float(np.std(drawn, ddof=1)), float(low), float(high)))
+        return tuple(bands)
+
+    def p_values(self, curve: Curve, function: str) -> tuple[float, ...]:
+        """Chance that random units do at least as much as those of a curve.
+
+        Args:
+            curve: The curve, most important units first.
+            function: The function.
+
+        Returns:
+            One p-value per fraction of this null, by `p_value`.
+
+        Raises:
+            SettingError: The curve lacks a fraction of the null, or is of the other intervention.
+        """
+        lacking = [fraction for fraction in self.fractions if fraction not in curve.fractions]
+        if lacking or curve.intervention != self.intervention:
+            raise SettingError(
+                f"the curve must hold every fraction of the null and be a {self.intervention}; it is a "
+                f"{curve.intervention} and lacks {lacking or 'none'}."
+            )
+        observed = dict(zip(curve.fractions, curve.shares[function], strict=True))
+        drawn = zip(self.fractions, self.shares[function], strict=True)
+        return tuple(p_value(observed[fraction].value, values) for fraction, values in drawn)
+
+    def rows(self) -> list[Row]:
+        """One row a function and fraction, with mean, standard deviation and the band of 95 %."""
+        return [
+            {
+                "null": self.null,
+                "ranking": self.ranking,
+                "intervention": self.intervention,
+                "function": function,
+                "fraction": fraction,
+                "count": count,
+                "draws": self.n_draws,
+                **band._asdict(),
+            }
+            for function in self.shares
+            for fraction, count, band in zip(self.fractions, self.counts, self.bands(function), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class SpecificityMatrix(Record):
+    """What masking the set of every function removes from every function.
+
+    Attributes:
+        counts: Set to its number of units; the sets are named after the functions they were found for.
+        shares: Set to function to what masking the set removes of the function.
+        row_margins: Set d to other function e: removed of d minus removed of e, by the set of d. Positive: the set
+            does more to its own function.
+        column_margins: Function d to other set e: removed of d by its own set minus that by the set of e. Positive: no
+            other set does as much to the function.
+        n_samples: Function to number of samples.
+        confidence: Of the intervals.
+    """
+
+    counts: Mapping[str, int]
+    shares: Mapping[str, Mapping[str, Estimate]]
+    row_margins: Mapping[str, Mapping[str, Estimate]]
+    column_margins: Mapping[str, Mapping[str, Estimate]]
+    n_samples: Mapping[str, int]
+    confidence: float
+
+    @property
+    def is_row_dominant(self) -> bool:
+        """Whether every set removes more of its own function than of any other, with intervals that exclude 0."""
+        return all(margin.is_positive for row in self.row_margins.values() for margin in row.values())
+
+    @property
+    def is_column_dominant(self) -> bool:
+        """Whether every function loses more by its own set than by any other, with intervals that exclude 0."""
+        return all(margin.is_positive for column in self.column_margins.values() for margin in column.values())
+
+    @property
+    def is_diagonal_dominant(self) -> bool:
+        """Whether both hold: the diagonal is the largest entry of its row and of its column."""
+        return self.is_row_dominant and self.is_column_dominant
+
+    def rows(self) -> list[Row]:
+        """One row a set and function; the margins of the diagonal are left out."""
+        nothing = Estimate(math.nan)
+        return [
+            {
+                "set": name,
+                "count": self.counts[name],
+                "function": function,
+                **_spread("share", share),
+                **_spread("row_margin", self.row_margins[name].get(function, nothing)),
+                **_spread("column_margin", self.column_margins.get(function, {}).get(name, nothing)),
+            }
+            for name, row in self.shares.items()
+            for function, share in row.items()
+        ]
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """What the top units of one ranking remove.
+
+    Attributes:
+        ranking: Its name.
+        function: The function it was made for.
+        fraction: Share of all units.
+        count: Number of units.
+        n_passes: Forward-backward passes that the ranking took.
+        shares: Function to what masking removes of it.
+        advantage: Removed of its own function minus what the reference ranking removes, on the same samples.
+        specificity: Removed of its own function minus the largest share removed of another.
+    """
+
+    ranking: str
+    function: str
+    fraction: float
+    count: int
+    n_passes: int
+    shares: Mapping[str, Estimate]
+    advantage: Estimate
+    specificity: Estimate
+
+
+@dataclass(frozen=True)
+class RankingTable(Record):
+    """Rankings side by side: same units, same numbers of masked units, same samples, same loss.
+
+    Attributes:
+        reference: The ranking that the others are held against.
+        entries: One per ranking, function and fraction.
+    """
+
+    reference: str
+    entries: tuple[RankingRow, ...]
+
+    def not_beaten(self) -> tuple[RankingRow, ...]:
+        """Where the reference does not win: the other ranking is as good, better, or the interval holds 0."""
+        return tuple(row for row in self.entries if row.ranking != self.reference and not row.advantage.is_negative)
+
+    def rows(self) -> list[Row]:
+        """One row per ranking, function and fraction; ``removed_<function>`` are the shares."""
+        functions = list(dict.fromkeys(name for row in self.entries for name in row.shares))
+        nothing = Estimate(math.nan)
+        return [
+            {
+                "ranking": row.ranking,
+                "function": row.function,
+                "fraction": row.fraction,
+                "count": row.count,
+                "n_passes": row.n_passes,
+                **{
+                    key: number
+                    for function in functions
+                    for key, number in _spread(f"removed_{function}", row.shares.get(function, nothing)).items()
+                },
+                **_spread("advantage", row.advantage),
+                **_spread("specificity", row.specificity),
+            }
+            for row in self.entries
+        ]
+
+
+@dataclass(frozen=True)
+class AgreementRow:
+    """How well one ranking agrees with the oracle.
+
+    Attributes:
+        ranking: Its name.
+        spearman: Spearman's rank correlation.
+        kendall: Kendall's tau-b.
+        top_overlap: Share of the oracle's upper tenth that is in the upper tenth of the ranking.
+    """
+
+    ranking: str
+    spearman: Estimate
+    kendall: Estimate
+    top_overlap: Estimate
+
+
+@dataclass(frozen=True)
+class Agreement(Record):
+    """Rankings held against an oracle on the units that it knows.
+
+    Attributes:
+        oracle: Its name.
+        function: The function.
+        n_units: Number of units that were compared.
+        entries: One per ranking; the intervals are over the units.
+    """
+
+    oracle: str
+    function: str
+    n_units: int
+    entries: tuple[AgreementRow, ...]
+
+    def rows(self) -> list[Row]:
+        """One row a ranking."""
+        return [
+            {
+                "ranking": row.ranking,
+                "oracle": self.oracle,
+                "function": self.function,
+                "n_units": self.n_units,
+                **_spread("spearman", row.spearman),
+                **_spread("kendall", row.kendall),
+                **_spread("top_overlap", row.top_overlap),
+            }
+            for row in self.entries
+        ]
+
+
+@dataclass(frozen=True)
+class Modulation(Record):
+    """What dialling the units of one function between base (0), target (1) and beyond does.
+
+    Attributes:
+        function: The function whose units are dialled.
+        count: Number of units.
+        strengths: Ascending.
+        losses: Function to loss at every strength.
+        shares: Function to what is removed at every strength: 0 at strength 1.
+        steps: Function to the change of its share from each strength to the next, on the same samples; negative: the
+            function gets better.
+        loss_base: Function to the mean loss of base.
+        loss_target: Function to the mean loss of target.
+    """
+
+    function: str
+    count: int
+    strengths: tuple[float, ...]
+    losses: Estimates
+    shares: Estimates
+    steps: Estimates
+    loss_base: Mapping[str, float]
+    loss_target: Mapping[str, float]
+
+    def is_monotone(self, function: str | None = None, tolerance: float = 0.0) -> bool:
+        """Whether a function gets better at every step from strength 0 to 1.
+
+        Args:
+            function: Which one; the own function by default.
+            tolerance: By how much a share may rise at a step.
+
+        Returns:
+            Whether no step between 0 and 1 rises by more than the tolerance.
+        """
+        steps = self.steps[function or self.function]
+        pairs = zip(self.strengths, self.strengths[1:], steps, strict=False)
+        return all(step.value <= tolerance for low, high, step in pairs if low >= 0 and high <= 1)
+
+    def flatness(self, function: str) -> float:
+        """How far a function moves from its state in target while the strength goes from 0 to 1.
+
+        Args:
+            function: Which one.
+
+        Returns:
+            The largest absolute share, with its interval: a bound, 0 if nothing moves.
+        """
+        inside = [share for s, share in zip(self.strengths, self.shares[function], strict=True) if 0 <= s <= 1]
+        ends = [number for share in inside for number in (share.value, share.low, share.high)]
+        return max((abs(number) for number in ends if not math.isnan(number)), default=math.nan)
+
+    def rows(self) -> list[Row]:
+        """One row a function and strength."""
+        return [
+            {
+                "dialled": self.function,
+                "count": self.count,
+                "function": function,
+                "strength": strength,
+                **_spread("loss", self.losses[function][place]),
+                **_spread("share", shares[place]),
+            }
+            for function, shares in self.shares.items()
+            for place, strength in enumerate(self.strengths)
+        ]
+
+
+@dataclass(frozen=True)
+class Stability(Record):
+    """How much a set of units depends on the samples that it was found with.
+
+    Attributes:
+        n_units: Number of all units.
+        n_samples: Number of samples.
+        count: Units in the set.
+        draws: Number of draws.
+        units: Flat places of the units that were in the set of any draw, most frequent first.
+        probabilities: In what share of the draws each of them was.
+        sizes: Numbers of samples, at most half of all.
+        reproduced: For each size, the Jaccard index of the sets of two disjoint groups of that many samples.
+        overlap: The same as a share of the set.
+    """
+
+    n_units: int
+    n_samples: int
+    count: int
+    draws: int
+    units: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    sizes: tuple[int, ...]
+    reproduced: tuple[Estimate, ...]
+    overlap: tuple[Estimate, ...]
+
+    def enough(self, jaccard: float = 0.8) -> int | None:
+        """How many samples are enough to find nearly the same set with as many others.
+
+        Args:
+            jaccard: What is near enough.
+
+        Returns:
+            The smallest number of samples from which on every mean Jaccard index is at least that, or ``None`` if half
+            of the samples is not enough.
+        """
+        for place, size in enumerate(self.sizes):
+            if all(estimate.value >= jaccard for estimate in self.reproduced[place:]):
+                return size
+        return None
+
+    def inclusion(self, like: FilterScores | FilterSelection) -> FilterScores:
+        """Inclusion probability of every unit.
+
+        Args:
+            like: Scores or a selection with the same units.
+
+        Returns:
+            Probabilities in [0, 1].
+
+        Raises:
+            SettingError: ``like`` has another number of units.
+        """
+        _check_units(like, self.n_units)
+        flat = torch.zeros(self.n_units, dtype=torch.float64)
+        flat[list(self.units)] = torch.tensor(self.probabilities, dtype=torch.float64)
+        return FilterScores(like._split(flat), like.parameters)
+
+    def rows(self) -> list[Row]:
+        """One row per number of samples."""
+        return [
+            {"n_samples": size, **_spread("jaccard", jaccard), **_spread("overlap", overlap)}
+            for size, jaccard, overlap in zip(self.sizes, self.reproduced, self.overlap, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Differences(Record):
+    """Units whose scores differ between two functions, with a bound on the share of false ones among them.
+
+    Attributes:
+        of: The one function; positive differences are larger scores for it.
+        against: The other one.
+        n_units: Number of tests.
+        n_samples: Number of paired samples.
+        rate: Bound on the expected share of false discoveries.
+        procedure: ``"bh"`` (Benjamini and Hochberg) or ``"by"`` (Benjamini and Yekutieli).
+        units: Flat places of the discoveries, smallest p-value first.
+        means: Their mean differences.
+        p_values: Their p-values.
+        q_values: The smallest rate at which each would still be discovered.
+    """
+
+    of: str
+    against: str
+    n_units: int
+    n_samples: int
+    rate: float
+    procedure: Literal["bh", "by"]
+    units: tuple[int, ...]
+    means: tuple[float, ...]
+    p_values: tuple[float, ...]
+    q_values: tuple[float, ...]
+
+    def selection(
+        self, like: FilterScores | FilterSelection, sign: Literal["both", "positive", "negative"] = "both"
+    ) -> FilterSelection:
+        """The discoveries as a selection.
+
+        Args:
+            like: Scores or a selection with the same units.
+            sign: ``"positive"`` are the units that matter more for `of`, ``"negative"`` those that do for `against`.
+
+        Returns:
+            The selection.
+
+        Raises:
+            SettingError: ``like`` has another number of units.
+        """
+        _check_units(like, self.n_units)
+        wanted = {"both": (-1, 0, 1), "positive": (1,), "negative": (-1,)}[sign]
+        places = [unit for unit, mean in zip(self.units, self.means, strict=True) if np.sign(mean) in wanted]
+        flat = torch.zeros(self.n_units, dtype=torch.bool)
+        flat[places] = True
+        return FilterSelection(like._split(flat), like.parameters)
+
+    def rows(self) -> list[Row]:
+        """One row a discovery."""
+        return [
+            {"unit": unit, "difference": mean, "p_value": p, "q_value": q}
+            for unit, mean, p, q in zip(self.units, self.means, self.p_values, self.q_values, strict=True)
+        ]
+
+
+def _spread(name: str, estimate: Estimate) -> Row:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _check_units(like: FilterScores | FilterSelection, n_units: int) -> None:
+    if like.n_units != n_units:
+        raise SettingError(f"the units must be the same; the result knows {n_units}, got {like.n_units}.")
