@@ -1,0 +1,107 @@
+"""What `attribute` costs beyond its passes: time, memory, and how both grow. Run with ``make bench``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from filterattr import FilterAttributor
+from tests.benchmarks.interleaved import compare, record
+from tests.benchmarks.problems import RestorationPair
+
+# the weights are random, and few nodes are enough to see what they cost
+pytestmark = pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.FilterAttrWarning")
+
+NODES = 8
+OVERHEAD = "time of one call over the same passes by hand"
+MEMORY = "peak memory above that of bare passes, in copies of the parameters"
+GROWTH = "time of the larger job over the smaller one, per unit of work"
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_call_costs_what_its_passes_cost(benchmark: Callable[..., object], size: int) -> None:
+    pair = RestorationPair(size)
+    attributor = FilterAttributor(pair.model)
+    ratio = compare(
+        benchmark,
+        lambda: attributor.attribute(pair.base, pair.target, pair.loss, n_steps=NODES, progress=False),
+        lambda: pair.bare_passes(NODES, 2),
+        question=OVERHEAD,
+        case=f"{NODES} nodes and both ends, {size}x{size}",
+        rounds=7,
+        ours_over_theirs=True,
+    )
+    assert ratio <= 1.05
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from filterattr import FilterAttributor
+from tests.benchmarks.problems import RestorationPair
+
+def peak_kibibytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+pair = RestorationPair(32)
+attributor = FilterAttributor(pair.model)
+pair.bare_passes(2, 1)
+Path("/proc/self/clear_refs").write_text("5")  # the highest resident size counts from here
+pair.bare_passes(2, 1)
+bare = peak_kibibytes()
+attributor.attribute(pair.base, pair.target, pair.loss, n_steps=int(sys.argv[1]), progress=False)
+copies = sum(value.numel() * value.element_size() for value in pair.base.values())
+print((peak_kibibytes() - bare) * 1024 / copies)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can only be reset on Linux")
+@pytest.mark.parametrize("n_steps", [8, 200])
+def test_memory_is_a_few_copies_of_the_parameters(benchmark: Callable[..., object], n_steps: int) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", PEAK, str(n_steps)]
+    copies = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    benchmark.pedantic(lambda: None, rounds=1)
+    record(benchmark, MEMORY, f"{n_steps} nodes, 32x32, in a fresh process", copies)
+    assert copies <= 6
+
+
+def _seconds_of(pair: RestorationPair, nodes: int, samples: int = 1) -> Callable[[], object]:
+    attributor = FilterAttributor(pair.model)
+    data = [(pair.degraded, pair.reference)] * samples
+    return lambda: attributor.attribute(pair.base, pair.target, pair.loss, data, n_steps=nodes, progress=False)
+
+
+LARGER = {
+    "16 nodes instead of 4, 32x32": (lambda: RestorationPair(32), (4, 1), lambda: RestorationPair(32), (16, 1), 4),
+    "8 samples instead of 2, 32x32": (lambda: RestorationPair(32), (4, 2), lambda: RestorationPair(32), (4, 8), 4),
+    "96x96 instead of 48x48": (lambda: RestorationPair(48), (4, 1), lambda: RestorationPair(96), (4, 1), 4),
+    "16 blocks instead of 4, 48x48": (
+        lambda: RestorationPair(48, blocks=4),
+        (4, 1),
+        lambda: RestorationPair(48, blocks=16),
+        (4, 1),
+        39 / 15,  # convolutions of 64 features, and the upsampling
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LARGER)
+def test_time_grows_no_faster_than_the_work(benchmark: Callable[..., object], case: str) -> None:
+    smaller, of_smaller, larger, of_larger, work = LARGER[case]
+    ratio = compare(
+        benchmark,
+        _seconds_of(larger(), *of_larger),
+        _seconds_of(smaller(), *of_smaller),
+        question=GROWTH,
+        case=case,
+        rounds=5,
+        times_theirs=work,
+        ours_over_theirs=True,
+    )
+    assert ratio < 1.25
