@@ -1,147 +1,334 @@
-r"""Does a selection carry a function? Put its units back to base and see what is lost.
+r"""Does a selection carry a function? Curves, nulls, matrices and tables of masked networks.
 
-.. math:: \mathrm{rem}_d(S) =
-   \frac{L_d(\mathrm{masked}) - L_d(\mathrm{target})}{L_d(\mathrm{base}) - L_d(\mathrm{target})}
-
-0: function d is intact; 1: it is gone; above 1: the network is damaged.
+Everything is measured on the same samples, so that intervals of differences are paired: the bootstrap draws samples,
+and every network is seen on the same draws. The units themselves are fixed: `filterattr.analysis.stability` says how
+they depend on the samples of the search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from filterattr.attribution import Loss
-from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.analysis.masking import Masking as Masking
+from filterattr.analysis.masking import Measured
+from filterattr.analysis.progress import counted
+from filterattr.analysis.record import Estimate
+from filterattr.analysis.resampling import Bootstrap
+from filterattr.analysis.resampling import p_value as p_value
+from filterattr.analysis.results import (
+    Curve,
+    Intervention,
+    Modulation,
+    Null,
+    NullCurve,
+    Order,
+    RankingRow,
+    RankingTable,
+    SpecificityMatrix,
+)
+from filterattr.attribution import Progress
 from filterattr.errors import SettingError, name_some
-from filterattr.intervention import blend, swapped
-from filterattr.result import FilterSelection
+from filterattr.result import FilterScores, FilterSelection
+
+FRACTIONS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
-class Masking:
-    """Losses of masked networks on several functions, measured against those of base and target.
-
-    Args:
-        model: The network that both end points fit.
-        base: Weights that lack the functions.
-        target: Weights that have them.
-        loss: ``loss(model, sample)``, one scalar; the same as for the attribution.
-        data: Name of a function (an input, a task) to its samples, which are kept and walked through repeatedly. Use
-            other samples than those that the selection was found with.
-
-    Attributes:
-        loss_base: Function to mean loss of base.
-        loss_target: Function to mean loss of target.
-
-    Raises:
-        SettingError: A function has no samples.
-
-    Example:
-        >>> from filterattr import FilterAttributor
-        >>> _ = torch.manual_seed(0)
-        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-        >>> samples = [torch.rand(8, 4)]
-        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
-        >>> selection = FilterAttributor(base, unit="filter").attribute(base, target, loss, samples).scores().top(1.0)
-        >>> masking = Masking(base, base, target, loss, {"copying": samples})
-        >>> masking.removed(selection)["copying"]  # everything is back at base
-        1.0
-
-    References:
-        Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS 2021,
-        section 4.1, with a bounded measure.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        base: StateLike,
-        target: StateLike,
-        loss: Loss,
-        data: Mapping[str, Sequence[Any]],
-    ) -> None:
-        empty = [name for name, samples in data.items() if len(samples) == 0]
-        if empty or not data:
-            raise SettingError(f"every function needs samples; {name_some(empty) or 'data'} holds none.")
-        self.model = unwrap_model(model)
-        self.base = {name: value.clone() for name, value in plain_state(base, "base").items()}
-        self.target = {name: value.clone() for name, value in plain_state(target, "target").items()}
-        self.loss = loss
-        self.data = {name: list(samples) for name, samples in data.items()}
-        self.loss_base = self.losses_of(self.base)
-        self.loss_target = self.losses_of(self.target)
-
-    @torch.no_grad()
-    def losses_of(self, state: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean loss of any weights of the network, per function.
-
-        Args:
-            state: The weights.
-
-        Returns:
-            Function to loss.
-        """
-        with swapped(self.model, state) as model:
-            return {
-                name: sum(float(self.loss(model, sample)) for sample in samples) / len(samples)
-                for name, samples in self.data.items()
-            }
-
-    def masked(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, Tensor]:
-        """Weights of target with the selected units put back to base.
-
-        Args:
-            selection: The units.
-            strength: 0 puts them to base, 1 leaves them; see `filterattr.blend`.
-
-        Returns:
-            A state dict.
-        """
-        return blend(self.target, self.base, selection, strength)
-
-    def removed(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, float]:
-        """How much of every function masking takes away.
-
-        Args:
-            selection: The units to put back to base.
-            strength: 0 puts them to base, 1 leaves them at target.
-
-        Returns:
-            Function to ``rem``: 0 intact, 1 gone, above 1 damaged, below 0 improved. Where target is not better than
-            base (such as clean inputs of a restorer) the number has no such meaning; look at the losses there.
-        """
-        losses = self.losses_of(self.masked(selection, strength))
-        return {name: self.share_removed(name, losses[name]) for name in losses}
-
-    def share_removed(self, name: str, loss: float) -> float:
-        """Turn a loss on one function into ``rem``.
-
-        Args:
-            name: The function.
-            loss: The loss of some weights on it.
-
-        Returns:
-            ``rem``; not a number if base and target have the same loss.
-        """
-        whole = self.loss_base[name] - self.loss_target[name]
-        return (loss - self.loss_target[name]) / whole if whole else float("nan")
-
-
-def p_value(observed: float, null: Sequence[float]) -> float:
-    """Chance that a random draw does at least as well as what was observed.
+def mask_curve(
+    masking: Masking,
+    scores: FilterScores,
+    *,
+    ranking: str,
+    intervention: Intervention = "mask",
+    order: Order = "most",
+    fractions: Sequence[float] = FRACTIONS,
+    bootstrap: Bootstrap | None = None,
+    progress: Progress = None,
+) -> Curve:
+    """Mask (or graft) more and more units of a ranking.
 
     Args:
-        observed: The statistic of the selection, larger is more extreme.
-        null: The same statistic of random draws.
+        masking: The networks and held-out samples.
+        scores: The ranking.
+        ranking: Its name.
+        intervention: ``"mask"`` puts units of target back to base; ``"graft"`` puts units of target into base.
+        order: ``"most"`` important units first, or the ``"least"``.
+        fractions: Shares of all units; each costs one forward pass per sample.
+        bootstrap: For the intervals; `Masking.bootstrap` by default.
+        progress: As in `FilterAttributor.attribute`.
 
     Returns:
-        ``(1 + #{null >= observed}) / (1 + draws)``, in (0, 1].
+        The curve.
+
+    Raises:
+        SettingError: The fractions are not ascending in [0, 1].
 
     Example:
-        >>> p_value(0.8, [0.1, 0.2, 0.9])
-        0.5
+        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr import FilterAttributor
+        >>> _ = torch.manual_seed(0)
+        >>> from torch import nn
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 4))})
+        >>> scores = weight_change(FilterAttributor(base), base, target)
+        >>> curve = mask_curve(masking, scores, ranking="weight change", fractions=(0, 0.5, 1))
+        >>> [round(estimate.value, 3) for estimate in curve.shares["copying"]][::2]
+        [0.0, 1.0]
     """
-    return (1 + sum(value >= observed for value in null)) / (1 + len(null))
+    _check_fractions(fractions)
+    bootstrap = bootstrap or masking.bootstrap()
+    ordered = scores if order == "most" else -scores
+    selections = [ordered.top(float(fraction)) for fraction in fractions]
+    losses: dict[str, list[Estimate]] = {name: [] for name in masking.data}
+    shares: dict[str, list[Estimate]] = {name: [] for name in masking.data}
+    with counted(progress, len(selections), "set") as step:
+        for selection in selections:
+            measured = Measured(masking, _state(masking, selection, intervention), bootstrap, intervention)
+            for name in masking.data:
+                losses[name].append(measured.loss(name))
+                shares[name].append(measured.share(name))
+            step()
+    return Curve(
+        ranking=ranking,
+        intervention=intervention,
+        order=order,
+        fractions=tuple(map(float, fractions)),
+        counts=tuple(selection.count for selection in selections),
+        losses={name: tuple(values) for name, values in losses.items()},
+        shares={name: tuple(values) for name, values in shares.items()},
+        loss_base=masking.loss_base,
+        loss_target=masking.loss_target,
+        n_samples={name: len(samples) for name, samples in masking.data.items()},
+    )
+
+
+def null_curve(
+    masking: Masking,
+    scores: FilterScores,
+    generator: torch.Generator,
+    *,
+    ranking: str,
+    null: Null = "random",
+    intervention: Intervention = "mask",
+    fractions: Sequence[float] = FRACTIONS[1:-1],
+    draws: int = 30,
+    progress: Progress = None,
+) -> NullCurve:
+    """Mask (or graft) random units, as many as a ranking takes.
+
+    Args:
+        masking: The networks and held-out samples.
+        scores: The ranking whose numbers of units are matched.
+        generator: Source of randomness, on the CPU.
+        ranking: Its name.
+        null: ``"random"`` matches the number of units, ``"layer-matched"`` that in every parameter. Beating the first
+            may only mean having found the right layers.
+        intervention: ``"mask"`` or ``"graft"``.
+        fractions: Shares of all units.
+        draws: Random sets per fraction; ``draws * len(fractions)`` forward passes per sample in all.
+        progress: As in `FilterAttributor.attribute`.
+
+    Returns:
+        All draws; `NullCurve.bands` and `NullCurve.p_values` read them.
+
+    Raises:
+        SettingError: A name is unknown, there are fewer than two draws, or the fractions are not ascending in [0, 1].
+    """
+    _check_fractions(fractions)
+    if draws < 2 or null not in ("random", "layer-matched"):
+        raise SettingError(
+            f'a null needs at least 2 draws and is "random" or "layer-matched"; got {draws} and {null!r}.'
+        )
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in masking.data}
+    counts = []
+    with counted(progress, draws * len(fractions), "draw") as step:
+        for fraction in fractions:
+            like = scores.top(float(fraction))
+            counts.append(like.count)
+            drawn: dict[str, list[float]] = {name: [] for name in masking.data}
+            for _ in range(draws):
+                chosen = like.random(generator, layer_matched=null == "layer-matched")
+                losses = masking.losses_of(_state(masking, chosen, intervention))
+                for name, loss in losses.items():
+                    removed = masking.share_removed(name, loss)
+                    drawn[name].append(removed if intervention == "mask" else 1 - removed)
+                step()
+            for name, values in drawn.items():
+                found[name].append(tuple(values))
+    return NullCurve(
+        null=null,
+        ranking=ranking,
+        intervention=intervention,
+        fractions=tuple(map(float, fractions)),
+        counts=tuple(counts),
+        shares={name: tuple(values) for name, values in found.items()},
+    )
+
+
+def specificity(
+    masking: Masking, sets: Mapping[str, FilterSelection], *, bootstrap: Bootstrap | None = None
+) -> SpecificityMatrix:
+    """Mask the set of every function and see what every function loses.
+
+    Args:
+        masking: The networks and held-out samples.
+        sets: Function to the units found for it; functions of ``masking`` without a set are columns only, and take no
+            part in the test of the diagonal.
+        bootstrap: For the intervals; `Masking.bootstrap` by default. The intervals are not widened for the number of
+            margins that are looked at.
+
+    Returns:
+        The matrix, with the margins by which its diagonal leads.
+
+    Raises:
+        SettingError: A set belongs to no function of ``masking``, or there are fewer than two.
+    """
+    unknown = [name for name in sets if name not in masking.data]
+    if unknown or len(sets) < 2:
+        raise SettingError(
+            f"at least two sets are needed, each of a function of {name_some(masking.data)}; got "
+            f"{name_some(sets) or 'none'}."
+        )
+    bootstrap = bootstrap or masking.bootstrap()
+    measured = {name: Measured(masking, masking.masked(chosen), bootstrap) for name, chosen in sets.items()}
+    return SpecificityMatrix(
+        counts={name: chosen.count for name, chosen in sets.items()},
+        shares={name: {other: one.share(other) for other in masking.data} for name, one in measured.items()},
+        row_margins={
+            name: {other: one.minus(name, one, other) for other in sets if other != name}
+            for name, one in measured.items()
+        },
+        column_margins={
+            name: {other: one.minus(name, measured[other], name) for other in sets if other != name}
+            for name, one in measured.items()
+        },
+        n_samples={name: len(samples) for name, samples in masking.data.items()},
+        confidence=bootstrap.confidence,
+    )
+
+
+def modulation(
+    masking: Masking,
+    selection: FilterSelection,
+    *,
+    function: str,
+    strengths: Sequence[float] = STRENGTHS,
+    bootstrap: Bootstrap | None = None,
+) -> Modulation:
+    r"""Dial the units of one function: :math:`W = s\,\theta + (1 - s)\,\bar\theta` on the selection.
+
+    Args:
+        masking: The networks and held-out samples.
+        selection: The units.
+        function: The function they were found for.
+        strengths: The s, ascending: 0 masks the units, 1 leaves them, more goes beyond.
+        bootstrap: For the intervals; `Masking.bootstrap` by default.
+
+    Returns:
+        Losses and shares at every strength.
+
+    Raises:
+        SettingError: The function is unknown, or the strengths are not ascending.
+    """
+    if function not in masking.data or list(strengths) != sorted(set(strengths)) or len(strengths) < 2:
+        raise SettingError(
+            f"modulation needs a function of {name_some(masking.data)} and at least two ascending strengths; got "
+            f"{function!r} and {tuple(strengths)}."
+        )
+    bootstrap = bootstrap or masking.bootstrap()
+    measured = [Measured(masking, masking.masked(selection, s), bootstrap) for s in strengths]
+    pairs = list(itertools.pairwise(measured))
+    return Modulation(
+        function=function,
+        count=selection.count,
+        strengths=tuple(map(float, strengths)),
+        losses={name: tuple(one.loss(name) for one in measured) for name in masking.data},
+        shares={name: tuple(one.share(name) for one in measured) for name in masking.data},
+        steps={name: tuple(later.minus(name, one, name) for one, later in pairs) for name in masking.data},
+        loss_base=masking.loss_base,
+        loss_target=masking.loss_target,
+    )
+
+
+def compare_rankings(
+    masking: Masking,
+    rankings: Mapping[str, Mapping[str, FilterScores]],
+    *,
+    reference: str,
+    fractions: Sequence[float] = (0.01, 0.03, 0.05, 0.1),
+    n_passes: Mapping[str, int] | None = None,
+    bootstrap: Bootstrap | None = None,
+    progress: Progress = None,
+) -> RankingTable:
+    """Mask as many units by every ranking and see who removes most of a function.
+
+    Args:
+        masking: The networks and held-out samples.
+        rankings: Name to function to scores, all of the same units.
+        reference: Name of the ranking that the others are held against.
+        fractions: Shares of all units.
+        n_passes: Name to the number of forward-backward passes that it took; 0 where it is not said.
+        bootstrap: For the intervals; `Masking.bootstrap` by default.
+        progress: As in `FilterAttributor.attribute`.
+
+    Returns:
+        One row per ranking, function and fraction.
+
+    Raises:
+        SettingError: The reference is missing, a ranking lacks a function that the reference has, or a function has no
+            samples.
+    """
+    functions = list(rankings.get(reference, ()))
+    findings = [
+        f"{name!r} lacks {name_some(set(functions) - set(by_function))}"
+        for name, by_function in rankings.items()
+        if not set(functions) <= set(by_function)
+    ]
+    strangers = [name for name in functions if name not in masking.data]
+    if not functions or findings or strangers:
+        raise SettingError(
+            f"the reference {reference!r} must be among the rankings, and every ranking must score its functions: "
+            + ("; ".join(findings) or f"got {name_some(rankings)}, without samples: {name_some(strangers) or 'none'}")
+            + "."
+        )
+    _check_fractions(fractions)
+    bootstrap = bootstrap or masking.bootstrap()
+    order = [reference, *(name for name in rankings if name != reference)]
+    entries = []
+    with counted(progress, len(functions) * len(fractions) * len(rankings), "set") as step:
+        for function in functions:
+            for fraction in fractions:
+                first: Measured | None = None
+                for name in order:
+                    chosen = rankings[name][function].top(float(fraction))
+                    measured = Measured(masking, masking.masked(chosen), bootstrap)
+                    first = first or measured
+                    entries.append(
+                        RankingRow(
+                            ranking=name,
+                            function=function,
+                            fraction=float(fraction),
+                            count=chosen.count,
+                            n_passes=(n_passes or {}).get(name, 0),
+                            shares={other: measured.share(other) for other in masking.data},
+                            advantage=measured.minus(function, first, function),
+                            specificity=measured.minus_largest_other(function),
+                        )
+                    )
+                    step()
+    return RankingTable(reference, tuple(entries))
+
+
+def _state(masking: Masking, selection: FilterSelection, intervention: Intervention) -> dict[str, Tensor]:
+    return masking.masked(selection) if intervention == "mask" else masking.grafted(selection)
+
+
+def _check_fractions(fractions: Iterable[float]) -> None:
+    listed = [float(fraction) for fraction in fractions]
+    if not listed or listed != sorted(set(listed)) or not 0 <= listed[0] <= listed[-1] <= 1:
+        raise SettingError(f"fractions must ascend inside [0, 1] (one per cent is 0.01); got {tuple(listed)}.")

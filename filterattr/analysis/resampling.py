@@ -72,9 +72,12 @@ class Bootstrap:
             values: One number per sample.
 
         Returns:
-            One mean per draw, shape ``(draws,)``.
+            One mean per draw, shape ``(draws,)``; not a number if there is one sample only, which has no spread.
         """
-        result: Array = self._shares[name] @ np.asarray(values, dtype=np.float64)
+        shares = self._shares[name]
+        if shares.shape[1] < 2:
+            return np.full(self.draws, np.nan)
+        result: Array = shares @ np.asarray(values, dtype=np.float64)
         return result
 
     def estimate(self, value: float, drawn: Array) -> Estimate:
@@ -85,29 +88,27 @@ class Bootstrap:
             drawn: The same number in every draw.
 
         Returns:
-            The estimate with its percentile interval. If all draws are equal because there is one sample only, the
-            spread is not known, and the ends are not numbers.
+            The estimate with its percentile interval, as of `interval`.
         """
-        return interval(value, drawn, self.confidence, known=any(len(one[0]) > 1 for one in self._shares.values()))
+        return interval(value, drawn, self.confidence)
 
 
-def interval(value: float, drawn: Array, confidence: float, *, known: bool = True) -> Estimate:
+def interval(value: float, drawn: Array, confidence: float) -> Estimate:
     """Percentile interval of draws.
 
     Args:
         value: The number in question.
         drawn: Its draws, shape ``(draws,)``.
         confidence: Share of the draws inside.
-        known: Whether the draws say anything about the spread.
 
     Returns:
-        The number with its interval; without ends if it is not known, or a draw is not a number.
+        The number with its interval; without ends if a draw is not a number.
 
     Example:
         >>> print(interval(0.5, np.linspace(0.0, 1.0, 101), 0.9))
         0.50 [0.05, 0.95]
     """
-    if not known or np.isnan(drawn).any():
+    if np.isnan(drawn).any():
         return Estimate(float(value))
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(value), float(low), float(high))

@@ -20,12 +20,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import p_value
 from filterattr.errors import SettingError
-from filterattr.result import FilterScores, FilterSelection
 
 Intervention: TypeAlias = Literal["mask", "graft"]
 Order: TypeAlias = Literal["most", "least"]
@@ -122,8 +120,8 @@ class Curve(Record):
                 "function": function,
                 "fraction": fraction,
                 "count": count,
-                **_spread("loss", self.losses[function][place]),
-                **_spread("share", shares[place]),
+                **spread("loss", self.losses[function][place]),
+                **spread("share", shares[place]),
                 "bounded": bounded(shares[place].value),
             }
             for function, shares in self.shares.items()
@@ -275,9 +273,9 @@ class SpecificityMatrix(Record):
                 "set": name,
                 "count": self.counts[name],
                 "function": function,
-                **_spread("share", share),
-                **_spread("row_margin", self.row_margins[name].get(function, nothing)),
-                **_spread("column_margin", self.column_margins.get(function, {}).get(name, nothing)),
+                **spread("share", share),
+                **spread("row_margin", self.row_margins[name].get(function, nothing)),
+                **spread("column_margin", self.column_margins.get(function, {}).get(name, nothing)),
             }
             for name, row in self.shares.items()
             for function, share in row.items()
@@ -339,59 +337,10 @@ class RankingTable(Record):
                 **{
                     key: number
                     for function in functions
-                    for key, number in _spread(f"removed_{function}", row.shares.get(function, nothing)).items()
+                    for key, number in spread(f"removed_{function}", row.shares.get(function, nothing)).items()
                 },
-                **_spread("advantage", row.advantage),
-                **_spread("specificity", row.specificity),
-            }
-            for row in self.entries
-        ]
-
-
-@dataclass(frozen=True)
-class AgreementRow:
-    """How well one ranking agrees with the oracle.
-
-    Attributes:
-        ranking: Its name.
-        spearman: Spearman's rank correlation.
-        kendall: Kendall's tau-b.
-        top_overlap: Share of the oracle's upper tenth that is in the upper tenth of the ranking.
-    """
-
-    ranking: str
-    spearman: Estimate
-    kendall: Estimate
-    top_overlap: Estimate
-
-
-@dataclass(frozen=True)
-class Agreement(Record):
-    """Rankings held against an oracle on the units that it knows.
-
-    Attributes:
-        oracle: Its name.
-        function: The function.
-        n_units: Number of units that were compared.
-        entries: One per ranking; the intervals are over the units.
-    """
-
-    oracle: str
-    function: str
-    n_units: int
-    entries: tuple[AgreementRow, ...]
-
-    def rows(self) -> list[Row]:
-        """One row a ranking."""
-        return [
-            {
-                "ranking": row.ranking,
-                "oracle": self.oracle,
-                "function": self.function,
-                "n_units": self.n_units,
-                **_spread("spearman", row.spearman),
-                **_spread("kendall", row.kendall),
-                **_spread("top_overlap", row.top_overlap),
+                **spread("advantage", row.advantage),
+                **spread("specificity", row.specificity),
             }
             for row in self.entries
         ]
@@ -457,142 +406,22 @@ class Modulation(Record):
                 "count": self.count,
                 "function": function,
                 "strength": strength,
-                **_spread("loss", self.losses[function][place]),
-                **_spread("share", shares[place]),
+                **spread("loss", self.losses[function][place]),
+                **spread("share", shares[place]),
             }
             for function, shares in self.shares.items()
             for place, strength in enumerate(self.strengths)
         ]
 
 
-@dataclass(frozen=True)
-class Stability(Record):
-    """How much a set of units depends on the samples that it was found with.
+def spread(name: str, estimate: Estimate) -> Row:
+    """Columns of a table for an estimate: its value and both ends.
 
-    Attributes:
-        n_units: Number of all units.
-        n_samples: Number of samples.
-        count: Units in the set.
-        draws: Number of draws.
-        units: Flat places of the units that were in the set of any draw, most frequent first.
-        probabilities: In what share of the draws each of them was.
-        sizes: Numbers of samples, at most half of all.
-        reproduced: For each size, the Jaccard index of the sets of two disjoint groups of that many samples.
-        overlap: The same as a share of the set.
+    Args:
+        name: Name of the column; ``_low`` and ``_high`` are added for the ends.
+        estimate: The estimate.
+
+    Returns:
+        Column to number.
     """
-
-    n_units: int
-    n_samples: int
-    count: int
-    draws: int
-    units: tuple[int, ...]
-    probabilities: tuple[float, ...]
-    sizes: tuple[int, ...]
-    reproduced: tuple[Estimate, ...]
-    overlap: tuple[Estimate, ...]
-
-    def enough(self, jaccard: float = 0.8) -> int | None:
-        """How many samples are enough to find nearly the same set with as many others.
-
-        Args:
-            jaccard: What is near enough.
-
-        Returns:
-            The smallest number of samples from which on every mean Jaccard index is at least that, or ``None`` if half
-            of the samples is not enough.
-        """
-        for place, size in enumerate(self.sizes):
-            if all(estimate.value >= jaccard for estimate in self.reproduced[place:]):
-                return size
-        return None
-
-    def inclusion(self, like: FilterScores | FilterSelection) -> FilterScores:
-        """Inclusion probability of every unit.
-
-        Args:
-            like: Scores or a selection with the same units.
-
-        Returns:
-            Probabilities in [0, 1].
-
-        Raises:
-            SettingError: ``like`` has another number of units.
-        """
-        _check_units(like, self.n_units)
-        flat = torch.zeros(self.n_units, dtype=torch.float64)
-        flat[list(self.units)] = torch.tensor(self.probabilities, dtype=torch.float64)
-        return FilterScores(like._split(flat), like.parameters)
-
-    def rows(self) -> list[Row]:
-        """One row per number of samples."""
-        return [
-            {"n_samples": size, **_spread("jaccard", jaccard), **_spread("overlap", overlap)}
-            for size, jaccard, overlap in zip(self.sizes, self.reproduced, self.overlap, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Differences(Record):
-    """Units whose scores differ between two functions, with a bound on the share of false ones among them.
-
-    Attributes:
-        of: The one function; positive differences are larger scores for it.
-        against: The other one.
-        n_units: Number of tests.
-        n_samples: Number of paired samples.
-        rate: Bound on the expected share of false discoveries.
-        procedure: ``"bh"`` (Benjamini and Hochberg) or ``"by"`` (Benjamini and Yekutieli).
-        units: Flat places of the discoveries, smallest p-value first.
-        means: Their mean differences.
-        p_values: Their p-values.
-        q_values: The smallest rate at which each would still be discovered.
-    """
-
-    of: str
-    against: str
-    n_units: int
-    n_samples: int
-    rate: float
-    procedure: Literal["bh", "by"]
-    units: tuple[int, ...]
-    means: tuple[float, ...]
-    p_values: tuple[float, ...]
-    q_values: tuple[float, ...]
-
-    def selection(
-        self, like: FilterScores | FilterSelection, sign: Literal["both", "positive", "negative"] = "both"
-    ) -> FilterSelection:
-        """The discoveries as a selection.
-
-        Args:
-            like: Scores or a selection with the same units.
-            sign: ``"positive"`` are the units that matter more for `of`, ``"negative"`` those that do for `against`.
-
-        Returns:
-            The selection.
-
-        Raises:
-            SettingError: ``like`` has another number of units.
-        """
-        _check_units(like, self.n_units)
-        wanted = {"both": (-1, 0, 1), "positive": (1,), "negative": (-1,)}[sign]
-        places = [unit for unit, mean in zip(self.units, self.means, strict=True) if np.sign(mean) in wanted]
-        flat = torch.zeros(self.n_units, dtype=torch.bool)
-        flat[places] = True
-        return FilterSelection(like._split(flat), like.parameters)
-
-    def rows(self) -> list[Row]:
-        """One row a discovery."""
-        return [
-            {"unit": unit, "difference": mean, "p_value": p, "q_value": q}
-            for unit, mean, p, q in zip(self.units, self.means, self.p_values, self.q_values, strict=True)
-        ]
-
-
-def _spread(name: str, estimate: Estimate) -> Row:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _check_units(like: FilterScores | FilterSelection, n_units: int) -> None:
-    if like.n_units != n_units:
-        raise SettingError(f"the units must be the same; the result knows {n_units}, got {like.n_units}.")

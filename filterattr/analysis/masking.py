@@ -1,0 +1,247 @@
+r"""Networks with some units put back to base, or taken from target, and their losses on held-out samples.
+
+.. math:: \mathrm{rem}_d(S) =
+   \frac{L_d(\mathrm{masked}) - L_d(\mathrm{target})}{L_d(\mathrm{base}) - L_d(\mathrm{target})}
+
+0: function d is intact; 1: it is gone; above 1: the network is damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from filterattr.analysis.record import Estimate
+from filterattr.analysis.resampling import Array, Bootstrap
+from filterattr.analysis.results import Intervention
+from filterattr.attribution import Loss
+from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.errors import SettingError, name_some
+from filterattr.intervention import blend, swapped
+from filterattr.result import FilterSelection
+
+
+class Masking:
+    """Losses of masked networks on several functions, measured against those of base and target.
+
+    Args:
+        model: The network that both end points fit.
+        base: Weights that lack the functions.
+        target: Weights that have them.
+        loss: ``loss(model, sample)``, one scalar; the same as for the attribution. Randomness inside is the same for
+            all networks and does not touch the caller's.
+        data: Name of a function (an input, a task) to its samples, which are kept and walked through repeatedly. Use
+            other samples than those that the selection was found with. Intervals are over the samples, so do not join
+            them to batches; if sample i of every function comes from one source, differences of functions are paired.
+
+    Attributes:
+        loss_base: Function to mean loss of base.
+        loss_target: Function to mean loss of target.
+
+    Raises:
+        SettingError: A function has no samples.
+
+    Example:
+        >>> from filterattr import FilterAttributor
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> samples = [torch.rand(8, 4)]
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> selection = FilterAttributor(base, unit="filter").attribute(base, target, loss, samples).scores().top(1.0)
+        >>> masking = Masking(base, base, target, loss, {"copying": samples})
+        >>> masking.removed(selection)["copying"]  # everything is back at base
+        1.0
+
+    References:
+        Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS 2021,
+        section 4.1, with a bounded measure.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: StateLike,
+        target: StateLike,
+        loss: Loss,
+        data: Mapping[str, Sequence[Any]],
+    ) -> None:
+        empty = [name for name, samples in data.items() if len(samples) == 0]
+        if empty or not data:
+            raise SettingError(f"every function needs samples; {name_some(empty) or 'data'} holds none.")
+        self.model = unwrap_model(model)
+        self.base = {name: value.clone() for name, value in plain_state(base, "base").items()}
+        self.target = {name: value.clone() for name, value in plain_state(target, "target").items()}
+        self.loss = loss
+        self.data = {name: list(samples) for name, samples in data.items()}
+        self.samples_base = self.sample_losses(self.base)
+        self.samples_target = self.sample_losses(self.target)
+        self.loss_base = _means(self.samples_base)
+        self.loss_target = _means(self.samples_target)
+
+    @torch.no_grad()
+    def sample_losses(self, state: Mapping[str, Tensor]) -> dict[str, Array]:
+        """Loss of any weights of the network on every sample.
+
+        Args:
+            state: The weights.
+
+        Returns:
+            Function to one loss a sample, float64.
+        """
+        caller = RandomState()
+        try:
+            with swapped(self.model, state) as model:
+                losses = {}
+                for name, samples in self.data.items():
+                    values = []
+                    for seed, sample in enumerate(samples):
+                        seed_all(seed)
+                        values.append(float(self.loss(model, sample)))
+                    losses[name] = np.array(values)
+                return losses
+        finally:
+            caller.restore()
+
+    def losses_of(self, state: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean loss of any weights of the network, per function.
+
+        Args:
+            state: The weights.
+
+        Returns:
+            Function to loss.
+        """
+        return _means(self.sample_losses(state))
+
+    def masked(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, Tensor]:
+        """Weights of target with the selected units put back to base.
+
+        Args:
+            selection: The units.
+            strength: 0 puts them to base, 1 leaves them; see `filterattr.blend`.
+
+        Returns:
+            A state dict.
+        """
+        return blend(self.target, self.base, selection, strength)
+
+    def grafted(self, selection: FilterSelection) -> dict[str, Tensor]:
+        """Weights of base with the selected units taken from target: what they can do alone.
+
+        Args:
+            selection: The units.
+
+        Returns:
+            A state dict.
+        """
+        return blend(self.base, self.target, selection)
+
+    def removed(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, float]:
+        """How much of every function masking takes away.
+
+        Args:
+            selection: The units to put back to base.
+            strength: 0 puts them to base, 1 leaves them at target.
+
+        Returns:
+            Function to ``rem``: 0 intact, 1 gone, above 1 damaged, below 0 improved. Where target is not better than
+            base (such as clean inputs of a restorer) the number has no such meaning; look at the losses there.
+        """
+        losses = self.losses_of(self.masked(selection, strength))
+        return {name: self.share_removed(name, losses[name]) for name in losses}
+
+    def share_removed(self, name: str, loss: float) -> float:
+        """Turn a loss on one function into ``rem``.
+
+        Args:
+            name: The function.
+            loss: The loss of some weights on it.
+
+        Returns:
+            ``rem``; not a number if base and target have the same loss.
+        """
+        whole = self.loss_base[name] - self.loss_target[name]
+        return (loss - self.loss_target[name]) / whole if whole else float("nan")
+
+    def bootstrap(
+        self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0, paired: bool = True
+    ) -> Bootstrap:
+        """Draws of the samples, for intervals.
+
+        Args:
+            draws: Number of draws.
+            confidence: Share of the draws inside an interval.
+            seed: Seed of the draws.
+            paired: Draw sample i of all functions together; see ``data``.
+
+        Returns:
+            The bootstrap.
+        """
+        sizes = {name: len(samples) for name, samples in self.data.items()}
+        return Bootstrap(sizes, draws=draws, confidence=confidence, seed=seed, paired=paired)
+
+
+class Measured:
+    """One network on all samples, in every draw of the bootstrap.
+
+    Args:
+        masking: The end points and samples.
+        state: Weights of the network.
+        bootstrap: The draws.
+        intervention: Where shares start: at target for ``"mask"``, at base for ``"graft"``.
+    """
+
+    def __init__(
+        self,
+        masking: Masking,
+        state: Mapping[str, Tensor],
+        bootstrap: Bootstrap,
+        intervention: Intervention = "mask",
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._losses = masking.sample_losses(state)
+        self._shares: dict[str, tuple[float, Array]] = {}
+        self._better = [name for name in masking.data if masking.loss_target[name] < masking.loss_base[name]]
+        for name, values in self._losses.items():
+            ends = masking.samples_base[name], masking.samples_target[name]
+            start, end = reversed(ends) if intervention == "mask" else ends
+            drawn = (bootstrap.means(name, one) for one in (values, start, end))
+            self._shares[name] = float(_ratio(values.mean(), start.mean(), end.mean())), _ratio(*drawn)
+
+    def loss(self, name: str) -> Estimate:
+        """Mean loss on a function."""
+        values = self._losses[name]
+        return self._bootstrap.estimate(float(values.mean()), self._bootstrap.means(name, values))
+
+    def share(self, name: str) -> Estimate:
+        """What is removed of a function, or brought."""
+        return self._bootstrap.estimate(*self._shares[name])
+
+    def minus(self, name: str, other: Measured, other_name: str) -> Estimate:
+        """Difference of two shares, draw by draw."""
+        (value, drawn), (other_value, other_drawn) = self._shares[name], other._shares[other_name]
+        return self._bootstrap.estimate(value - other_value, drawn - other_drawn)
+
+    def minus_largest_other(self, name: str) -> Estimate:
+        """Difference to the largest share of the functions that target has learnt, draw by draw."""
+        others = [self._shares[other] for other in self._better if other != name]
+        if not others:
+            return Estimate(float("nan"))
+        value, drawn = self._shares[name]
+        largest = max(other for other, _ in others)
+        return self._bootstrap.estimate(value - largest, drawn - np.max([draws for _, draws in others], axis=0))
+
+
+def _ratio(value: Any, start: Any, end: Any) -> Any:
+    """Way from start to value as a part of the way from start to end; not a number if that has no length."""
+    whole = np.asarray(end - start, dtype=np.float64)
+    return (value - start) / np.where(whole == 0, np.nan, whole)
+
+
+def _means(losses: Mapping[str, Array]) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in losses.items()}
