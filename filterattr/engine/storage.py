@@ -15,7 +15,7 @@ import os
 import platform
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -62,7 +62,27 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], de
         ({'a': tensor([1., 1.])}, {'seed': 0})
     """
     path = Path(path)
-    parts = _pack(path, kind, tensors, description)
+    replace_file(path, _pack(path, kind, tensors, description))
+
+
+def replace_file(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a whole file, or leave the old one as it was; `write_tensors` says how.
+
+    Args:
+        path: Where to write; missing folders are made.
+        parts: Its bytes, in parts.
+
+    Raises:
+        StorageError: The disk refuses.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "page.html"
+        >>> replace_file(path, [b"<!doctype html>"])
+        >>> path.read_bytes()
+        b'<!doctype html>'
+    """
+    path = Path(path)
     partial = path.with_name(f"{_part_prefix(path)}{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
