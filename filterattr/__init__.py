@@ -2,7 +2,7 @@
 
 from filterattr.attribution import FilterAttributor
 from filterattr.channels import ChannelAttribution, ChannelAttributor
-from filterattr.engine.units import Unit
+from filterattr.engine.units import Group, Unit
 from filterattr.errors import (
     DistributedError,
     FilterAttrError,
@@ -31,6 +31,7 @@ __all__ = [
     "FilterAttributor",
     "FilterScores",
     "FilterSelection",
+    "Group",
     "LossError",
     "ModelChangedError",
     "NonFiniteError",

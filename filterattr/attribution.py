@@ -30,7 +30,7 @@ from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.storage import JobFile
 from filterattr.engine.sums import SampleSums
-from filterattr.engine.units import UnitLike, unit_of
+from filterattr.engine.units import UnitLike, group_members, has_only_groups, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
     LossError,
@@ -40,7 +40,7 @@ from filterattr.errors import (
 )
 from filterattr.pathloss import Loss as Loss
 from filterattr.pathloss import PathLoss
-from filterattr.result import REDUCTIONS, FilterAttribution, Reduction, ScoredParameter
+from filterattr.result import REDUCTIONS, FilterAttribution, Reduction, ScoredParameter, units_of
 from filterattr.walk import Walk, job_environment
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
@@ -62,9 +62,11 @@ class FilterAttributor:
         model: Any module that the loss uses. Data-parallel wrappers and `torch.compile` are looked through.
         unit: What is scored: ``"kernel"`` (one 2-D slice, an input-output pair), ``"filter"`` (an output channel),
             ``"input"`` (an input channel), ``"layer"``, ``"weight"``, an einops pattern such as
-            ``"(heads d) i -> heads"``, a `Unit` with sizes, or a mapping from name globs to these.
+            ``"(heads d) i -> heads"``, a `Unit` with sizes, or a mapping from name globs to these. A `Group` in the
+            mapping makes units that span several parameters; its key is a glob of module names.
         select: Which parameters are scored: a glob, several, or a predicate on name, module and parameter. The default
-            is every parameter of two or more dimensions. Everything floating moves along the path either way.
+            is every parameter of two or more dimensions and every member of a group; the latter alone if ``unit`` maps
+            to nothing but groups. Everything floating moves along the path either way.
 
     Raises:
         UnsupportedModelError: The weights of the model cannot be exchanged.
@@ -243,10 +245,15 @@ class FilterAttributor:
         """
         scored: dict[str, ScoredParameter] = {}
         findings = []
+        members = group_members(self.unit, slots.parameters, slots.aliases)
         for name, parameter in slots.parameters.items():
             owner = slots.owners[name]
             module = _computing_module(self.model, owner.path, owner.module)
-            if not self._is_selected(name, module, parameter):
+            member = members.get(name)
+            if not self._is_selected(name, module, parameter, is_member=member is not None):
+                continue
+            if member is not None:
+                scored[name] = ScoredParameter(member.unit, tuple(parameter.shape), member.group)
                 continue
             try:
                 unit = unit_of(name, parameter, module, self.unit)
@@ -264,11 +271,11 @@ class FilterAttributor:
             )
         return scored
 
-    def _is_selected(self, name: str, module: nn.Module, parameter: nn.Parameter) -> bool:
+    def _is_selected(self, name: str, module: nn.Module, parameter: nn.Parameter, *, is_member: bool) -> bool:
         if not (parameter.is_floating_point() or parameter.is_complex()):
             return False
         if self.select is None:
-            return parameter.ndim >= 2
+            return is_member or (parameter.ndim >= 2 and not has_only_groups(self.unit))
         if callable(self.select):
             return bool(self.select(name, module, parameter))
         globs = (self.select,) if isinstance(self.select, str) else self.select
@@ -294,8 +301,9 @@ class _Run:
         self.places = tuple(sorted({0.0, 1.0, *nodes}))
         self.coefficients = dict(zip(nodes, self.quadrature.coefficients, strict=True))
         shapes = {"losses": torch.empty(len(self.places)), "totals": torch.empty(len(_TOTALS))}
-        for name, scored in self.parameters.items():
-            units = torch.empty(scored.units_shape, device=self.path.base[name].device)
+        device = next(iter(self.path.base.values())).device
+        for name, shape in units_of(self.parameters).items():
+            units = torch.empty(shape, device=device)
             shapes |= {f"{power}/{reduction}/{name}": units for power in _POWERS for reduction in REDUCTIONS}
         self.sums = SampleSums(shapes)
 
@@ -305,7 +313,10 @@ class _Run:
             (path, type(module).__module__, type(module).__qualname__, module.training)
             for path, module in self.model.named_modules(remove_duplicate=False)
         ]
-        units = {name: (one.shape, one.unit.pattern, dict(one.unit.sizes)) for name, one in self.parameters.items()}
+        units = {
+            name: (one.shape, one.unit.pattern, dict(one.unit.sizes), one.group)
+            for name, one in self.parameters.items()
+        }
         autocast = {device: _autocast_type(device) for device in ("cpu", "cuda")}
         return {
             "base": digest_of(self.path.base),
@@ -359,6 +370,7 @@ class _Run:
     def _scores(self, losses: list[float]) -> Iterator[tuple[str, Tensor]]:
         """Turn the gradient sums of one sample into scores, one after the other; the sums are used up by it."""
         total = remainder = absolute = 0.0
+        groups: dict[str, dict[Reduction, Tensor]] = {}
         for name, integral in self.path_loss.gradients.sums.items():
             change = self.path.change(name)
             values = (integral.conj() * change).real if change.is_complex() else integral.mul_(change)
@@ -375,10 +387,15 @@ class _Run:
                 signed = signed.clone()
             absolute += float(values.abs_().sum())
             scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": scored.unit.reduce(values)}
-            for reduction in REDUCTIONS:
-                score = scores[reduction] if reduction in scores else signed.abs()
-                yield f"means/{reduction}/{name}", score
-                yield f"mean_squares/{reduction}/{name}", score.square()
+            if scored.group is None:
+                yield from _statistics(name, scores)
+            elif scored.group in groups:
+                for reduction, score in groups[scored.group].items():
+                    score.add_(scores[reduction])
+            else:
+                groups[scored.group] = {reduction: score.clone() for reduction, score in scores.items()}
+        for name, scores in groups.items():
+            yield from _statistics(name, scores)
         change_of_loss = losses[-1] - losses[0]
         gap = abs(total - change_of_loss)
         # below the rounding of the losses themselves nothing can be told
@@ -394,7 +411,7 @@ class _Run:
         total, remainder, gap, scale = averages["totals"].tolist()
         means, mean_squares = (
             {
-                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in self.parameters}
+                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in units_of(self.parameters)}
                 for reduction in REDUCTIONS
             }
             for power in _POWERS
@@ -416,6 +433,14 @@ class _Run:
             means=means,
             mean_squares=mean_squares,
         )
+
+
+def _statistics(name: str, scores: Mapping[Reduction, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """All reductions of one parameter or group, and their squares."""
+    for reduction in REDUCTIONS:
+        score = scores[reduction] if reduction in scores else scores["sum"].abs()
+        yield f"means/{reduction}/{name}", score
+        yield f"mean_squares/{reduction}/{name}", score.square()
 
 
 def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: _Run) -> JobFile:

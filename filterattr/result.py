@@ -33,10 +33,12 @@ class ScoredParameter:
     Attributes:
         unit: What its units are.
         shape: Shape of the parameter, not of its scores.
+        group: Name of the group whose units it shares with other parameters, if any.
     """
 
     unit: Unit
     shape: tuple[int, ...]
+    group: str | None = None
 
     @property
     def units_shape(self) -> torch.Size:
@@ -44,16 +46,56 @@ class ScoredParameter:
         return self.unit.reduce(torch.empty(self.shape, device="meta")).shape
 
 
+def units_of(parameters: Mapping[str, ScoredParameter]) -> dict[str, torch.Size]:
+    """List what has scores: parameters, and groups of parameters that share their units.
+
+    Args:
+        parameters: Parameter name to how it is scored.
+
+    Returns:
+        Name of the parameter or group to the shape of its scores; a group stands where its first member does.
+    """
+    units: dict[str, torch.Size] = {}
+    for name, scored in parameters.items():
+        units.setdefault(scored.group or name, scored.units_shape)
+    return units
+
+
+def sum_over_units(values: Mapping[str, Tensor], parameters: Mapping[str, ScoredParameter]) -> dict[str, Tensor]:
+    """Sum tensors of the parameters' shapes over the weights of every unit; members of a group add up.
+
+    Args:
+        values: Parameter name to a floating tensor of its shape.
+        parameters: Parameter name to how it is scored.
+
+    Returns:
+        Name of the parameter or group to one number per unit.
+
+    Example:
+        >>> half = lambda group: ScoredParameter(Unit("o i -> o"), (2, 3), group)
+        >>> ones = {"a": torch.ones(2, 3), "b": torch.ones(2, 3)}
+        >>> sum_over_units(ones, {"a": half("both"), "b": half("both")})
+        {'both': tensor([6., 6.])}
+    """
+    sums: dict[str, Tensor] = {}
+    for name, scored in parameters.items():
+        own = scored.unit.reduce(values[name])
+        key = scored.group or name
+        sums[key] = sums[key] + own if key in sums else own
+    return sums
+
+
 class _PerParameter(Mapping[str, Tensor]):
-    """Parameter name to a tensor with one entry per unit; the common part of scores and selections."""
+    """Name of a parameter or group to a tensor with one entry per unit; the common part of scores and selections."""
 
     _kind: ClassVar[str]
     _dtype: ClassVar[torch.dtype | None] = None
 
     def __init__(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, ScoredParameter]) -> None:
-        if list(tensors) != list(parameters):
+        units = units_of(parameters)
+        if list(tensors) != list(units):
             raise SettingError(
-                f"every scored parameter needs one tensor; got {name_some(tensors)} for {name_some(parameters)}."
+                f"every scored parameter needs one tensor; got {name_some(tensors)} for {name_some(units)}."
             )
         self._tensors = MappingProxyType(dict(tensors))
         self.parameters = MappingProxyType(dict(parameters))
@@ -94,9 +136,8 @@ class _PerParameter(Mapping[str, Tensor]):
         tensors, description = read_tensors(path, cls._kind)
         with _incomplete(path, cls._kind):
             parameters = _parameters_of(description)
-            return cls(
-                {name: _checked(tensors, name, scored, cls._dtype) for name, scored in parameters.items()}, parameters
-            )
+            units = units_of(parameters)
+            return cls({name: _checked(tensors, name, shape, cls._dtype) for name, shape in units.items()}, parameters)
 
     @property
     def n_units(self) -> int:
@@ -337,7 +378,10 @@ class FilterSelection(_PerParameter):
         Returns:
             Parameter name to a boolean tensor of the parameter's own shape.
         """
-        return {name: scored.unit.expand(self[name], scored.shape) for name, scored in self.parameters.items()}
+        return {
+            name: scored.unit.expand(self[scored.group or name], scored.shape)
+            for name, scored in self.parameters.items()
+        }
 
     def random(self, generator: torch.Generator, *, layer_matched: bool = False) -> FilterSelection:
         """Draw as many units at random: the null that a selection has to beat.
@@ -546,8 +590,8 @@ class FilterAttribution:
             means, mean_squares = (
                 {
                     reduction: {
-                        name: _checked(tensors, f"{statistic}/{reduction}/{name}", scored, torch.float64)
-                        for name, scored in parameters.items()
+                        name: _checked(tensors, f"{statistic}/{reduction}/{name}", shape, torch.float64)
+                        for name, shape in units_of(parameters).items()
                     }
                     for reduction in REDUCTIONS
                 }
@@ -587,26 +631,27 @@ def _plain(name: str, value: Any) -> Any:
 def _described(parameters: Mapping[str, ScoredParameter]) -> list[list[Any]]:
     """Turn parameters into JSON."""
     return [
-        [name, scored.unit.pattern, dict(scored.unit.sizes), list(scored.shape)] for name, scored in parameters.items()
+        [name, scored.unit.pattern, dict(scored.unit.sizes), list(scored.shape), scored.group]
+        for name, scored in parameters.items()
     ]
 
 
 def _parameters_of(description: Mapping[str, Any]) -> dict[str, ScoredParameter]:
     """Undo `_described`."""
     parameters = {}
-    for name, pattern, sizes, shape in description["parameters"]:
-        if not isinstance(name, str) or not isinstance(pattern, str):
+    for name, pattern, sizes, shape, group in description["parameters"]:
+        if not isinstance(name, str) or not isinstance(pattern, str) or not isinstance(group, str | None):
             raise TypeError("names and patterns must be texts")
-        parameters[name] = ScoredParameter(Unit(pattern, dict(sizes)), tuple(shape))
+        parameters[name] = ScoredParameter(Unit(pattern, dict(sizes)), tuple(shape), group)
     if not parameters:
         raise ValueError("no parameters")
     return parameters
 
 
-def _checked(tensors: Mapping[str, Tensor], key: str, scored: ScoredParameter, dtype: torch.dtype | None) -> Tensor:
-    """Take one tensor out of a file's content, if it fits its parameter."""
+def _checked(tensors: Mapping[str, Tensor], key: str, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
+    """Take one tensor out of a file's content, if it fits its units."""
     tensor = tensors[key]
-    if tensor.shape != scored.units_shape or dtype not in (None, tensor.dtype):
+    if tensor.shape != shape or dtype not in (None, tensor.dtype):
         raise ValueError(f"'{key}' is {tensor.dtype} of shape {tuple(tensor.shape)}")
     return tensor
 
