@@ -1,0 +1,285 @@
+r"""Rankings from gradients at one place in weight space: Taylor and SNIP, Fisher, and paths of the input.
+
+Each takes the gradient :math:`g(x)` of the loss of one sample at fixed weights, turns it into one number per unit, and
+averages over the samples, as the attribution does; what the attribution adds is the path of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from filterattr.attribution import FilterAttributor, Loss
+from filterattr.engine.modes import GradientMode
+from filterattr.engine.quadrature import Quadrature
+from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.slots import Slots
+from filterattr.engine.states import StateLike, plain_state
+from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
+from filterattr.intervention import swapped
+from filterattr.result import FilterScores
+
+Along: TypeAlias = Callable[[Any, float], Any]
+Gradients: TypeAlias = Mapping[str, Tensor]
+Form: TypeAlias = Callable[[str, Tensor], Tensor]
+
+
+def taylor(
+    attributor: FilterAttributor, state: StateLike, loss: Loss, data: Iterable[Any] | None = None
+) -> FilterScores:
+    r"""Score a unit by the gradient times the weight: :math:`\sum_k |g_k \theta_k|`, at any weights.
+
+    The first-order estimate of what the loss changes by if the unit is deleted; at an untrained network it is SNIP.
+    Costs one forward-backward pass per sample.
+
+    Args:
+        attributor: Says which units there are.
+        state: The weights, usually target.
+        loss: As in `FilterAttributor.attribute`.
+        data: As there.
+
+    Returns:
+        The scores, a mean over the samples.
+
+    Raises:
+        SettingError: There are no samples.
+        LossError: The loss is no scalar that depends on the model.
+        NonFiniteError: A gradient is infinite or not a number.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> state = {"weight": torch.tensor([[2.0, -3.0]])}
+        >>> taylor(FilterAttributor(layer), state, lambda model: model(torch.ones(2)).sum())["weight"]
+        tensor([[2., 3.]], dtype=torch.float64)
+
+    References:
+        Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019; Lee, Ajanthan and Torr,
+        "SNIP", ICLR 2019.
+    """
+    weights = plain_state(state, "state")
+
+    def form(name: str, gradient: Tensor) -> Tensor:
+        return _product(gradient, weights[name].to(gradient.device)).abs()
+
+    return _averaged(attributor, weights, loss, data, form)
+
+
+def fisher(
+    attributor: FilterAttributor,
+    target: StateLike,
+    loss: Loss,
+    data: Iterable[Any] | None = None,
+    *,
+    base: StateLike | None = None,
+) -> FilterScores:
+    r"""Score a unit by its squared gradients: the mean over samples of :math:`\sum_k g_k^2`.
+
+    Squares are taken for every sample, not of a mean gradient. Costs one forward-backward pass per sample.
+
+    Args:
+        attributor: Says which units there are.
+        target: The weights at which gradients are taken.
+        loss: As in `FilterAttributor.attribute`; for the Fisher information proper, a negative log-likelihood.
+        data: As there.
+        base: With it, the gradients are multiplied by the change: :math:`\sum_k (g_k\,(\theta_k - \bar\theta_k))^2`.
+
+    Returns:
+        The scores.
+
+    Raises:
+        SettingError: There are no samples.
+        LossError: The loss is no scalar that depends on the model.
+        NonFiniteError: A gradient is infinite or not a number.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> samples = [torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 0.0])]
+        >>> fisher(FilterAttributor(layer), layer, lambda model, x: model(x).sum(), samples)["weight"]
+        tensor([[1., 2.]], dtype=torch.float64)
+
+    References:
+        Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018; Kirkpatrick et al.,
+        "Overcoming catastrophic forgetting in neural networks", PNAS 2017.
+    """
+    weights = plain_state(target, "target")
+    change = None if base is None else _change(attributor, base, weights)
+
+    def form(name: str, gradient: Tensor) -> Tensor:
+        return (gradient if change is None else _product(gradient, change[name].to(gradient.device))).abs().square()
+
+    return _averaged(attributor, weights, loss, data, form)
+
+
+def input_path(
+    attributor: FilterAttributor,
+    target: StateLike,
+    loss: Loss,
+    data: Iterable[Any],
+    along: Along,
+    *,
+    base: StateLike | None = None,
+    method: str = "gausslegendre",
+    n_steps: int = 16,
+) -> FilterScores:
+    r"""Integrate the gradient of the weights while the *input* moves and the weights stay at target.
+
+    .. math:: \sum_k \Bigl| c_k \int_0^1 \frac{\partial L(\theta, x(t))}{\partial \theta_k}\, dt \Bigr|
+
+    The "integrated gradients" of the published code are those without ``base``, :math:`c_k = 1`, and with the sum of
+    the output for a loss: ``loss=lambda model, pair: model(pair[0]).sum()``. With ``base`` and the loss of the
+    attribution, :math:`c_k = \theta_k - \bar\theta_k`, the unit is that of the loss and the numbers can be compared.
+    Neither is complete: the input moves, not the weights. Costs ``n_steps`` forward-backward passes per sample.
+
+    Args:
+        attributor: Says which units there are.
+        target: The weights.
+        loss: ``loss(model, sample)``.
+        data: Samples.
+        along: From a sample and t to the sample at this place of the path: at 0 the input that does not call on the
+            function, at 1 the one that does.
+        base: Weights before; multiplies with the change.
+        method: As in `FilterAttributor.attribute`.
+        n_steps: As there.
+
+    Returns:
+        The scores, a mean over the samples.
+
+    Raises:
+        SettingError: There are no samples, or a rule is unknown.
+        LossError: The loss is no scalar that depends on the model.
+        NonFiniteError: A gradient is infinite or not a number.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> scores = input_path(FilterAttributor(layer), layer, lambda model, x: model(x).sum(),
+        ...                     [torch.tensor([1.0, 2.0])], lambda x, t: t * x)
+        >>> torch.testing.assert_close(scores["weight"], torch.tensor([[0.5, 1.0]], dtype=torch.float64))
+
+    References:
+        Xie et al., NeurIPS 2021, section 4.2 (as a ranking to compare with); Sundararajan et al., "Axiomatic
+        Attribution for Deep Networks", ICML 2017.
+    """
+    weights = plain_state(target, "target")
+    rule = Quadrature.rule(method, n_steps)
+    change = None if base is None else _change(attributor, base, weights)
+
+    def form(name: str, gradient: Tensor) -> Tensor:
+        return (gradient if change is None else _product(gradient, change[name].to(gradient.device))).abs()
+
+    pairs = list(zip(rule.nodes, rule.coefficients, strict=True))
+    return _averaged(attributor, weights, loss, data, form, [(along, t, coefficient) for t, coefficient in pairs])
+
+
+def _averaged(
+    attributor: FilterAttributor,
+    state: Mapping[str, Tensor],
+    loss: Loss,
+    data: Iterable[Any] | None,
+    form: Form,
+    places: Iterable[tuple[Along | None, float, float]] = ((None, 0.0, 1.0),),
+) -> FilterScores:
+    """Turn the gradient of every sample into scores, and average them."""
+    parameters = attributor.scored_parameters(Slots(attributor.model))
+    samples: Iterable[tuple[Any, ...]] = [()] if data is None else ((sample,) for sample in data)
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for arguments in samples:
+        sums: dict[str, Tensor] = {}
+        for along, t, coefficient in places:
+            moved = arguments if along is None else (along(arguments[0], t),)
+            for name, gradient in sample_gradient(attributor.model, state, loss, moved, list(parameters)).items():
+                sums[name] = coefficient * gradient if name not in sums else sums[name] + coefficient * gradient
+        infinite = [name for name, gradient in sums.items() if not bool(torch.isfinite(gradient).all())]
+        if infinite:
+            raise NonFiniteError(f"the gradient of {name_some(infinite)} must be finite (sample {count}).")
+        for name, gradient in sums.items():
+            score = parameters[name].unit.reduce(form(name, gradient)).cpu()
+            totals[name] = score if name not in totals else totals[name] + score
+        count += 1
+    if count == 0:
+        raise SettingError("data must hold at least one sample; it is empty.")
+    return FilterScores({name: totals[name] / count for name in parameters}, parameters)
+
+
+def sample_gradient(
+    model: nn.Module, state: StateLike, loss: Loss, arguments: tuple[Any, ...], names: Iterable[str], seed: int = 0
+) -> dict[str, Tensor]:
+    """Gradient of the loss of one sample at fixed weights; the model and the caller's randomness are untouched.
+
+    Args:
+        model: The model, not wrapped.
+        state: The weights; what it does not name stays as in the model.
+        loss: The loss.
+        arguments: What the loss gets after the model.
+        names: Parameters whose gradients are wanted.
+        seed: Seed of the randomness inside the loss.
+
+    Returns:
+        Parameter name to gradient, in double precision; 0 where the loss does not depend on it.
+
+    Raises:
+        LossError: The loss is no real scalar, or depends on none of the parameters.
+    """
+    whole = {**plain_state(model, "model"), **plain_state(state, "state")}
+    own = {id(parameter) for parameter in model.parameters()}
+    mode, caller = GradientMode(), RandomState()
+    try:
+        mode.enter()
+        with swapped(model, whole) as inner:
+            held = Slots(inner).parameters
+            leaves = {name: held[name] for name in names}
+            theirs = [name for name, leaf in leaves.items() if id(leaf) in own]
+            if theirs:
+                raise StateMismatchError(f"the state dict of the model must hold {name_some(theirs)}.")
+            for leaf in leaves.values():
+                leaf.requires_grad_(True)
+            seed_all(seed)
+            value = loss(inner, *arguments)
+            if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point() or not value.requires_grad:
+                raise LossError(
+                    "loss must return one real scalar that depends on the model; got "
+                    + (f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__)
+                    + ". Return the tensor itself, and call the model that is given."
+                )
+            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+            return {
+                name: torch.zeros_like(leaf, dtype=_wide(leaf), requires_grad=False)
+                if gradient is None
+                else (gradient.to_dense() if gradient.is_sparse else gradient).to(_wide(leaf))
+                for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+            }
+    finally:
+        caller.restore()
+        mode.restore()
+
+
+def _change(attributor: FilterAttributor, base: StateLike, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Change of the scored parameters, in double precision."""
+    before = plain_state(base, "base")
+    names = list(attributor.scored_parameters(Slots(attributor.model)))
+    misfits = [
+        name
+        for name in names
+        if any(name not in end for end in (before, target)) or before[name].shape != target[name].shape
+    ]
+    if misfits:
+        raise StateMismatchError(
+            f"base and target must both hold the scored parameters in the same shapes; {name_some(misfits)} do not."
+        )
+    return {
+        name: target[name].detach().to(_wide(target[name])) - before[name].detach().to(target[name].device)
+        for name in names
+    }
+
+
+def _product(gradient: Tensor, weights: Tensor) -> Tensor:
+    """Derivative of the loss in the direction of single weights."""
+    product = gradient.conj() * weights.detach()
+    return product.real if product.is_complex() else product
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64

@@ -1,0 +1,345 @@
+"""Can an attribution be believed? How healthy its path is, and whether it behaves as it must."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from filterattr.analysis.record import Record, Row
+from filterattr.analysis.resampling import Array, p_value
+from filterattr.analysis.stability import SampleScores
+from filterattr.attribution import FilterAttributor, Loss
+from filterattr.engine.slots import Slots
+from filterattr.engine.states import StateLike, plain_state
+from filterattr.errors import SettingError
+from filterattr.result import FilterAttribution, FilterScores
+
+_BARRIER = 0.05
+_MONOTONY = 0.9
+_COSINE = 0.9
+_COMPLETENESS = 0.01
+_REMAINDER = 0.2
+
+
+@dataclass(frozen=True)
+class PathHealth(Record):
+    """What the path of an attribution looks like, in numbers and in words.
+
+    Attributes:
+        loss_base: Mean loss at base.
+        loss_target: Mean loss at target.
+        places: Places on the path where the loss was seen, 0 base, 1 target.
+        losses: The losses there.
+        barrier: Height above the higher end, in parts of what the ends differ by; 0 without a barrier.
+        monotony: Change of the loss from end to end over all its ups and downs, in [0, 1]; 1 for a loss that only
+            falls, or only rises.
+        cosine: Cosine of the angle between all weights of base and target.
+        completeness_error: As of `FilterAttribution`.
+        remainder_share: Part of the whole attribution that belongs to what is not scored, such as biases.
+        concerns: What speaks against believing the attribution, in words; empty if nothing does.
+    """
+
+    loss_base: float
+    loss_target: float
+    places: tuple[float, ...]
+    losses: tuple[float, ...]
+    barrier: float
+    monotony: float
+    cosine: float
+    completeness_error: float
+    remainder_share: float
+    concerns: tuple[str, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether there are no concerns."""
+        return not self.concerns
+
+    def __str__(self) -> str:
+        return " ".join(self.concerns) or (
+            "The loss goes from one end to the other without a barrier, the ends are close to each other, and the "
+            "attributions sum to what the loss changes by."
+        )
+
+    def rows(self) -> list[Row]:
+        """One row a place on the path."""
+        return [{"t": t, "loss": loss} for t, loss in zip(self.places, self.losses, strict=True)]
+
+
+def path_health(attribution: FilterAttribution) -> PathHealth:
+    """Judge the path of an attribution.
+
+    The bounds: a barrier of 5 % of what the ends differ by, a monotony of .9, a cosine of .9 (below it masking tends
+    to damage networks rather than to remove functions), a completeness error of 1 %, and 20 % that is not scored.
+
+    Args:
+        attribution: The attribution.
+
+    Returns:
+        The numbers, and what they mean.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> loss = lambda model: (model(torch.ones(2)) - target(torch.ones(2))).square().sum()
+        >>> health = path_health(FilterAttributor(base).attribute(base, target, loss))
+        >>> health.barrier, round(health.monotony, 6)
+        (0.0, 1.0)
+    """
+    change = attribution.loss_target - attribution.loss_base
+    steps = np.abs(np.diff(attribution.path_losses)).sum()
+    barrier = max(attribution.barrier, 0.0)
+    health = PathHealth(
+        loss_base=attribution.loss_base,
+        loss_target=attribution.loss_target,
+        places=attribution.path_places,
+        losses=attribution.path_losses,
+        barrier=0.0 if barrier == 0 else barrier / abs(change) if change else math.inf,
+        monotony=float(abs(change) / steps) if steps else 1.0,
+        cosine=attribution.cosine,
+        completeness_error=attribution.completeness_error,
+        remainder_share=attribution.remainder / attribution.total if attribution.total else 0.0,
+        concerns=(),
+    )
+    return PathHealth(**{**vars(health), "concerns": tuple(_concerns(health))})
+
+
+def _concerns(health: PathHealth) -> list[str]:
+    concerns = []
+    if health.loss_target >= health.loss_base:
+        concerns.append(
+            f"Target is not better than base on these samples (loss {health.loss_base:.4g} -> "
+            f"{health.loss_target:.4g}): there is no function whose filters could be found."
+        )
+    if health.barrier > _BARRIER:
+        concerns.append(
+            f"The loss rises on the way to {health.barrier:.0%} of what the ends differ by above the higher end: base "
+            "and target are not in one valley, and the attribution means little."
+        )
+    elif health.monotony < _MONOTONY:
+        concerns.append(
+            f"The loss goes up and down on the way (monotony {health.monotony:.2f}): filters whose effect turns around "
+            "count with what is left."
+        )
+    if health.cosine < _COSINE:
+        concerns.append(
+            f"The ends point in different directions (cosine {health.cosine:.2f}): masking will tend to damage the "
+            "network rather than to remove one function. Fine-tune more gently."
+        )
+    if health.completeness_error > _COMPLETENESS:
+        concerns.append(
+            f"The attributions miss the change of the loss by {health.completeness_error:.1%}: use more steps."
+        )
+    if abs(health.remainder_share) > _REMAINDER:
+        concerns.append(
+            f"{abs(health.remainder_share):.0%} of the attribution belongs to parameters that are not scored, such as "
+            "biases."
+        )
+    return concerns
+
+
+@dataclass(frozen=True)
+class SanityRow:
+    """One check.
+
+    Attributes:
+        check: What was done.
+        expected: What must come out, in words.
+        measured: What came out, as one number.
+        bound: It must not be larger than this.
+    """
+
+    check: str
+    expected: str
+    measured: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number is inside its bound; one that is not a number is not."""
+        return self.measured <= self.bound
+
+
+@dataclass(frozen=True)
+class SanityTable(Record):
+    """Checks that an attribution of this model, these ends and this loss behaves as it must.
+
+    Attributes:
+        entries: One per check.
+    """
+
+    entries: tuple[SanityRow, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all checks hold."""
+        return all(row.holds for row in self.entries)
+
+    def rows(self) -> list[Row]:
+        """One row a check."""
+        return [{**vars(row), "holds": row.holds} for row in self.entries]
+
+
+def sanity_checks(
+    attributor: FilterAttributor,
+    base: StateLike,
+    target: StateLike,
+    loss: Loss,
+    data: Sequence[Any],
+    *,
+    amount: float = 0.01,
+    labelled: Mapping[str, SampleScores] | None = None,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    **options: Any,
+) -> SanityTable:
+    """Check what must hold for every attribution, on the user's own model and loss.
+
+    Six attributions: as it is, with ends swapped, with equal ends, with three times the loss, with both networks
+    rescaled (every parameter stored as a power of two of itself, the loss computing with the parameter itself), and
+    with the weights of target shuffled inside every scored parameter. The rule must be symmetric, as the default is.
+
+    Args:
+        attributor: Says which units there are.
+        base: Weights that lack the function.
+        target: Weights that have it.
+        loss: ``loss(model, sample)``.
+        data: A few samples.
+        amount: Size of the set that must change when target is randomised.
+        labelled: Scores per sample of two functions: adds the check that shuffled labels make the contrast vanish.
+        tolerance: Relative rounding that is allowed, for single precision.
+        seed: Seed of what is shuffled.
+        **options: Further arguments of `FilterAttributor.attribute`.
+
+    Returns:
+        The table.
+
+    Raises:
+        SettingError: ``labelled`` does not hold two functions of the same number of samples.
+
+    Example:
+        >>> base, target = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+        >>> samples = list(torch.rand(2, 8, 4, dtype=torch.float64))
+        >>> table = sanity_checks(FilterAttributor(base), base, target,
+        ...                       lambda model, x: (model(x) - x).square().sum(), samples, amount=2)
+        >>> [row.holds for row in table.entries[:4]]
+        [True, True, True, True]
+    """
+    ends = {"base": plain_state(base, "base"), "target": plain_state(target, "target")}
+    slots = Slots(attributor.model)
+    moving = [name for name, value in slots.parameters.items() if value.is_floating_point()]
+    generator = torch.Generator().manual_seed(seed)
+
+    def signed(first: StateLike, second: StateLike, one_loss: Loss = loss) -> FilterAttribution:
+        return attributor.attribute(first, second, one_loss, data, progress=False, **options)
+
+    whole = signed(base, target)
+    reference = whole.scores("sum")
+
+    def gap(scores: FilterScores) -> float:
+        size = float(reference.flat().abs().max())
+        return float((scores - reference).flat().abs().max()) / size if size else math.nan
+
+    factors = {name: 2.0 ** int(torch.randint(-2, 3, (), generator=generator)) for name in moving}
+    scaled = {
+        role: {
+            name: value * factors[first] if (first := slots.aliases.get(name)) in factors else value
+            for name, value in state.items()
+        }
+        for role, state in ends.items()
+    }
+    shuffled = dict(ends["target"])
+    for name in whole.parameters:
+        flat = shuffled[name].reshape(-1)
+        shuffled[name] = flat[torch.randperm(len(flat), generator=generator)].reshape(shuffled[name].shape)
+    # the completeness of a path to a shuffled network is nobody's concern
+    randomised = attributor.attribute(base, shuffled, loss, data, progress=False, **{"n_steps": 1, **options})
+    same = signed(target, target).scores("sum_of_abs")
+    entries = [
+        SanityRow(
+            "base and target swapped",
+            "every sign flips: largest deviation, relative to the largest score",
+            gap(-signed(target, base).scores("sum")),
+            tolerance,
+        ),
+        SanityRow("base equal to target", "all scores are exactly 0: the largest", float(same.flat().abs().max()), 0.0),
+        SanityRow(
+            "three times the loss",
+            "three times the scores: largest deviation, relative",
+            gap(signed(base, target, _times(loss, 3.0)).scores("sum") * (1 / 3)),
+            tolerance,
+        ),
+        SanityRow(
+            "both networks rescaled",
+            "nothing changes: largest deviation, relative",
+            gap(signed(scaled["base"], scaled["target"], _Rescaled(loss, factors)).scores("sum")),
+            tolerance,
+        ),
+        SanityRow(
+            "weights of target shuffled inside every layer",
+            "other units come out: overlap of the top sets",
+            randomised.scores().top(amount).overlap(whole.scores().top(amount)),
+            0.5,
+        ),
+    ]
+    if labelled is not None:
+        entries.append(_shuffled_labels(labelled, seed))
+    return SanityTable(tuple(entries))
+
+
+def _times(loss: Loss, factor: float) -> Loss:
+    def scaled(model: nn.Module, sample: Any) -> Tensor:
+        return loss(model, sample) * factor
+
+    return scaled
+
+
+class _Rescaled:
+    """A loss that computes with the parameters of the model divided by factors."""
+
+    def __init__(self, loss: Loss, factors: Mapping[str, float]) -> None:
+        self.loss = loss
+        self.factors = factors
+
+    def __call__(self, model: nn.Module, sample: Any) -> Tensor:
+        held = _Held(model, self.loss)
+        named = dict(model.named_parameters())
+        divided = {f"model.{name}": named[name] / factor for name, factor in self.factors.items()}
+        value: Tensor = torch.func.functional_call(held, divided, (sample,))
+        return value
+
+
+class _Held(nn.Module):
+    """A loss as the forward pass of a module, so that PyTorch can call it with other parameters."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss: Callable[..., Tensor] = loss
+
+    def forward(self, sample: Any) -> Tensor:
+        return self.loss(self.model, sample)
+
+
+def _shuffled_labels(labelled: Mapping[str, SampleScores], seed: int, draws: int = 199) -> SanityRow:
+    """How often random labels separate the samples as well as the true ones."""
+    if len(labelled) != 2 or len({len(one) for one in labelled.values()}) != 1:
+        sizes = {name: len(one) for name, one in labelled.items()}
+        raise SettingError(f"labelled must hold two functions with the same number of samples; got {sizes}.")
+    first, second = (one.values.double().numpy() for one in labelled.values())
+    gaps: Array = first - second
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(gaps)))
+    null = np.abs(signs @ gaps).sum(1).tolist()
+    observed = float(np.abs(gaps.sum(0)).sum())
+    return SanityRow(
+        "labels of the samples shuffled",
+        "a smaller contrast than with the true ones: p-value of its size",
+        p_value(observed, null),
+        0.05,
+    )

@@ -1,0 +1,344 @@
+"""The oracle: put every unit back to base by itself and see what the loss does. One forward pass per unit and sample."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from filterattr.analysis.progress import counted
+from filterattr.attribution import FilterAttributor, Loss, Progress
+from filterattr.engine.identity import digest_of
+from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.slots import Slots
+from filterattr.engine.states import StateLike, plain_state
+from filterattr.engine.storage import JobFile
+from filterattr.errors import SettingError, StateMismatchError, StorageError, name_some
+from filterattr.intervention import swapped
+from filterattr.result import FilterScores, FilterSelection, ScoredParameter
+
+_SECONDS_BETWEEN_WRITES = 20.0
+
+
+@dataclass(frozen=True)
+class KnockOutCost:
+    """What a knock-out will cost.
+
+    Attributes:
+        n_units: Units that are still to be knocked out.
+        n_forwards: Forward passes for them, one per unit and sample.
+        seconds: About how long they take one by one.
+    """
+
+    n_units: int
+    n_forwards: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.n_units} units, {self.n_forwards} forward passes, about {self.seconds:.0f} s"
+
+
+@dataclass(frozen=True, eq=False)
+class KnockOut:
+    """What single units are worth.
+
+    Attributes:
+        scores: Loss with the unit put back to base minus loss of target, mean over the samples; minus infinity for
+            units that were not knocked out.
+        units: The units that were.
+        loss_target: Mean loss of target.
+        n_forwards: Forward passes that this call took.
+        is_complete: Whether all wanted units are done; not if the time was up.
+    """
+
+    scores: FilterScores
+    units: FilterSelection
+    loss_target: float
+    n_forwards: int
+    is_complete: bool
+
+
+class KnockOutJob:
+    """A knock-out that says what it costs before it starts, goes on where it was, and stops when its time is up.
+
+    Units are taken in a random order (in groups of ``batch_units`` of one parameter), so that an unfinished job knows
+    a fair sample of them.
+
+    Args:
+        attributor: Says which units there are.
+        base: Weights to put units back to.
+        target: Weights of the intact network.
+        loss: ``loss(model, sample)``; randomness inside is the same for every unit.
+        data: Samples; a few are enough, and one batch of them is one sample.
+        units: Which units; all of them by default.
+        batch_units: How many units of one parameter to knock out in one pass, with `torch.func.vmap`: what lies in
+            front of the parameter is computed once, and small layers fill the machine. The model and loss must be
+            batchable (no ``.item()``, no branches on values), and activations need as much more memory.
+        checkpoint: File that keeps what is done; needs safetensors, and samples whose content can be compared.
+        seed: Seed of the order.
+
+    Raises:
+        SettingError: There are no samples or units, or a number makes no sense.
+        StateMismatchError: An end point lacks a scored parameter; all are named.
+        StorageError: The checkpoint is damaged or belongs to another job.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> base, target = {"weight": torch.zeros(1, 2)}, {"weight": torch.tensor([[1.0, 3.0]])}
+        >>> loss = lambda model, x: (model(x) - 4).square().sum()
+        >>> job = KnockOutJob(FilterAttributor(layer), base, target, loss, [torch.ones(2)])
+        >>> job.cost().n_forwards
+        2
+        >>> job.run().scores["weight"]
+        tensor([[1., 9.]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        attributor: FilterAttributor,
+        base: StateLike,
+        target: StateLike,
+        loss: Loss,
+        data: Sequence[Any],
+        *,
+        units: FilterSelection | None = None,
+        batch_units: int = 1,
+        checkpoint: str | PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._model = attributor.model
+        self._parameters = attributor.scored_parameters(Slots(self._model))
+        self._base, self._target = plain_state(base, "base"), plain_state(target, "target")
+        self._loss = loss
+        self._samples = list(data)
+        self._batch = batch_units
+        self._check()
+        everything = FilterSelection(
+            {name: torch.ones(one.units_shape, dtype=torch.bool) for name, one in self._parameters.items()},
+            self._parameters,
+        )
+        self.units = everything if units is None else units
+        self.units._check_same_units(everything)
+        if not self.units.count:
+            raise SettingError("units must hold at least one unit; it is empty.")
+        self._losses = torch.full((self.units.n_units,), torch.nan, dtype=torch.float64)
+        self._groups = self._grouped(seed)
+        started = time.monotonic()
+        self.loss_target = self._loss_of_target()
+        self._seconds = time.monotonic() - started
+        self._file = self._taken_up(checkpoint)
+
+    def cost(self) -> KnockOutCost:
+        """What is still to be done, from the time that the loss of target took.
+
+        Returns:
+            The cost.
+        """
+        left = sum(len(self._left(places)) for _, places in self._groups)
+        return KnockOutCost(left, left * len(self._samples), left * self._seconds)
+
+    def run(self, *, seconds: float | None = None, progress: Progress = None) -> KnockOut:
+        """Knock out what is left.
+
+        Args:
+            seconds: Stop after about this time; ``None`` means when all is done.
+            progress: As in `FilterAttributor.attribute`, counted in groups of units.
+
+        Returns:
+            What is known by then.
+
+        Raises:
+            SettingError: ``batch_units`` is above 1 and the model or loss cannot be batched.
+            StorageError: The checkpoint cannot be written.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        written = time.monotonic()
+        before = int(self._losses.isfinite().sum())
+        left = [(name, rest) for name, places in self._groups if (rest := self._left(places))]
+        try:
+            with counted(progress, len(self._groups), "group", len(self._groups) - len(left)) as step:
+                for group in self._computed(left):
+                    places, values = group
+                    self._losses[places] = values
+                    step()
+                    now = time.monotonic()
+                    if self._file is not None and now - written > _SECONDS_BETWEEN_WRITES:
+                        self._write()
+                        written = now
+                    if deadline is not None and now > deadline:
+                        break
+        finally:
+            self._write()
+        return self._result(before)
+
+    def _check(self) -> None:
+        misfits = [
+            f"{name!r} ({role})"
+            for role, state in (("base", self._base), ("target", self._target))
+            for name, one in self._parameters.items()
+            if name not in state or tuple(state[name].shape) != one.shape
+        ]
+        if misfits:
+            raise StateMismatchError(
+                f"base and target must both hold the scored parameters in the model's shapes; {name_some(misfits)} do "
+                "not."
+            )
+        if not self._samples or not isinstance(self._batch, int) or self._batch < 1:
+            raise SettingError(
+                f"a knock-out needs samples and batch_units of at least 1; got {len(self._samples)} samples and "
+                f"batch_units={self._batch!r}."
+            )
+
+    def _grouped(self, seed: int) -> list[tuple[str, list[int]]]:
+        """Flat places of the wanted units, in groups of one parameter, shuffled."""
+        generator = np.random.default_rng(seed)
+        groups = []
+        begin = 0
+        for name, chosen in self.units.items():
+            places = begin + torch.nonzero(chosen.reshape(-1)).reshape(-1).numpy()
+            places = generator.permutation(places).tolist()
+            groups += [(name, places[i : i + self._batch]) for i in range(0, len(places), self._batch)]
+            begin += chosen.numel()
+        return [groups[i] for i in generator.permutation(len(groups))]
+
+    def _left(self, places: list[int]) -> list[int]:
+        return [place for place in places if not torch.isfinite(self._losses[place])]
+
+    def _whole_target(self) -> dict[str, Tensor]:
+        return {**plain_state(self._model, "model"), **self._target}
+
+    @torch.no_grad()
+    def _loss_of_target(self) -> float:
+        caller = RandomState()
+        try:
+            with swapped(self._model, self._whole_target()) as model:
+                return float(self._mean_loss(model))
+        finally:
+            caller.restore()
+
+    def _mean_loss(self, model: nn.Module) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for index, sample in enumerate(self._samples):
+            seed_all(index)
+            value = self._loss(model, sample)
+            total = total.to(value.device) + value.to(torch.float64)
+        return total / len(self._samples)
+
+    def _computed(self, groups: Sequence[tuple[str, list[int]]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield flat places and the losses without them; between two groups the model is its own again."""
+        begins = dict(zip(self.units, np.cumsum([0, *(one.numel() for one in self.units.values())]), strict=False))
+        labels: dict[str, Tensor] = {}
+        for name, places in groups:
+            if name not in labels:
+                labels[name] = unit_labels(self._parameters[name])
+            numbers = torch.tensor(places) - int(begins[name])
+            own = self._target[name]
+            marked = (labels[name] == numbers.reshape(-1, *[1] * own.ndim)).to(own.device)
+            stacked = torch.where(marked, self._base[name].to(own.device, own.dtype), own)
+            yield places, self._losses_with(name, stacked).cpu()
+
+    @torch.no_grad()
+    def _losses_with(self, name: str, values: Tensor) -> Tensor:
+        """Losses of target with other values of one parameter, one a row."""
+        caller = RandomState()
+        try:
+            if self._batch == 1:
+                with swapped(self._model, {**self._whole_target(), name: values[0]}) as model:
+                    return self._mean_loss(model).reshape(1)
+            with swapped(self._model, self._whole_target()) as model:
+                return self._batched(model, name, values)
+        finally:
+            caller.restore()
+
+    def _batched(self, model: nn.Module, name: str, values: Tensor) -> Tensor:
+        held = Slots(model).parameters[name]
+        places = [
+            (module._parameters, local)
+            for module in model.modules()
+            for local, parameter in module._parameters.items()
+            if parameter is held
+        ]
+
+        def with_one(value: Tensor) -> Tensor:
+            for slots, local in places:
+                slots[local] = value  # type: ignore[assignment]
+            return self._mean_loss(model)
+
+        try:
+            losses: Tensor = torch.func.vmap(with_one, randomness="same")(values.to(held.device, held.dtype))
+        except RuntimeError as error:
+            raise SettingError(
+                f"batch_units above 1 needs a model and a loss that torch.func.vmap can batch ({error}). Use "
+                "batch_units=1."
+            ) from error
+        return losses
+
+    def _taken_up(self, checkpoint: str | PathLike[str] | None) -> JobFile | None:
+        """Load what is done already."""
+        if checkpoint is None:
+            return None
+        identity = {
+            "base": digest_of({name: self._base[name] for name in self._parameters}),
+            "target": digest_of(self._target),
+            "set of units": digest_of({name: chosen.clone() for name, chosen in self.units.items()}),
+            "samples": digest_of(self._samples, "data"),
+        }
+        file = JobFile(checkpoint, identity, {"torch": str(torch.__version__)})
+        stored = file.read()
+        if stored is None:
+            return file
+        losses, known = stored.tensors.get("losses"), stored.numbers.get("loss_target")
+        if losses is None or losses.shape != self._losses.shape or not isinstance(known, float):
+            raise StorageError(f"'{file.path}' is no complete knock-out.")
+        if abs(known - self.loss_target) > 1e-4 * max(abs(known), abs(self.loss_target)):
+            raise StorageError(
+                f"'{file.path}' belongs to another job: the loss of target was {known:.6g} and is "
+                f"{self.loss_target:.6g} now. Give every job a file of its own, or delete this one."
+            )
+        self._losses = losses
+        return file
+
+    def _write(self) -> None:
+        if self._file is not None:
+            numbers = {"n_samples": int(self._losses.isfinite().sum()), "loss_target": self.loss_target}
+            self._file.write({"losses": self._losses}, numbers)
+
+    def _result(self, before: int) -> KnockOut:
+        known = self._losses.isfinite()
+        scores = torch.where(known, self._losses - self.loss_target, -torch.inf)
+        return KnockOut(
+            scores=FilterScores(self.units._split(scores), self._parameters),
+            units=FilterSelection(self.units._split(known), self._parameters),
+            loss_target=self.loss_target,
+            n_forwards=(int(known.sum()) - before) * len(self._samples),
+            is_complete=int(known.sum()) == self.units.count,
+        )
+
+
+def unit_labels(scored: ScoredParameter) -> Tensor:
+    """Which unit every weight of a parameter belongs to.
+
+    Args:
+        scored: How the parameter is scored.
+
+    Returns:
+        ``int64`` of the parameter's shape: flat places of the units.
+
+    Example:
+        >>> from filterattr import Unit
+        >>> unit_labels(ScoredParameter(Unit("o i -> o"), (2, 3)))
+        tensor([[0, 0, 0],
+                [1, 1, 1]])
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        weights = torch.zeros(scored.shape, dtype=torch.float64, requires_grad=True)
+        units = scored.unit.reduce(weights)
+        numbers = torch.arange(units.numel(), dtype=torch.float64).reshape(units.shape)
+        (labels,) = torch.autograd.grad(units, weights, numbers)
+    return labels.round().long()

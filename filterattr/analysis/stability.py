@@ -1,0 +1,443 @@
+"""How much a set of units depends on the samples that it was found with, and which units differ between functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from filterattr.analysis.agreement import load_scipy
+from filterattr.analysis.progress import counted
+from filterattr.analysis.record import Estimate, Record, Row
+from filterattr.analysis.resampling import interval
+from filterattr.analysis.results import spread
+from filterattr.attribution import FilterAttributor, Loss, Progress
+from filterattr.engine.states import StateLike
+from filterattr.engine.storage import read_tensors, write_tensors
+from filterattr.errors import SettingError, name_some
+from filterattr.result import FilterScores, FilterSelection, Reduction, _described, _incomplete, _parameters_of
+
+_KIND = "per-sample scores"
+
+Rank: TypeAlias = Callable[[Mapping[str, FilterScores]], FilterScores]
+
+
+class SampleScores:
+    """The scores of every sample by itself, in single precision.
+
+    Args:
+        values: Shape ``(samples, units)``, units in the order of `FilterScores.flat`.
+        like: Scores or a selection with the same units.
+
+    Raises:
+        SettingError: The shape does not fit the units, or there are no samples.
+
+    Example:
+        >>> from filterattr import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
+        >>> samples = SampleScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), like)
+        >>> samples.scores()["w"], samples.scores([1])["w"]
+        (tensor([2., 2.], dtype=torch.float64), tensor([3., 2.], dtype=torch.float64))
+    """
+
+    def __init__(self, values: Tensor, like: FilterScores | FilterSelection) -> None:
+        if values.ndim != 2 or values.shape[1] != like.n_units or not len(values):
+            raise SettingError(
+                f"per-sample scores must have one row a sample and {like.n_units} units; got shape "
+                f"{tuple(values.shape)}."
+            )
+        self.values = values.to(torch.float32)
+        self.like = FilterSelection(
+            {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in like.items()}, like.parameters
+        )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def scores(self, samples: Sequence[int] | None = None) -> FilterScores:
+        """Mean scores over some samples.
+
+        Args:
+            samples: Numbers of the samples, with repetitions if wanted; all of them by default.
+
+        Returns:
+            The mean, as `FilterAttribution.scores` gives it.
+        """
+        chosen = self.values if samples is None else self.values[torch.as_tensor(samples)]
+        return FilterScores(self.like._split(chosen.mean(0, dtype=torch.float64)), self.like.parameters)
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file; needs the safetensors package.
+
+        Args:
+            path: Where to write.
+
+        Raises:
+            StorageError: The disk refuses, or safetensors is not installed.
+        """
+        write_tensors(path, _KIND, {"values": self.values}, {"parameters": _described(self.like.parameters)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> SampleScores:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The same scores, on the CPU.
+
+        Raises:
+            StorageError: The file is missing, damaged, or holds something else.
+        """
+        tensors, description = read_tensors(path, _KIND)
+        with _incomplete(path, _KIND):
+            parameters = _parameters_of(description)
+            empty = {name: torch.zeros(one.units_shape, dtype=torch.bool) for name, one in parameters.items()}
+            return cls(tensors["values"], FilterSelection(empty, parameters))
+
+
+def per_sample_scores(
+    attributor: FilterAttributor,
+    base: StateLike,
+    target: StateLike,
+    loss: Loss,
+    data: Iterable[Any],
+    *,
+    reduction: Reduction = "sum_of_abs",
+    folder: str | PathLike[str] | None = None,
+    progress: Progress = None,
+    **options: Any,
+) -> SampleScores:
+    """Attribute every sample by itself and keep all scores: what resampling needs.
+
+    Args:
+        attributor: Says which units there are.
+        base: Weights that lack the function.
+        target: Weights that have it.
+        loss: ``loss(model, sample)``.
+        data: Samples.
+        reduction: As in `FilterAttribution.scores`.
+        folder: Keeps the checkpoint of every sample, so that an interrupted call goes on where it was and refuses what
+            belongs to another job; six numbers in double precision a unit and sample.
+        progress: As in `FilterAttributor.attribute`, counted in samples.
+        **options: Further arguments of `FilterAttributor.attribute`.
+
+    Returns:
+        One row a sample; their mean is what one call for all samples gives, in single precision.
+
+    Raises:
+        SettingError: There are no samples.
+
+    Example:
+        >>> from torch import nn
+        >>> base, target = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> loss = lambda model, x: model(x).square().sum()
+        >>> len(per_sample_scores(FilterAttributor(base), base, target, loss, list(torch.rand(3, 2))))
+        3
+    """
+    samples = list(data)
+    if not samples:
+        raise SettingError("data must hold at least one sample; it is empty.")
+    rows = []
+    with counted(progress, len(samples), "sample") as step:
+        for index, sample in enumerate(samples):
+            checkpoint = None if folder is None else Path(folder) / f"sample{index:05d}.safetensors"
+            attribution = attributor.attribute(
+                base, target, loss, [sample], checkpoint=checkpoint, progress=False, **options
+            )
+            scores = attribution.scores(reduction)
+            rows.append(scores.flat().to(torch.float32))
+            step()
+    return SampleScores(torch.stack(rows), scores)
+
+
+@dataclass(frozen=True)
+class Stability(Record):
+    """How much a set of units depends on the samples that it was found with.
+
+    Attributes:
+        n_units: Number of all units.
+        n_samples: Number of samples.
+        count: Units in the set.
+        draws: Number of draws.
+        units: Flat places of the units that were in the set of any draw, most frequent first.
+        probabilities: In what share of the draws each of them was.
+        sizes: Numbers of samples, at most half of all.
+        reproduced: For each size, the Jaccard index of the sets of two disjoint groups of that many samples.
+        overlap: The same as a share of the set.
+    """
+
+    n_units: int
+    n_samples: int
+    count: int
+    draws: int
+    units: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    sizes: tuple[int, ...]
+    reproduced: tuple[Estimate, ...]
+    overlap: tuple[Estimate, ...]
+
+    def enough(self, jaccard: float = 0.8) -> int | None:
+        """How many samples are enough to find nearly the same set with as many others.
+
+        Args:
+            jaccard: What is near enough.
+
+        Returns:
+            The smallest number of samples from which on every mean Jaccard index is at least that, or ``None`` if half
+            of the samples is not enough.
+        """
+        for place, size in enumerate(self.sizes):
+            if all(estimate.value >= jaccard for estimate in self.reproduced[place:]):
+                return size
+        return None
+
+    def inclusion(self, like: FilterScores | FilterSelection) -> FilterScores:
+        """Inclusion probability of every unit.
+
+        Args:
+            like: Scores or a selection with the same units.
+
+        Returns:
+            Probabilities in [0, 1].
+
+        Raises:
+            SettingError: ``like`` has another number of units.
+        """
+        _check_units(like, self.n_units)
+        flat = torch.zeros(self.n_units, dtype=torch.float64)
+        flat[list(self.units)] = torch.tensor(self.probabilities, dtype=torch.float64)
+        return FilterScores(like._split(flat), like.parameters)
+
+    def rows(self) -> list[Row]:
+        """One row per number of samples."""
+        return [
+            {"n_samples": size, **spread("jaccard", jaccard), **spread("overlap", overlap)}
+            for size, jaccard, overlap in zip(self.sizes, self.reproduced, self.overlap, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Differences(Record):
+    """Units whose scores differ between two functions, with a bound on the share of false ones among them.
+
+    Attributes:
+        of: The one function; positive differences are larger scores for it.
+        against: The other one.
+        n_units: Number of tests.
+        n_samples: Number of paired samples.
+        rate: Bound on the expected share of false discoveries.
+        procedure: ``"bh"`` (Benjamini and Hochberg) or ``"by"`` (Benjamini and Yekutieli).
+        units: Flat places of the discoveries, smallest p-value first.
+        means: Their mean differences.
+        p_values: Their p-values.
+        q_values: The smallest rate at which each would still be discovered.
+    """
+
+    of: str
+    against: str
+    n_units: int
+    n_samples: int
+    rate: float
+    procedure: Literal["bh", "by"]
+    units: tuple[int, ...]
+    means: tuple[float, ...]
+    p_values: tuple[float, ...]
+    q_values: tuple[float, ...]
+
+    def selection(
+        self, like: FilterScores | FilterSelection, sign: Literal["both", "positive", "negative"] = "both"
+    ) -> FilterSelection:
+        """The discoveries as a selection.
+
+        Args:
+            like: Scores or a selection with the same units.
+            sign: ``"positive"`` are the units that matter more for `of`, ``"negative"`` those that do for `against`.
+
+        Returns:
+            The selection.
+
+        Raises:
+            SettingError: ``like`` has another number of units.
+        """
+        _check_units(like, self.n_units)
+        wanted = {"both": (-1, 0, 1), "positive": (1,), "negative": (-1,)}[sign]
+        places = [unit for unit, mean in zip(self.units, self.means, strict=True) if np.sign(mean) in wanted]
+        flat = torch.zeros(self.n_units, dtype=torch.bool)
+        flat[places] = True
+        return FilterSelection(like._split(flat), like.parameters)
+
+    def rows(self) -> list[Row]:
+        """One row a discovery."""
+        return [
+            {"unit": unit, "difference": mean, "p_value": p, "q_value": q}
+            for unit, mean, p, q in zip(self.units, self.means, self.p_values, self.q_values, strict=True)
+        ]
+
+
+def stability(
+    samples: Mapping[str, SampleScores],
+    rank: Rank,
+    amount: float,
+    *,
+    draws: int = 200,
+    splits: int = 50,
+    sizes: Sequence[int] | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Stability:
+    """Ask how much a set depends on its samples.
+
+    The inclusion probability of a unit is from a bootstrap: n of n samples with repetition, the same ones for every
+    function. How many samples are enough is asked with two groups that share no sample, as a group agrees with
+    the whole that it is part of for no good reason.
+
+    Args:
+        samples: Function to scores per sample; sample i of all functions belongs together.
+        rank: From the mean scores of every function to the ranking, such as
+            ``lambda scores: contrast(scores, "blur")``.
+        amount: Size of the set, as in `FilterScores.top`.
+        draws: Bootstrap draws.
+        splits: Pairs of disjoint groups for every size.
+        sizes: Sizes of the groups, at most half of the samples; doubling from 1 by default.
+        confidence: Share of the splits inside the intervals.
+        seed: Seed of the draws.
+
+    Returns:
+        Inclusion probabilities, and the agreement of disjoint groups.
+
+    Raises:
+        SettingError: The functions have different numbers of samples, there are fewer than two, or a size or number
+            of draws cannot be used.
+    """
+    n = _paired_length(samples)
+    wanted = [2**k for k in range(n.bit_length()) if 2 * 2**k <= n] if sizes is None else list(sizes)
+    if not wanted or wanted != sorted(set(wanted)) or wanted[0] < 1 or 2 * wanted[-1] > n or min(draws, splits) < 2:
+        raise SettingError(
+            f"sizes must ascend from at least 1 to at most half of the {n} samples, and at least 2 draws and splits "
+            f"are needed; got {wanted}, {draws} and {splits}."
+        )
+    generator = np.random.default_rng(seed)
+
+    def found(chosen: Sequence[int]) -> FilterSelection:
+        return rank({name: one.scores(chosen) for name, one in samples.items()}).top(amount)
+
+    whole = found(range(n))
+    hits = torch.zeros(whole.n_units)
+    for _ in range(draws):
+        hits += found(generator.integers(n, size=n).tolist()).flat()
+    reproduced: list[Estimate] = []
+    overlap: list[Estimate] = []
+    for size in wanted:
+        pairs = [generator.permutation(n)[: 2 * size].tolist() for _ in range(splits)]
+        both = [(found(places[:size]), found(places[size:])) for places in pairs]
+        for kept, values in (
+            (reproduced, np.array([first.jaccard(second) for first, second in both])),
+            (overlap, np.array([first.overlap(second) for first, second in both])),
+        ):
+            kept.append(interval(float(values.mean()), values, confidence))
+    order = torch.argsort(hits, descending=True, stable=True)[: int((hits > 0).sum())]
+    return Stability(
+        n_units=whole.n_units,
+        n_samples=n,
+        count=whole.count,
+        draws=draws,
+        units=tuple(order.tolist()),
+        probabilities=tuple((hits[order].double() / draws).tolist()),
+        sizes=tuple(wanted),
+        reproduced=tuple(reproduced),
+        overlap=tuple(overlap),
+    )
+
+
+def differences(
+    samples: Mapping[str, SampleScores],
+    of: str,
+    against: str,
+    *,
+    rate: float = 0.05,
+    procedure: Literal["bh", "by"] = "bh",
+    scale: Literal["loss", "share"] = "loss",
+) -> Differences:
+    """Find the units whose scores differ between two functions, with few false ones among them; needs scipy.
+
+    A two-sided t-test of the paired differences for every unit, then a bound on the expected share of false
+    discoveries. **Assumed:** the samples are independent draws of what one wants to say something about (crops of one
+    photograph are not); their number is large enough for the mean difference to be nearly normal (20 or more, as
+    scores are skewed); for ``"bh"`` the tests are independent or positively dependent, ``"by"`` holds under any
+    dependence and finds less. What is found differs *between these end points*; it says nothing about size: sort by
+    the difference for that.
+
+    Args:
+        samples: Function to scores per sample; sample i of both belongs together.
+        of: The one function.
+        against: The other one.
+        rate: Bound on the expected share of false discoveries.
+        procedure: See above.
+        scale: ``"loss"`` compares the scores as they are: a function with larger scores altogether differs nearly
+            everywhere. ``"share"`` compares every sample's scores as parts of their sum.
+
+    Returns:
+        The discoveries.
+
+    Raises:
+        SettingError: A name is unknown, there are fewer than three samples, a number is out of range, or scipy is not
+            installed.
+
+    References:
+        Benjamini and Hochberg, "Controlling the False Discovery Rate", JRSS B 1995; Benjamini and Yekutieli, "The
+        Control of the False Discovery Rate in Multiple Testing under Dependency", Annals of Statistics 2001.
+    """
+    unknown = [name for name in (of, against) if name not in samples]
+    if unknown or of == against or not 0 < rate < 1 or procedure not in ("bh", "by") or scale not in ("loss", "share"):
+        raise SettingError(
+            f"differences need two functions of {name_some(samples)}, a rate between 0 and 1, bh or by, and loss or "
+            f"share; got {of!r}, {against!r}, {rate}, {procedure!r}, {scale!r}."
+        )
+    n = _paired_length({name: samples[name] for name in (of, against)}, least=3)
+    stats = load_scipy()
+    first, second = (samples[name].values.double().numpy() for name in (of, against))
+    if scale == "share":
+        first, second = (values / np.abs(values).sum(1, keepdims=True) for values in (first, second))
+    gaps = first - second
+    means = gaps.mean(0)
+    errors = gaps.std(0, ddof=1) / np.sqrt(n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistics = np.where((means == 0) & (errors == 0), 0.0, np.abs(means) / errors)
+    p_values = 2 * stats.t.sf(statistics, n - 1)
+    q_values = stats.false_discovery_control(p_values, method=procedure)
+    order = np.argsort(p_values, kind="stable")
+    order = order[q_values[order] <= rate]
+    return Differences(
+        of=of,
+        against=against,
+        n_units=gaps.shape[1],
+        n_samples=n,
+        rate=rate,
+        procedure=procedure,
+        units=tuple(order.tolist()),
+        means=tuple(means[order].tolist()),
+        p_values=tuple(p_values[order].tolist()),
+        q_values=tuple(q_values[order].tolist()),
+    )
+
+
+def _paired_length(samples: Mapping[str, SampleScores], least: int = 2) -> int:
+    """Number of samples that all functions share."""
+    lengths = {name: len(one) for name, one in samples.items()}
+    if len(set(lengths.values())) != 1 or min(lengths.values()) < least:
+        raise SettingError(f"all functions need the same number of samples, at least {least}; got {lengths}.")
+    return next(iter(lengths.values()))
+
+
+def _check_units(like: FilterScores | FilterSelection, n_units: int) -> None:
+    if like.n_units != n_units:
+        raise SettingError(f"the units must be the same; the result knows {n_units}, got {like.n_units}.")
