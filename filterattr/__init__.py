@@ -16,6 +16,7 @@ from filterattr.errors import (
     UnitError,
     UnsupportedModelError,
 )
+from filterattr.groups import attention_heads, output_channels, recurrent_gates
 from filterattr.intervention import blend, swapped, train_only
 from filterattr.result import FilterAttribution, FilterScores, FilterSelection, contrast
 
@@ -42,8 +43,11 @@ __all__ = [
     "UnitError",
     "UnsupportedModelError",
     "__version__",
+    "attention_heads",
     "blend",
     "contrast",
+    "output_channels",
+    "recurrent_gates",
     "swapped",
     "train_only",
 ]
