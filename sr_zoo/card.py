@@ -51,9 +51,10 @@ def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: s
         "| photographs | input | PSNR RGB | SSIM RGB | PSNR luma | SSIM luma |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
+    inputs = evaluation_inputs(scale, degradations=provenance.get("degradations", ("blur", "noise")))
     with torch.no_grad():
         for name, photographs in folders.items():
-            rows = measure(network, photographs, evaluation_inputs(scale), seed=seed, progress=True)
+            rows = measure(network, photographs, inputs, seed=seed, progress=True)
             lines += [
                 f"| {name} ({len(photographs)}) | {condition} | {row['psnr']:.2f} | {row['ssim']:.4f} | "
                 f"{row['psnr_luma']:.2f} | {row['ssim_luma']:.4f} |"

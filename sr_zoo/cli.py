@@ -7,16 +7,26 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from filterattr.errors import FilterAttrError
 from sr_zoo.card import make_card
 from sr_zoo.data import hold_out, load_photographs
-from sr_zoo.degradations import blind_inputs, clean_inputs
+from sr_zoo.degradations import STRENGTH_UNITS, blind_inputs, clean_inputs, evaluation_inputs
 from sr_zoo.demo import bundled_photographs, draw_pictures, find_and_mask, table
 from sr_zoo.images import ImageError
-from sr_zoo.pretrained import build, describe_network, find_weights, load_network, save_network
+from sr_zoo.models import matched_arguments
+from sr_zoo.pretrained import (
+    ARCHITECTURES,
+    WeightsError,
+    build,
+    describe_network,
+    find_weights,
+    load_network,
+    save_network,
+)
 from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError
 
 _RATES = {"base": 2e-4, "target": 5e-5}
@@ -122,16 +132,33 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("stage", choices=("base", "target"), help="which of the two end points")
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs to train on")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an old run there goes on")
-    parser.add_argument("--from", dest="start", help="weights to start from; required for target")
-    parser.add_argument("--network", choices=("srresnet", "srcnn_style"), default="srresnet")
-    parser.add_argument("--features", type=int, default=64, help="feature channels (srresnet)")
-    parser.add_argument("--blocks", type=int, default=16, help="residual blocks (srresnet)")
+    parser.add_argument(
+        "--from", dest="start", help="weights to start from, or 'scratch' for random ones; required for target"
+    )
+    parser.add_argument(
+        "--network",
+        choices=tuple(ARCHITECTURES),
+        default="srresnet",
+        help="two_branch costs what the srresnet of the same features and blocks does",
+    )
+    parser.add_argument("--features", type=int, default=64, help="feature channels (srresnet, two_branch)")
+    parser.add_argument("--blocks", type=int, default=16, help="residual blocks (srresnet, two_branch)")
+    parser.add_argument(
+        "--degradations",
+        nargs="+",
+        choices=tuple(STRENGTH_UNITS),
+        default=["blur", "noise"],
+        help="what target learns to undo, each with probability one half",
+    )
     parser.add_argument("--upscale", type=int, choices=(2, 3, 4), default=2)
     parser.add_argument("--iterations", type=int, default=20_000)
     parser.add_argument("--learning-rate", type=float, help="2e-4 for base and 5e-5 for target if not given")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--patch-size", type=int, default=64, help="reference patch in pixels")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument(
+        "--prediction-weight", type=float, default=0.1, help="weight of the prediction loss (two_branch)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validate-every", type=int, default=2000, help="also the interval of checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -140,8 +167,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _train(options: argparse.Namespace) -> None:
     if options.stage == "target" and options.start is None:
-        raise TrainingError("target is fine-tuned from base: give its weights with --from BASE.safetensors.")
-    degradation = (clean_inputs if options.stage == "base" else blind_inputs)(options.upscale)
+        raise TrainingError(
+            "target is fine-tuned from base: give its weights with --from BASE.safetensors, or --from scratch."
+        )
+    if options.stage == "base":
+        degradation = clean_inputs(options.upscale)
+    else:
+        degradation = blind_inputs(options.upscale, degradations=options.degradations)
     recipe = Recipe(
         degradation.config(),
         iterations=options.iterations,
@@ -151,12 +183,10 @@ def _train(options: argparse.Namespace) -> None:
         margin=16 * options.upscale if options.upscale != 2 else 16,
         precision=options.precision,
         seed=options.seed,
+        prediction_weight=options.prediction_weight,
     )
-    if options.start is None:
-        architecture = options.network
-        settings = {"upscale": options.upscale}
-        if architecture == "srresnet":
-            settings |= {"num_feat": options.features, "num_block": options.blocks}
+    if options.start in (None, "scratch"):
+        architecture, settings = options.network, _settings(options)
         torch.manual_seed(options.seed)
         network = build(architecture, settings)
     else:
@@ -170,12 +200,14 @@ def _train(options: argparse.Namespace) -> None:
         validation,
         recipe,
         options.out,
+        inputs=evaluation_inputs(options.upscale, degradations=options.degradations),
         validate_every=options.validate_every,
         device=options.device,
     )
     state = trainer.run()
     provenance = {
         "stage": options.stage,
+        "degradations": options.degradations,
         "recipe": vars(recipe),
         "photographs": len(photographs),
         "cosine_to_first_weights": trainer.cosine(),
@@ -185,3 +217,17 @@ def _train(options: argparse.Namespace) -> None:
     path = options.out / f"{options.stage}.safetensors"
     save_network(path, architecture, settings, state, provenance)
     sys.stdout.write(f"wrote {path}\n")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of the network's constructor."""
+    settings: dict[str, Any] = {"upscale": options.upscale}
+    if options.network == "srresnet":
+        settings |= {"num_feat": options.features, "num_block": options.blocks}
+    elif options.network == "two_branch":
+        try:
+            settings |= matched_arguments(options.features, options.blocks)
+        except ValueError as error:
+            raise WeightsError(str(error)) from error
+        settings["predicts"] = list(options.degradations)
+    return settings

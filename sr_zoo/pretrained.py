@@ -12,9 +12,13 @@ from filterattr.engine.foreign import read_checkpoint
 from filterattr.engine.states import plain_state
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import FilterAttrError, StateMismatchError, StorageError
-from sr_zoo.models import SRCNNStyle, SRResNet
+from sr_zoo.models import SRCNNStyle, SRResNet, TwoBranch
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"srresnet": SRResNet, "srcnn_style": SRCNNStyle}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "srresnet": SRResNet,
+    "srcnn_style": SRCNNStyle,
+    "two_branch": TwoBranch,
+}
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -26,7 +30,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build a network by name; its first weights come from PyTorch's global generator.
 
     Args:
-        architecture: ``"srresnet"`` or ``"srcnn_style"``.
+        architecture: ``"srresnet"``, ``"srcnn_style"`` or ``"two_branch"``.
         arguments: Keyword arguments of its constructor.
 
     Returns:

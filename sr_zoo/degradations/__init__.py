@@ -1,16 +1,20 @@
 """Degradations of photographs: batched, seeded by a generator, on the device of the images."""
 
-from sr_zoo.degradations.base import Degradation, DegradationError, from_config
+from sr_zoo.degradations.base import Degradation, DegradationError, Strengths, from_config
 from sr_zoo.degradations.blur import AnisotropicGaussianBlur, GaussianBlur, GeneralizedGaussianBlur, PlateauBlur
+from sr_zoo.degradations.jpeg import JPEG, DifferentiableJPEG
 from sr_zoo.degradations.noise import GaussianNoise, PoissonNoise
 from sr_zoo.degradations.pipeline import Pipeline, Quantize, Sometimes
-from sr_zoo.degradations.protocol import blind_inputs, clean_inputs, evaluation_inputs
+from sr_zoo.degradations.protocol import STRENGTH_UNITS, blind_inputs, clean_inputs, evaluation_inputs
 from sr_zoo.degradations.resize import Downsample
 
 __all__ = [
+    "JPEG",
+    "STRENGTH_UNITS",
     "AnisotropicGaussianBlur",
     "Degradation",
     "DegradationError",
+    "DifferentiableJPEG",
     "Downsample",
     "GaussianBlur",
     "GaussianNoise",
@@ -20,6 +24,7 @@ __all__ = [
     "PoissonNoise",
     "Quantize",
     "Sometimes",
+    "Strengths",
     "blind_inputs",
     "clean_inputs",
     "evaluation_inputs",

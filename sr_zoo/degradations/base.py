@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from filterattr.errors import FilterAttrError
 
 class DegradationError(FilterAttrError, ValueError):
     """A degradation was given a parameter or an image that makes no sense; the message names it."""
+
+
+Strengths: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,48 @@ class Degradation(ABC):
         Raises:
             DegradationError: The images do not have four dimensions or are not floating.
         """
-        if images.ndim != 4 or not images.is_floating_point():
-            raise DegradationError(
-                "images must be a floating tensor of shape (N, C, H, W) with values in [0, 1]; got shape "
-                f"{tuple(images.shape)} of {images.dtype}. Add a batch dimension with image[None], divide 8-bit "
-                "pixels by 255."
-            )
+        _check_images(images)
         return self.apply(images, generator)
+
+    def traced(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Strengths]:
+        """Degrade a batch and say how strongly each image of it was degraded; the same random numbers are drawn.
+
+        Args:
+            images: Floating tensor of shape ``(N, C, H, W)``, values in [0, 1].
+            generator: Source of randomness; ``None`` uses PyTorch's global one.
+
+        Returns:
+            What calling the degradation returns, and the strengths: ``"blur"`` (standard deviation in pixels),
+            ``"noise"`` (standard deviation on [0, 1]) and ``"jpeg"`` (``1 - quality / 100``) to a ``float32`` tensor
+            of shape ``(N,)`` on the CPU; 0 for an image that was spared, no entry where nothing of the kind happens.
+            Several of a kind add in squares, as the variances of blurs and of noises do.
+
+        Raises:
+            DegradationError: The images do not have four dimensions or are not floating.
+
+        Example:
+            >>> from sr_zoo.degradations import GaussianNoise, Sometimes
+            >>> images, strengths = Sometimes(GaussianNoise(0.1), 0.5).traced(
+            ...     torch.zeros(4, 1, 8, 8), torch.Generator().manual_seed(0)
+            ... )
+            >>> strengths
+            {'noise': tensor([0.1000, 0.0000, 0.1000, 0.1000])}
+        """
+        _check_images(images)
+        return self.apply_traced(images, generator)
 
     @abstractmethod
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Degrade a batch that was checked already."""
+
+    def apply_traced(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Strengths]:
+        """Do what `apply` does, and say how strongly; kinds that hold other kinds are `Composite` and write this."""
+        drawn = {name: torch.full((len(images),), value) for name, value in self.strengths().items()}
+        return self.apply(images, generator), drawn
+
+    def strengths(self) -> dict[str, float]:
+        """How strongly it degrades any image, by name; empty for what has no such number."""
+        return {}
 
     def config(self) -> dict[str, Any]:
         """Describe the degradation in plain values that JSON can hold: its kind and its fields."""
@@ -69,6 +103,37 @@ class Degradation(ABC):
     def rebuild(cls, fields: dict[str, Any]) -> Degradation:
         """Build the degradation from the fields of its `config`; kinds that hold other kinds override this."""
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Composite(Degradation, abstract=True):
+    """A degradation that hands images on to others: it says how in `apply_traced`, and `apply` leaves the rest out."""
+
+    def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Degrade, and forget how strongly."""
+        return self.apply_traced(images, generator)[0]
+
+    @abstractmethod
+    def apply_traced(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Strengths]:
+        """Degrade a batch that was checked already, and gather what the parts say."""
+
+
+def add_strengths(first: Strengths, second: Strengths) -> Strengths:
+    """Combine what two steps did to the same images: squares add.
+
+    Args:
+        first: Name to ``(N,)``.
+        second: The same, of a later step.
+
+    Returns:
+        The names of both.
+
+    Example:
+        >>> add_strengths({"blur": torch.tensor([3.0])}, {"blur": torch.tensor([4.0]), "noise": torch.tensor([0.5])})
+        {'blur': tensor([5.]), 'noise': tensor([0.5000])}
+    """
+    both = {name: torch.hypot(first[name], second[name]) for name in first.keys() & second.keys()}
+    return {name: both.get(name, value) for name, value in {**first, **second}.items()}
 
 
 def from_config(config: Mapping[str, Any]) -> Degradation:
@@ -102,6 +167,16 @@ def from_config(config: Mapping[str, Any]) -> Degradation:
         raise DegradationError(f"{kind} cannot be built from {fields}: {error} is missing.") from error
     except TypeError as error:
         raise DegradationError(f"{kind} cannot be built from {fields}: {error}.") from error
+
+
+def _check_images(images: Tensor) -> None:
+    """Refuse what is no batch of images."""
+    if images.ndim != 4 or not images.is_floating_point():
+        raise DegradationError(
+            "images must be a floating tensor of shape (N, C, H, W) with values in [0, 1]; got shape "
+            f"{tuple(images.shape)} of {images.dtype}. Add a batch dimension with image[None], divide 8-bit pixels by "
+            "255."
+        )
 
 
 def check_range(owner: object, name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:

@@ -54,6 +54,10 @@ class GaussianBlur(Degradation):
         weights = torch.exp(-(offsets**2) / (2 * self.sigma**2))
         return weights / weights.sum()
 
+    def strengths(self) -> dict[str, float]:
+        """The standard deviation."""
+        return {"blur": float(self.sigma)}
+
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Blur rows, then columns: the two-dimensional kernel is the product of both."""
         radius, channels = self.kernel_size // 2, images.shape[1]
@@ -105,6 +109,12 @@ class EllipticBlur(Degradation, abstract=True):
         first, second = cosine * x + sine * y, cosine * y - sine * x
         weights = self.profile((first / self.sigma_x) ** 2 + (second / self.sigma_y) ** 2)
         return weights / weights.sum()
+
+    def strengths(self) -> dict[str, float]:
+        """The standard deviation of the kernel itself, root mean square over the two axes."""
+        offsets = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
+        squares = offsets[:, None] ** 2 + offsets**2
+        return {"blur": math.sqrt(float((self.kernel() * squares).sum()) / 2)}
 
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Convolve every channel; the kernel equals its half turn, so correlation is convolution."""

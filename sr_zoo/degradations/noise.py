@@ -47,6 +47,10 @@ class GaussianNoise(Degradation):
             del fields["gray"]
         return fields
 
+    def strengths(self) -> dict[str, float]:
+        """The standard deviation."""
+        return {"noise": float(self.sigma)}
+
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw on the generator's device, so that a seed gives the same noise wherever the images are."""
         device = images.device if generator is None else generator.device
@@ -86,6 +90,10 @@ class PoissonNoise(Degradation):
         """Check the range."""
         check_range(self, "scale", self.scale, 0, 10)
         _check_gray(self, self.gray)
+
+    def strengths(self) -> dict[str, float]:
+        """The standard deviation at middle gray, ``scale * sqrt(0.5 / 255)``."""
+        return {"noise": self.scale * (0.5 / _PEAK) ** 0.5}
 
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw on the generator's device; values outside [0, 1] get the noise of the nearest end."""

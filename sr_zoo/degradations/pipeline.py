@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sr_zoo.degradations.base import Degradation, DegradationError, check_range, from_config
+from sr_zoo.degradations.base import (
+    Composite,
+    Degradation,
+    DegradationError,
+    Strengths,
+    add_strengths,
+    check_range,
+    from_config,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Quantize(Degradation):
 
 
 @dataclass(frozen=True)
-class Sometimes(Degradation):
+class Sometimes(Composite):
     """Apply a degradation to each image of the batch with a probability, independently.
 
     Args:
@@ -79,25 +87,27 @@ class Sometimes(Degradation):
         """Build the held degradation first."""
         return cls(**{**fields, "degradation": from_config(fields["degradation"])})
 
-    def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def apply_traced(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Strengths]:
         """Draw who is hit, then degrade only those."""
         device = images.device if generator is None else generator.device
         draws = torch.rand(len(images), generator=generator, device=device, dtype=torch.float32)
         hit = (draws < self.probability).to(images.device)
-        result = images.clone()
+        result, strengths = images.clone(), dict[str, Tensor]()
         if hit.any():
-            degraded = self.degradation(images[hit], generator)
+            degraded, drawn = self.degradation.traced(images[hit], generator)
             if degraded.shape[1:] != images.shape[1:]:
                 raise DegradationError(
                     f"Sometimes.degradation must keep the image size, so that hit and spared images stay one batch; "
                     f"{type(self.degradation).__name__} made {tuple(degraded.shape[1:])} of {tuple(images.shape[1:])}."
                 )
             result[hit] = degraded
-        return result
+            for name, values in drawn.items():
+                strengths[name] = torch.zeros(len(images)).masked_scatter(hit.cpu(), values)
+        return result, strengths
 
 
 @dataclass(frozen=True)
-class Pipeline(Degradation):
+class Pipeline(Composite):
     """Apply degradations one after the other.
 
     Args:
@@ -132,13 +142,15 @@ class Pipeline(Degradation):
         """Build the steps first."""
         return cls(**{**fields, "steps": tuple(from_config(step) for step in fields["steps"])})
 
-    def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def apply_traced(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Strengths]:
         """Hand the batch from step to step."""
         if not self.steps:
-            return images.clone()
+            return images.clone(), {}
+        strengths: Strengths = {}
         for step in self.steps:
-            images = step(images, generator)
-        return images
+            images, drawn = step.traced(images, generator)
+            strengths = add_strengths(strengths, drawn)
+        return images, strengths
 
 
 def _check_degradations(owner: object, name: str, held: Iterable[object]) -> None:

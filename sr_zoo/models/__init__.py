@@ -3,5 +3,6 @@
 from sr_zoo.models.blocks import ResidualBlock
 from sr_zoo.models.srcnn_style import SRCNNStyle
 from sr_zoo.models.srresnet import SRResNet
+from sr_zoo.models.two_branch import TwoBranch, matched_arguments
 
-__all__ = ["ResidualBlock", "SRCNNStyle", "SRResNet"]
+__all__ = ["ResidualBlock", "SRCNNStyle", "SRResNet", "TwoBranch", "matched_arguments"]

@@ -13,9 +13,12 @@ from torch.testing import assert_close
 
 from filterattr.errors import FilterAttrError
 from sr_zoo.degradations import (
+    JPEG,
+    STRENGTH_UNITS,
     AnisotropicGaussianBlur,
     Degradation,
     DegradationError,
+    DifferentiableJPEG,
     Downsample,
     GaussianBlur,
     GaussianNoise,
@@ -42,6 +45,10 @@ EVERY_KIND = [
     PoissonNoise(scale=1.5),
     PoissonNoise(scale=0.5, gray=True),
     Downsample(scale=3, kind="bilinear"),
+    JPEG(quality=42),
+    JPEG(quality=90, subsampling="4:4:4"),
+    DifferentiableJPEG(quality=42),
+    DifferentiableJPEG(quality=90, subsampling="4:4:4"),
     Quantize(levels=17),
     Sometimes(GaussianBlur(0.9), 0.3),
     Pipeline((GaussianBlur(), Downsample(), Sometimes(GaussianNoise(), 0.5), Quantize())),
@@ -327,6 +334,90 @@ class TestQuantize:
         assert Quantize(2)(torch.tensor([[[[0.2, 0.8]]]])).flatten().tolist() == [0, 1]
 
 
+class TestJPEG:
+    @pytest.mark.parametrize("quality", [10, 30, 75, 95])
+    @pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+    @pytest.mark.parametrize("gray", [False, True])
+    def test_the_differentiable_one_is_mostly_within_a_grey_level(self, images, quality, subsampling, gray):
+        images = images[:, :1] if gray else images
+        for size in ((60, 66), (48, 64), (9, 17)):
+            crop = images[..., : size[0], : size[1]]
+            real = JPEG(quality, subsampling)(crop) * 255
+            modelled = DifferentiableJPEG(quality, subsampling)(crop) * 255
+            assert_close(modelled, modelled.round(), rtol=0, atol=1e-3)
+            difference = (real - modelled).abs()
+            assert difference.mean() < 0.4
+            assert (difference > 1.01).float().mean() < 0.06
+
+    def test_the_real_one_is_pillows(self, images):
+        stream = io.BytesIO()
+        pixels = (images[1] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(stream, format="jpeg", quality=37, subsampling=2)
+        with Image.open(stream) as decoded:
+            expected = torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
+        assert_close(JPEG(37)(images)[1], to_float(expected), rtol=0, atol=1e-6)
+
+    def test_less_quality_is_further_from_the_image(self, images):
+        for kind in (JPEG, DifferentiableJPEG):
+            errors = [(kind(quality)(images) - images).square().mean().item() for quality in (5, 20, 50, 80, 100)]
+            assert errors == sorted(errors, reverse=True)
+
+    def test_gradients_pass_the_differentiable_one_straight_through(self, images):
+        """Without quantisation to speak of, compression is the identity, and so is its gradient."""
+        crop = images[:1, :1, :16, :16].clamp(0.2, 0.8).clone().requires_grad_()
+        weights = torch.randn(crop.shape, generator=seeded())
+        (DifferentiableJPEG(100)(crop) * weights).sum().backward()
+        assert_close(crop.grad, weights, rtol=0, atol=1e-4)
+
+    def test_images_of_two_channels_are_refused(self):
+        for kind in (JPEG, DifferentiableJPEG):
+            with pytest.raises(DegradationError, match=r"one channel or of three \(RGB\); got 4 channels"):
+                kind()(torch.zeros(1, 4, 8, 8))
+
+
+class TestTraces:
+    def test_tracing_changes_no_number(self, images):
+        for degradation in EVERY_KIND:
+            traced, _ = degradation.traced(images, seeded(4))
+            assert_close(traced, degradation(images, seeded(4)), rtol=0, atol=0)
+
+    def test_the_blind_protocol_says_who_was_hit(self, images):
+        batch = images.repeat(10, 1, 1, 1)
+        degraded, strengths = blind_inputs(2, degradations=("blur", "noise", "jpeg")).traced(batch, seeded(1))
+        assert set(strengths) == set(STRENGTH_UNITS) == {"blur", "noise", "jpeg"}
+        clean = clean_inputs(2)(batch)
+        spared = sum(value for value in strengths.values()) == 0
+        assert 0 < spared.sum() < len(batch)
+        for index, was_spared in enumerate(spared.tolist()):
+            assert was_spared == torch.equal(degraded[index], clean[index])
+        for name, unit in (("blur", 2.0), ("noise", 0.1), ("jpeg", 0.7)):
+            assert_close(strengths[name].unique(), torch.tensor([0.0, unit]))
+
+    def test_strengths_of_a_kind_add_in_squares(self, images):
+        pipeline = Pipeline((GaussianBlur(1.5), GaussianBlur(2.0), GaussianNoise(0.03), Quantize()))
+        _, strengths = pipeline.traced(images, seeded())
+        assert_close(strengths, {"blur": torch.tensor([2.5, 2.5]), "noise": torch.tensor([0.03, 0.03])})
+
+    def test_blurring_twice_is_as_strong_as_the_trace_says(self, images):
+        inner = images.double()[..., :60, :60]
+        twice = Pipeline((GaussianBlur(0.9, 21), GaussianBlur(1.2, 21)))(inner)
+        assert_close(twice[..., 20:40, 20:40], GaussianBlur(1.5, 31)(inner)[..., 20:40, 20:40], rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("kind", [AnisotropicGaussianBlur, GeneralizedGaussianBlur, PlateauBlur])
+    def test_an_elliptic_blur_says_how_far_its_kernel_reaches(self, kind):
+        wide = kind(sigma_x=2.0, sigma_y=1.0, angle=30.0, kernel_size=41)
+        kernel = wide.kernel().numpy()
+        y, x = np.mgrid[-20:21, -20:21]
+        expected = np.sqrt((np.cov(np.stack([x.ravel(), y.ravel()]), aweights=kernel.ravel(), ddof=0)).trace() / 2)
+        assert_close(wide.strengths()["blur"], float(expected), rtol=1e-9, atol=0)
+        if kind is AnisotropicGaussianBlur:
+            assert_close(wide.strengths()["blur"], 2.5**0.5, rtol=1e-3, atol=0)
+
+    def test_poisson_noise_says_its_deviation_at_middle_gray(self):
+        noisy = PoissonNoise(1.5)(torch.full((1, 3, 200, 200), 0.5), seeded())
+        assert_close(noisy.std().item(), PoissonNoise(1.5).strengths()["noise"], rtol=0.01, atol=0)
+
+
 class TestPipeline:
     def test_steps_follow_one_another_and_share_the_generator(self, images):
         generator = seeded(7)
@@ -344,6 +435,23 @@ class TestPipeline:
 
 
 class TestProtocol:
+    def test_compression_comes_last_before_the_rounding(self):
+        names = ("jpeg", "blur", "noise")  # in any order
+        down, blur, noise, jpeg = Downsample(2), GaussianBlur(2.0), GaussianNoise(0.1), JPEG(30)
+        halves = [Sometimes(part, 0.5) for part in (blur, noise, jpeg)]
+        assert blind_inputs(degradations=names) == Pipeline((halves[0], down, *halves[1:], Quantize()))
+        inputs = evaluation_inputs(degradations=names)
+        assert list(inputs) == ["clean", "blur", "noise", "jpeg", "all"]
+        assert inputs["jpeg"] == Pipeline((down, jpeg, Quantize()))
+        assert inputs["all"] == Pipeline((blur, down, noise, jpeg, Quantize()))
+        assert list(evaluation_inputs(degradations=["noise"])) == ["clean", "noise"]
+
+    @pytest.mark.parametrize("names", [(), ("rain",), ("blur", "rain")])
+    def test_other_degradations_are_refused(self, names):
+        for make in (blind_inputs, evaluation_inputs):
+            with pytest.raises(DegradationError, match="some of blur, noise, jpeg; got"):
+                make(degradations=names)
+
     def test_the_four_inputs_are_the_published_ones(self):
         blur, noise = GaussianBlur(sigma=2.0, kernel_size=21), GaussianNoise(sigma=0.1)
         for kind in ("bicubic", "bilinear"):
@@ -460,6 +568,11 @@ WRONG = [
     (Downsample, {"scale": 0}, r"Downsample\.scale must be a whole number in \[1, 8\]; got 0"),
     (Downsample, {"scale": 2.5}, r"Downsample\.scale.*got 2\.5"),
     (Downsample, {"kind": "nearest"}, r"Downsample\.kind must be one of bicubic, bilinear; got 'nearest'"),
+    (JPEG, {"quality": 0}, r"JPEG\.quality must be a whole number in \[1, 100\]; got 0"),
+    (JPEG, {"quality": 50.0}, r"JPEG\.quality.*got 50\.0"),
+    (JPEG, {"subsampling": "4:1:1"}, r"JPEG\.subsampling must be one of 4:4:4, 4:2:0; got '4:1:1'"),
+    (DifferentiableJPEG, {"quality": 101}, r"DifferentiableJPEG\.quality.*got 101"),
+    (DifferentiableJPEG, {"subsampling": 2}, r"DifferentiableJPEG\.subsampling must be one of .*got 2"),
     (Quantize, {"levels": 1}, r"Quantize\.levels must be a whole number in \[2, 65536\]; got 1"),
     (Quantize, {"levels": 8.5}, r"Quantize\.levels.*got 8\.5"),
     (Sometimes, {"degradation": Quantize(), "probability": 1.5}, r"Sometimes\.probability.*\[0, 1\]; got 1\.5"),

@@ -17,7 +17,6 @@ from torch.testing import assert_close
 
 from filterattr.engine.storage import read_tensors
 from filterattr.errors import FilterAttrError, StorageError
-from sr_zoo import training
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import (
     DegradationError,
@@ -26,11 +25,14 @@ from sr_zoo.degradations import (
     Pipeline,
     blind_inputs,
     clean_inputs,
+    evaluation_inputs,
 )
 from sr_zoo.evaluation import measure
 from sr_zoo.images import ImageError, to_float, write_image
 from sr_zoo.models import SRResNet
 from sr_zoo.training import Recipe, Trainer, TrainingError, draw_curves, random_patches, read_log
+from sr_zoo.training import recipe as recipe_module
+from sr_zoo.training import trainer as trainer_module
 
 CPU = torch.device("cpu")
 draws_real_curves = pytest.mark.usefixtures("real_curves")
@@ -40,7 +42,7 @@ draws_real_curves = pytest.mark.usefixtures("real_curves")
 def _no_pictures(monkeypatch, request):
     """Pictures take longer than these trainings; tests that look at them ask for ``real_curves``."""
     if "real_curves" not in request.fixturenames:
-        monkeypatch.setattr(training, "draw_curves", lambda folder: None)
+        monkeypatch.setattr(trainer_module, "draw_curves", lambda folder: None)
 
 
 @pytest.fixture
@@ -156,18 +158,18 @@ class TestRandomPatches:
             first, again = (random_patches(sampler, recipe(seed=seed), 2, iteration, CPU) for _ in range(2))
             assert_close(first, again, rtol=0, atol=0)
             batches[seed, iteration] = first
-        for key, (degraded, reference) in batches.items():
-            for other, (other_degraded, other_reference) in batches.items():
+        for key, (degraded, reference, _) in batches.items():
+            for other, (other_degraded, other_reference, _) in batches.items():
                 assert (key == other) == torch.equal(degraded, other_degraded)
                 assert (key == other) == torch.equal(reference, other_reference)
 
     def test_seeds_do_not_meet_within_any_usual_training(self):
         """PyTorch reads 32 bits of a seed, so that the iterations of all runs share one circle of numbers."""
-        starts = sorted(training._iteration_seed(seed, 0) for seed in range(1000))
+        starts = sorted(recipe_module._iteration_seed(seed, 0) for seed in range(1000))
         gaps = [after - before for before, after in zip(starts, [*starts[1:], starts[0] + 2**32], strict=True)]
         assert min(gaps) > 1_000_000
-        assert [training._iteration_seed(0, iteration) for iteration in (0, 1, 19_999)] == [0, 1, 19_999]
-        assert training._iteration_seed(2**31 - 1, 10**6) < 2**32
+        assert [recipe_module._iteration_seed(0, iteration) for iteration in (0, 1, 19_999)] == [0, 1, 19_999]
+        assert recipe_module._iteration_seed(2**31 - 1, 10**6) < 2**32
 
     def test_the_random_numbers_are_those_that_shipped_weights_were_trained_with(self, photographs):
         """Every draw with seed 0, literally: changing one would make these weights impossible to compute again."""
@@ -193,9 +195,11 @@ class TestRandomPatches:
         degraded = (degraded * 255).round().clamp(0, 255) / 255
         assert blurred.any()
         assert noisy.any()
-        found, reference = random_patches(PatchSampler(photographs, 48), plan, 2, 6, CPU)
+        found, reference, strengths = random_patches(PatchSampler(photographs, 48), plan, 2, 6, CPU)
         assert_close(reference, wide[..., 16:32, 16:32], rtol=0, atol=0)
         assert_close(found, degraded[..., 8:16, 8:16], rtol=0, atol=0)
+        assert_close(strengths["blur"], 2.0 * blurred, rtol=0, atol=0)
+        assert_close(strengths["noise"], 0.1 * noisy, rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         ("scale", "margin", "agrees"), [(2, 16, True), (3, 24, True), (4, 32, True), (2, 4, False)]
@@ -210,7 +214,7 @@ class TestRandomPatches:
         patch = 24
         plan = recipe(degradation=blur.config(), patch_size=patch, margin=margin, batch_size=8)
         sampler = PatchSampler([photograph], patch + 2 * margin)
-        degraded, reference = random_patches(sampler, plan, scale, 0, CPU)
+        degraded, reference, _ = random_patches(sampler, plan, scale, 0, CPU)
         errors = []
         for low, high in zip(degraded, reference, strict=True):
             turned, top, left = find_patch(photograph, high)
@@ -248,7 +252,7 @@ class TestArithmetic:
         average = None
         sampler = PatchSampler(photographs, 48)
         for step in range(1, 6):
-            degraded, reference = random_patches(sampler, plan, 2, step - 1, CPU)
+            degraded, reference, _ = random_patches(sampler, plan, 2, step - 1, CPU)
             loss = (network(degraded) - reference).abs().mean()
             gradients = torch.autograd.grad(loss, weights)
             with torch.no_grad():
@@ -488,7 +492,7 @@ class TestReports:
         assert entries[0]["rate"] == run.recipe.rate(3)
         assert entries[1]["cosine"] == run.cosine()
         assert all(entry["patches_per_second"] > 0 and 0 < entry["loss"] < 1 for entry in entries)
-        expected = measure(run.average.module, photographs[1:2], training.evaluation_inputs(2))
+        expected = measure(run.average.module, photographs[1:2], evaluation_inputs(2))
         assert entries[1]["psnr"] == {name: row["psnr"] for name, row in expected.items()}
 
     def test_between_validations_there_is_a_line_every_hundred_iterations(self, trainer):
@@ -508,7 +512,7 @@ class TestReports:
         run._step = lambda: losses.append(step()) or losses[-1]
         run.run()
         for entry, (start, end) in zip(read_log(run.folder), ((0, 3), (3, 6), (6, 8)), strict=True):
-            assert_close(entry["loss"], torch.stack(losses[start:end]).mean().item())
+            assert_close(entry["loss"], torch.stack([loss["loss"] for loss in losses[start:end]]).mean().item())
 
     @draws_real_curves
     def test_curves_are_drawn_at_every_validation(self, trainer):

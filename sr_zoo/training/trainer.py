@@ -9,155 +9,23 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from filterattr.engine.storage import read_tensors, write_tensors
-from filterattr.errors import FilterAttrError
 from sr_zoo.data import PatchSampler
-from sr_zoo.degradations import evaluation_inputs, from_config
+from sr_zoo.degradations import Degradation, evaluation_inputs
 from sr_zoo.evaluation import check_photographs, measure
-
-PRECISIONS = ("fp32", "bf16")
-
-
-class TrainingError(FilterAttrError, ValueError):
-    """A recipe makes no sense, a checkpoint belongs to another run, or a training diverged."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the outcome of a training, apart from the network, its first weights and the photographs.
-
-    Args:
-        degradation: What the network learns to undo; `Degradation.config` of it.
-        iterations: Number of optimizer steps.
-        learning_rate: First learning rate of every period, after the warm-up.
-        final_rate: Last learning rate of every period.
-        period: Iterations of one cosine period; 0 means one period over all iterations.
-        warmup: Iterations of linear warm-up.
-        batch_size: Patches in one step.
-        patch_size: Width of a reference patch in pixels.
-        margin: Pixels around a patch that take part in the degradation, so that no border is seen.
-        ema_decay: Decay of the moving average of the weights; what ships is the average.
-        precision: ``"fp32"`` or ``"bf16"`` (autocast; weights and optimizer stay in fp32).
-        seed: Seed of everything random.
-
-    Raises:
-        TrainingError: A value makes no sense; all of them are named.
-        DegradationError: The degradation is none.
-
-    Example:
-        >>> from sr_zoo.degradations import clean_inputs
-        >>> recipe = Recipe(clean_inputs().config(), iterations=100)
-        >>> recipe.rate(0) > recipe.rate(99)
-        True
-    """
-
-    degradation: dict[str, Any]
-    iterations: int = 20_000
-    learning_rate: float = 2e-4
-    final_rate: float = 1e-7
-    period: int = 0
-    warmup: int = 0
-    batch_size: int = 16
-    patch_size: int = 64
-    margin: int = 16
-    ema_decay: float = 0.999
-    precision: str = "bf16"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Gather every value that makes no sense."""
-        limits = {
-            "iterations": (1, math.inf),
-            "learning_rate": (0, 1),
-            "final_rate": (0, 1),
-            "period": (0, math.inf),
-            "warmup": (0, math.inf),
-            "batch_size": (1, math.inf),
-            "patch_size": (16, math.inf),
-            "margin": (0, math.inf),
-            "ema_decay": (0, 1),
-            "seed": (0, 2**31 - 1),
-        }
-        wrong = [
-            f"{name} must lie in [{low:g}, {high:g}]; got {getattr(self, name)}"
-            for name, (low, high) in limits.items()
-            if not low <= getattr(self, name) <= high
-        ]
-        if self.precision not in PRECISIONS:
-            wrong.append(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
-        if wrong:
-            raise TrainingError("; ".join(wrong) + ".")
-        from_config(self.degradation)
-
-    def rate(self, iteration: int) -> float:
-        """Learning rate of an iteration: linear warm-up, then cosine periods from `learning_rate` to `final_rate`.
-
-        Args:
-            iteration: Number of the iteration, from 0.
-
-        Returns:
-            ``final + (first - final) (1 + cos(pi p)) / 2`` at the place ``p`` in the period, from 0 to nearly 1.
-        """
-        if iteration < self.warmup:
-            return self.learning_rate * (iteration + 1) / self.warmup
-        period = self.period or max(self.iterations - self.warmup, 1)
-        place = ((iteration - self.warmup) % period) / period
-        swing = (self.learning_rate - self.final_rate) / 2
-        return self.final_rate + swing * (1 + math.cos(math.pi * place))
-
-
-def random_patches(
-    sampler: PatchSampler, recipe: Recipe, scale: int, iteration: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Draw the batch of one iteration.
-
-    Args:
-        sampler: Draws patches of ``patch_size + 2 * margin`` pixels.
-        recipe: The recipe.
-        scale: Upscaling factor of the network.
-        iteration: Number of the iteration; together with the seed it decides every random number.
-        device: Where the batch goes.
-
-    Returns:
-        ``degraded`` of shape ``(N, 3, patch / scale, patch / scale)`` and ``reference`` of ``(N, 3, patch, patch)``.
-
-    Example:
-        >>> from sr_zoo.degradations import clean_inputs
-        >>> sampler = PatchSampler([torch.zeros(3, 96, 96, dtype=torch.uint8)], size=96)
-        >>> recipe = Recipe(clean_inputs().config(), batch_size=2)
-        >>> [tuple(batch.shape) for batch in random_patches(sampler, recipe, 2, 0, torch.device("cpu"))]
-        [(2, 3, 32, 32), (2, 3, 64, 64)]
-    """
-    generator = torch.Generator().manual_seed(_iteration_seed(recipe.seed, iteration))
-    wide = sampler.draw(recipe.batch_size, generator).to(device)
-    degraded = from_config(recipe.degradation)(wide, generator)
-    inner, outer = recipe.margin // scale, recipe.margin
-    return _without_border(degraded, inner), _without_border(wide, outer)
-
-
-def _iteration_seed(seed: int, iteration: int) -> int:
-    """Mix seed and iteration into 32 bits, which is all that PyTorch's generator for the CPU reads of a seed.
-
-    Every seed owns the stretch of numbers that begins at its multiple of the golden section: the stretches of a
-    thousand seeds are more than a million iterations apart. Seed 0 begins at 0.
-    """
-    return (seed * 0x9E3779B1 + iteration) % 2**32
-
-
-def _without_border(images: Tensor, border: int) -> Tensor:
-    """Cut ``border`` pixels off every side."""
-    return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+from sr_zoo.training.log import draw_curves, read_log
+from sr_zoo.training.objective import Objective
+from sr_zoo.training.recipe import Recipe, TrainingError, random_patches
 
 
 class Trainer:
@@ -172,6 +40,7 @@ class Trainer:
         validation: The same, to validate on.
         recipe: The recipe.
         folder: Where the run lives.
+        inputs: Name to degradation of what to validate on; `evaluation_inputs` of the scale if not given.
         validate_every: Iterations between validations and checkpoints; a last one comes at the end.
         device: Where to train.
         progress: Show a progress bar.
@@ -200,6 +69,7 @@ class Trainer:
         recipe: Recipe,
         folder: str | Path,
         *,
+        inputs: Mapping[str, Degradation] | None = None,
         validate_every: int = 1000,
         device: torch.device | str = "cpu",
         progress: bool = True,
@@ -219,6 +89,7 @@ class Trainer:
         self.progress = progress
         self.validate_every = validate_every
         self.validation = list(validation)
+        self.inputs = evaluation_inputs(self.scale) if inputs is None else dict(inputs)
         self.sampler = PatchSampler(photographs, recipe.patch_size + 2 * recipe.margin)
         # channels_last is what the convolution kernels of CPUs and GPUs want with bf16
         self.network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -228,6 +99,7 @@ class Trainer:
             multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay),  # type: ignore[no-untyped-call]
             use_buffers=True,
         )
+        self.objective = Objective(self.network, recipe.precision, recipe.prediction_weight)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
         self.iteration = 0
 
@@ -256,7 +128,7 @@ class Trainer:
             unit="it",
             disable=not self.progress,
         )
-        recent: list[Tensor] = []
+        recent: list[dict[str, Tensor]] = []
         started = time.perf_counter()
         with bar:
             while self.iteration < self.recipe.iterations:
@@ -284,25 +156,24 @@ class Trainer:
         """Whether this iteration ends with a validation and a checkpoint."""
         return self.iteration % self.validate_every == 0 or self.iteration == self.recipe.iterations
 
-    def _step(self) -> Tensor:
-        """One optimizer step; returns the loss without waiting for the device."""
+    def _step(self) -> dict[str, Tensor]:
+        """One optimizer step; returns the losses without waiting for the device."""
         recipe = self.recipe
-        degraded, reference = random_patches(self.sampler, recipe, self.scale, self.iteration, self.device)
+        batch = random_patches(self.sampler, recipe, self.scale, self.iteration, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.iteration)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
-            restored = self.network(degraded.contiguous(memory_format=torch.channels_last))
-        loss = functional.l1_loss(restored.float(), reference)
+        total, losses = self.objective(batch.degraded, batch.reference, batch.strengths)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         self.optimizer.step()
         self.average.update_parameters(self.network)
         self.iteration += 1
-        return loss.detach()
+        return {name: loss.detach() for name, loss in losses.items()}
 
-    def _report(self, recent: list[Tensor], seconds: float, bar: tqdm[Any]) -> None:
-        """Log the mean loss; validate and save when it is time."""
-        loss, cosine = float(torch.stack(recent).mean()), self.cosine()
+    def _report(self, recent: list[dict[str, Tensor]], seconds: float, bar: tqdm[Any]) -> None:
+        """Log the mean losses; validate and save when it is time."""
+        losses = {name: float(torch.stack([step[name] for step in recent]).mean()) for name in recent[0]}
+        loss, cosine = losses["loss"], self.cosine()
         if not math.isfinite(loss) or not math.isfinite(cosine):
             raise TrainingError(
                 f"loss and weights must stay finite; got a mean loss of {loss} and a cosine of {cosine} to the first "
@@ -310,7 +181,7 @@ class Trainer:
             )
         entry: dict[str, Any] = {
             "iteration": self.iteration,
-            "loss": loss,
+            **losses,
             "rate": self.recipe.rate(self.iteration - 1),
             "patches_per_second": len(recent) * self.recipe.batch_size / seconds,
             "cosine": cosine,
@@ -322,7 +193,7 @@ class Trainer:
                 for name, row in measure(
                     self.average.module,
                     self.validation,
-                    evaluation_inputs(self.scale),
+                    self.inputs,
                     seed=self.recipe.seed,
                 ).items()
             }
@@ -373,7 +244,9 @@ class Trainer:
 
     def _differences(self, tensors: dict[str, Tensor], description: dict[str, Any]) -> list[str]:
         """What tells a checkpoint from one of this run: settings of the recipe, the network, where it started."""
-        old = description["recipe"]
+        # a setting that was not there yet had the value that it has now if nobody asks for another
+        old = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
+        old |= description["recipe"]
         new = json.loads(json.dumps(asdict(self.recipe)))  # as a file would hold it
         differences = [
             f"{name} was {old.get(name)} and is {new.get(name)}"
@@ -394,68 +267,3 @@ class Trainer:
         """Keep the log lines up to this iteration: what came after was lost with the run that wrote it."""
         kept = [entry for entry in read_log(self.folder) if entry["iteration"] <= self.iteration]
         (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-
-
-def read_log(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the log of a run; a last line cut off by a kill is passed over.
-
-    Args:
-        folder: The folder of the run.
-
-    Returns:
-        One dictionary per report: ``iteration``, ``loss`` (L1), ``rate``, ``patches_per_second``, ``cosine`` to the
-        first weights, and at validations ``psnr`` in dB per input.
-
-    Example:
-        >>> read_log("no such run")
-        []
-    """
-    path = Path(folder) / "log.jsonl"
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
-
-
-def draw_curves(folder: str | Path) -> None:
-    """Draw loss and validation PSNR of a run as ``curves.png`` in its folder.
-
-    Args:
-        folder: The folder of the run; it must exist.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / "log.jsonl").write_text('{"iteration": 1, "loss": 0.1, "psnr": {"clean": 30.0}}')
-        54
-        >>> draw_curves(folder)
-        >>> (folder / "curves.png").exists()
-        True
-    """
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
-
-    entries = read_log(folder)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([e["iteration"] for e in entries], [e["loss"] for e in entries], lw=1)
-    left.set(xlabel="iteration", ylabel="training loss (L1)")
-    if entries and all(e["loss"] > 0 for e in entries):
-        left.set_yscale("log")
-    validated = [e for e in entries if "psnr" in e]
-    for name in validated[-1]["psnr"] if validated else ():
-        right.plot(
-            [e["iteration"] for e in validated],
-            [e["psnr"][name] for e in validated],
-            label=name,
-            marker=".",
-        )
-    right.set(xlabel="iteration", ylabel="validation PSNR (dB, RGB)")
-    if validated:
-        right.legend(frameon=False)
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(folder) / "curves.png", dpi=120)

@@ -1,0 +1,19 @@
+"""Training of restoration networks, resumable after a kill, reproducible number by number."""
+
+from sr_zoo.training.log import draw_curves, read_log
+from sr_zoo.training.objective import Objective, wanted_estimates
+from sr_zoo.training.recipe import PRECISIONS, Batch, Recipe, TrainingError, random_patches
+from sr_zoo.training.trainer import Trainer
+
+__all__ = [
+    "PRECISIONS",
+    "Batch",
+    "Objective",
+    "Recipe",
+    "Trainer",
+    "TrainingError",
+    "draw_curves",
+    "random_patches",
+    "read_log",
+    "wanted_estimates",
+]
