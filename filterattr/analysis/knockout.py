@@ -1,4 +1,4 @@
-"""The oracle: put every unit back to base by itself and see what the loss does. One forward pass per unit and sample."""
+"""The oracle: put every unit back to base by itself and see what the loss does; a forward pass per unit and sample."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from filterattr.intervention import swapped
 from filterattr.result import FilterScores, FilterSelection, ScoredParameter
 
 _SECONDS_BETWEEN_WRITES = 20.0
+_ONE_BY_ONE = 16  # units for which the weights of target are put into the model once
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class KnockOut:
 class KnockOutJob:
     """A knock-out that says what it costs before it starts, goes on where it was, and stops when its time is up.
 
-    Units are taken in a random order (in groups of ``batch_units`` of one parameter), so that an unfinished job knows
-    a fair sample of them.
+    Units are taken in a random order (in groups of one parameter), so that an unfinished job knows a fair sample of
+    them.
 
     Args:
         attributor: Says which units there are.
@@ -203,7 +205,8 @@ class KnockOutJob:
         for name, chosen in self.units.items():
             places = begin + torch.nonzero(chosen.reshape(-1)).reshape(-1).numpy()
             places = generator.permutation(places).tolist()
-            groups += [(name, places[i : i + self._batch]) for i in range(0, len(places), self._batch)]
+            size = self._batch if self._batch > 1 else _ONE_BY_ONE
+            groups += [(name, places[i : i + size]) for i in range(0, len(places), size)]
             begin += chosen.numel()
         return [groups[i] for i in generator.permutation(len(groups))]
 
@@ -248,13 +251,17 @@ class KnockOutJob:
         """Losses of target with other values of one parameter, one a row."""
         caller = RandomState()
         try:
-            if self._batch == 1:
-                with swapped(self._model, {**self._whole_target(), name: values[0]}) as model:
-                    return self._mean_loss(model).reshape(1)
             with swapped(self._model, self._whole_target()) as model:
-                return self._batched(model, name, values)
+                if self._batch > 1:
+                    return self._batched(model, name, values)
+                held = Slots(model).parameters[name]  # a copy, which may be written to
+                return torch.stack([self._mean_loss_with(model, held, value) for value in values])
         finally:
             caller.restore()
+
+    def _mean_loss_with(self, model: nn.Module, held: Tensor, value: Tensor) -> Tensor:
+        held.copy_(value)
+        return self._mean_loss(model)
 
     def _batched(self, model: nn.Module, name: str, values: Tensor) -> Tensor:
         held = Slots(model).parameters[name]
@@ -289,7 +296,7 @@ class KnockOutJob:
             "set of units": digest_of({name: chosen.clone() for name, chosen in self.units.items()}),
             "samples": digest_of(self._samples, "data"),
         }
-        file = JobFile(checkpoint, identity, {"torch": str(torch.__version__)})
+        file = JobFile(Path(checkpoint), identity, {"torch": str(torch.__version__)})
         stored = file.read()
         if stored is None:
             return file

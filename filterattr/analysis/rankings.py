@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from filterattr.attribution import FilterAttributor, Loss
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.result import FilterScores
+from filterattr.result import FilterScores, ScoredParameter
 
 
 def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScores:
@@ -41,7 +42,7 @@ def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScor
 def weight_change(
     attributor: FilterAttributor, base: StateLike, target: StateLike, *, relative: bool = False
 ) -> FilterScores:
-    r"""Score a unit by how much its weights changed: :math:`\sum_k |\theta_k - \bar\theta_k|`.
+    r"""Score a unit by how much its weights changed: :math:`\sum_k |\theta_k - \bar\theta_k|`; costs no pass.
 
     Args:
         attributor: Says which units there are.
@@ -64,15 +65,7 @@ def weight_change(
     """
     first, second = plain_state(base, "base"), plain_state(target, "target")
     parameters = attributor.scored_parameters(Slots(attributor.model))
-    misfits = [
-        name
-        for name, scored in parameters.items()
-        if any(name not in end or tuple(end[name].shape) != scored.shape for end in (first, second))
-    ]
-    if misfits:
-        raise StateMismatchError(
-            f"base and target must both hold the scored parameters in the model's shapes; {name_some(misfits)} do not."
-        )
+    _check_shapes(parameters, first, second)
     scores = {}
     for name, scored in parameters.items():
         before = first[name].detach().cpu().to(torch.float64)
@@ -83,6 +76,38 @@ def weight_change(
             still = (scores[name] == 0) & (size == 0)
             scores[name] = torch.where(still, 0.0, scores[name] / size)
     return FilterScores(scores, parameters)
+
+
+def magnitude(attributor: FilterAttributor, target: StateLike, *, square: bool = False) -> FilterScores:
+    r"""Score a unit by the size of its weights: :math:`\sum_k |\theta_k|` or :math:`\sum_k \theta_k^2`.
+
+    Costs no pass.
+
+    Args:
+        attributor: Says which units there are.
+        target: The weights.
+        square: Squares instead of absolute values.
+
+    Returns:
+        The scores.
+
+    Raises:
+        StateMismatchError: A scored parameter is missing or misshapen.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.Linear(2, 1)
+        >>> magnitude(FilterAttributor(layer), {"weight": torch.tensor([[1.0, -3.0]])}, square=True)["weight"]
+        tensor([[1., 9.]], dtype=torch.float64)
+    """
+    weights = plain_state(target, "target")
+    parameters = attributor.scored_parameters(Slots(attributor.model))
+    _check_shapes(parameters, weights)
+    sizes = {name: weights[name].detach().cpu().to(torch.float64).abs() for name in parameters}
+    return FilterScores(
+        {name: one.unit.reduce(sizes[name].square() if square else sizes[name]) for name, one in parameters.items()},
+        parameters,
+    )
 
 
 def gradient_times_change(
@@ -97,7 +122,8 @@ def gradient_times_change(
 ) -> FilterScores:
     r"""Score a unit by the gradient at one end times the change: :math:`\sum_k |g_k\,(\theta_k - \bar\theta_k)|`.
 
-    This is the attribution with a single node; what the whole path adds is the difference to it.
+    This is the attribution with a single node; what the whole path adds is the difference to it. Costs one
+    forward-backward pass per sample.
 
     Args:
         attributor: Says which units there are.
@@ -126,3 +152,16 @@ def gradient_times_change(
         raise SettingError(f'at must be "target" or "base"; got {at!r}.')
     attribution = attributor.attribute(base, target, loss, data, method=methods[at], n_steps=1, **options)
     return attribution.scores()
+
+
+def _check_shapes(parameters: Mapping[str, ScoredParameter], *ends: Mapping[str, Tensor]) -> None:
+    """Make sure that all weights fit the scored parameters."""
+    misfits = [
+        name
+        for name, scored in parameters.items()
+        if any(name not in end or tuple(end[name].shape) != scored.shape for end in ends)
+    ]
+    if misfits:
+        raise StateMismatchError(
+            f"all weights must hold the scored parameters in the model's shapes; {name_some(misfits)} do not."
+        )

@@ -1,0 +1,246 @@
+"""From diagnosis to design: which layers deserve the parameters, and masks for pruning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from filterattr.analysis.record import Record, Row
+from filterattr.errors import SettingError, name_some
+from filterattr.result import FilterAttribution, FilterScores, FilterSelection
+
+
+@dataclass(frozen=True)
+class LayerBudget:
+    """What one layer gets.
+
+    Attributes:
+        name: The parameter.
+        share: Its share of the contribution of all layers, in [0, 1].
+        step: Parameters that one more costs: of one rank, or of one unit.
+        amount: What it gets: a rank, or a number of units.
+        uniform: What it would get if all layers were treated alike.
+    """
+
+    name: str
+    share: float
+    step: int
+    amount: int
+    uniform: int
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that it gets."""
+        return self.step * self.amount
+
+
+@dataclass(frozen=True)
+class Budget(Record):
+    """How many parameters to spend where, with no more in all than a uniform budget has.
+
+    Attributes:
+        what: ``"rank"`` of low-rank adapters, or ``"units"`` to train.
+        entries: One per layer.
+    """
+
+    what: Literal["rank", "units"]
+    entries: tuple[LayerBudget, ...]
+
+    @property
+    def total(self) -> int:
+        """Parameters of this budget."""
+        return sum(entry.parameters for entry in self.entries)
+
+    @property
+    def uniform_total(self) -> int:
+        """Parameters of the uniform budget."""
+        return sum(entry.step * entry.uniform for entry in self.entries)
+
+    def amounts(self) -> dict[str, int]:
+        """What every layer gets, for a library of adapters: parameter name to rank or number of units."""
+        return {entry.name: entry.amount for entry in self.entries}
+
+    def rows(self) -> list[Row]:
+        """One row a layer."""
+        return [{**vars(entry), "parameters": entry.parameters} for entry in self.entries]
+
+
+def layer_shares(contribution: FilterAttribution | FilterScores) -> dict[str, float]:
+    """Share of every parameter in the contribution of all.
+
+    Args:
+        contribution: An attribution, which counts with its ``sum_of_abs`` scores, or any scores, such as a contrast;
+            negative scores count nothing.
+
+    Returns:
+        Parameter name to share, of sum 1; all alike if nothing contributes.
+
+    Example:
+        >>> import torch
+        >>> from filterattr import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> like = {"a": ScoredParameter(Unit("... -> ..."), (2,)), "b": ScoredParameter(Unit("... -> ..."), (1,))}
+        >>> layer_shares(FilterScores({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0])}, like))
+        {'a': 0.75, 'b': 0.25}
+    """
+    scores = contribution.scores() if isinstance(contribution, FilterAttribution) else contribution
+    sums = {name: float(tensor.clamp_min(0).sum()) for name, tensor in scores.items()}
+    whole = math.fsum(sums.values())
+    return {name: value / whole if whole else 1 / len(sums) for name, value in sums.items()}
+
+
+def lora_ranks(
+    contribution: FilterAttribution | FilterScores, uniform_rank: int, *, least: int = 0, most: int | None = None
+) -> Budget:
+    """Ranks of low-rank adapters by contribution, with at most as many parameters as one rank for all layers.
+
+    A rank of a weight of shape ``(out, in, ...)`` costs ``out + in * ...`` parameters. Ranks are given out one by one,
+    each to the layer with the largest contribution per parameter it would then have (d'Hondt's rule), so that
+    parameters are as nearly in proportion to contributions as whole ranks allow.
+
+    Args:
+        contribution: See `layer_shares`.
+        uniform_rank: The rank of the uniform budget.
+        least: Smallest rank of every layer.
+        most: Largest rank; the full rank of a layer limits it in any case.
+
+    Returns:
+        The budget.
+
+    Raises:
+        SettingError: A number makes no sense, or a parameter has fewer than two dimensions.
+
+    Example:
+        >>> import torch
+        >>> from filterattr import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> like = {name: ScoredParameter(Unit("o i -> o i"), (8, 8)) for name in ("first", "second")}
+        >>> scores = FilterScores({"first": torch.ones(8, 8), "second": 3 * torch.ones(8, 8)}, like)
+        >>> lora_ranks(scores, 4).amounts()
+        {'first': 2, 'second': 6}
+
+    References:
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; "CoLoRA", ECCV 2024, for ranks
+        from an attribution.
+    """
+    shapes = {name: one.shape for name, one in contribution.parameters.items()}
+    flat = [name for name, shape in shapes.items() if len(shape) < 2]
+    if flat:
+        raise SettingError(f"a rank needs weights of two or more dimensions; {name_some(flat)} have fewer.")
+    steps = {name: shape[0] + math.prod(shape[1:]) for name, shape in shapes.items()}
+    full = {name: min(shape[0], math.prod(shape[1:])) for name, shape in shapes.items()}
+    limits = full if most is None else {name: min(most, rank) for name, rank in full.items()}
+    uniform = {name: min(uniform_rank, rank) for name, rank in full.items()}
+    return _budget("rank", layer_shares(contribution), steps, limits, uniform, least)
+
+
+def units_to_train(contribution: FilterAttribution | FilterScores, fraction: float) -> Budget:
+    """Numbers of units to train per layer by contribution, with at most as many weights as a fraction of each.
+
+    Args:
+        contribution: See `layer_shares`.
+        fraction: The same fraction of every layer's units, rounded, is the uniform budget.
+
+    Returns:
+        The budget; `select_units` turns it into a selection.
+
+    Raises:
+        SettingError: The fraction is outside [0, 1], or the units of a layer have different sizes.
+    """
+    if not 0 <= fraction <= 1:
+        raise SettingError(f"fraction must lie in [0, 1] (one per cent is 0.01); got {fraction}.")
+    counts = {name: one.units_shape.numel() for name, one in contribution.parameters.items()}
+    sizes = {name: math.prod(one.shape) for name, one in contribution.parameters.items()}
+    steps = {name: sizes[name] // counts[name] for name in counts}
+    uniform = {name: math.floor(fraction * count + 0.5) for name, count in counts.items()}
+    return _budget("units", layer_shares(contribution), steps, counts, uniform, 0)
+
+
+def select_units(scores: FilterScores, budget: Budget) -> FilterSelection:
+    """Take the best units of every layer, as many as a budget says.
+
+    Args:
+        scores: The scores.
+        budget: Of `units_to_train`.
+
+    Returns:
+        The selection.
+
+    Raises:
+        SettingError: The budget is of ranks, or of other layers.
+    """
+    amounts = budget.amounts()
+    if budget.what != "units" or list(amounts) != list(scores):
+        raise SettingError(
+            f"the budget must be of units of the scored parameters; it is of {budget.what} of {name_some(amounts)}."
+        )
+    chosen = {
+        name: FilterScores({name: tensor}, {name: scores.parameters[name]}).top(amounts[name])[name]
+        for name, tensor in scores.items()
+    }
+    return FilterSelection(chosen, scores.parameters)
+
+
+def pruning_masks(selection: FilterSelection, *, keep: bool = False) -> dict[str, Tensor]:
+    """Masks for `torch.nn.utils.prune.custom_from_mask` and other pruning libraries: 1 keeps a weight, 0 prunes it.
+
+    Args:
+        selection: The units.
+        keep: Keep the selected units and prune all others, instead of pruning the selected ones.
+
+    Returns:
+        Parameter name to boolean mask of the parameter's shape.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.nn.utils import prune
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import magnitude
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> for name, mask in pruning_masks(magnitude(FilterAttributor(model), model).top(1)).items():
+        ...     module, _, local = name.rpartition(".")
+        ...     _ = prune.custom_from_mask(model.get_submodule(module), local, mask)
+        >>> model[0].weight.tolist()
+        [[1.0, 2.0], [3.0, 0.0]]
+    """
+    return {name: marked if keep else ~marked for name, marked in selection.weights().items()}
+
+
+def _budget(
+    what: Literal["rank", "units"],
+    shares: Mapping[str, float],
+    steps: Mapping[str, int],
+    limits: Mapping[str, int],
+    uniform: Mapping[str, int],
+    least: int,
+) -> Budget:
+    """Give out whole steps one by one until none fits any more."""
+    total = sum(steps[name] * count for name, count in uniform.items())
+    amounts = {name: min(least, limits[name]) for name in shares}
+    spent = sum(steps[name] * count for name, count in amounts.items())
+    if least < 0 or spent > total or min(uniform.values()) < 0:
+        raise SettingError(
+            f"the smallest amount must lie between 0 and the uniform one; got {least}, which needs {spent} of {total} "
+            "parameters."
+        )
+    while True:
+        fitting = [
+            name
+            for name in shares
+            if amounts[name] < limits[name] and spent + steps[name] <= total and shares[name] > 0
+        ]
+        if not fitting:
+            break
+        best = max(fitting, key=lambda name: shares[name] / (steps[name] * (amounts[name] + 1)))
+        amounts[best] += 1
+        spent += steps[best]
+    return Budget(
+        what,
+        tuple(LayerBudget(name, shares[name], steps[name], amounts[name], uniform[name]) for name in shares),
+    )

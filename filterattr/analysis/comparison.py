@@ -1,0 +1,187 @@
+"""All rankings of the same units at once, each with what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from filterattr.analysis.gradients import Along, fisher, input_path, taylor
+from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
+from filterattr.attribution import FilterAttributor, Loss
+from filterattr.channels import ChannelAttributor, Method
+from filterattr.engine.slots import Slots
+from filterattr.engine.states import StateLike, plain_state
+from filterattr.errors import SettingError, UnitError, name_some
+from filterattr.intervention import swapped
+from filterattr.result import FilterScores
+
+Ends: TypeAlias = Callable[[Any], tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]]]
+Judge: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+class Ranking(NamedTuple):
+    """One ranking.
+
+    Attributes:
+        scores: Its scores.
+        n_passes: Forward-backward passes that it took.
+    """
+
+    scores: FilterScores
+    n_passes: int
+
+
+def all_rankings(
+    attributor: FilterAttributor,
+    base: StateLike,
+    target: StateLike,
+    loss: Loss,
+    data: Iterable[Any],
+    generator: torch.Generator,
+    *,
+    along: Along | None = None,
+    output: Loss | None = None,
+    n_steps: int = 16,
+) -> dict[str, Ranking]:
+    """Compute every cheap ranking, and the attribution beside them, on the same samples.
+
+    The knock-out oracle is not among them, as it costs a pass per unit (`filterattr.analysis.knockout`), nor are the
+    layer methods of Captum, which need a path of tensors (`channel_ranking`).
+
+    Args:
+        attributor: Says which units there are.
+        base: Weights that lack the function.
+        target: Weights that have it.
+        loss: ``loss(model, sample)``.
+        data: Samples.
+        generator: Source of the random ranking.
+        along: Path of the input, as in `filterattr.analysis.gradients.input_path`; leaves its rankings out if ``None``.
+        output: The sum of the output, for the published form of the input path; leaves it out if ``None``.
+        n_steps: Nodes of the attribution and of the input paths.
+
+    Returns:
+        Name to ranking, the attribution first, in its three reductions.
+
+    Raises:
+        SettingError: There are no samples.
+
+    Example:
+        >>> base, target = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> found = all_rankings(FilterAttributor(base), base, target, lambda model, x: model(x).square().sum(),
+        ...                      list(torch.rand(3, 2)), torch.Generator(), n_steps=4)
+        >>> found["attribution"].n_passes, found["Fisher"].n_passes, found["magnitude"].n_passes
+        (12, 3, 0)
+    """
+    samples = list(data)
+    n = len(samples)
+    whole = attributor.attribute(base, target, loss, samples, n_steps=n_steps, progress=False)
+    rankings = {
+        "attribution": Ranking(whole.scores(), whole.n_passes),
+        "attribution, |sum|": Ranking(whole.scores("abs_of_sum"), whole.n_passes),
+        "attribution, signed": Ranking(-whole.scores("sum"), whole.n_passes),
+        "random": Ranking(random_ranking(whole.scores(), generator), 0),
+        "weight change": Ranking(weight_change(attributor, base, target), 0),
+        "relative change": Ranking(weight_change(attributor, base, target, relative=True), 0),
+        "magnitude": Ranking(magnitude(attributor, target), 0),
+        "squared magnitude": Ranking(magnitude(attributor, target, square=True), 0),
+    }
+    for end in ("target", "base"):
+        scores = gradient_times_change(attributor, base, target, loss, samples, at=end, progress=False)
+        rankings[f"gradient x change at {end}"] = Ranking(scores, n)
+    rankings["Taylor at target"] = Ranking(taylor(attributor, target, loss, samples), n)
+    rankings["SNIP at base"] = Ranking(taylor(attributor, base, loss, samples), n)
+    rankings["Fisher"] = Ranking(fisher(attributor, target, loss, samples), n)
+    rankings["Fisher x change"] = Ranking(fisher(attributor, target, loss, samples, base=base), n)
+    if along is not None:
+        fixed = input_path(attributor, target, loss, samples, along, base=base, n_steps=n_steps)
+        rankings["input path x change"] = Ranking(fixed, n * n_steps)
+        if output is not None:
+            published = input_path(attributor, target, output, samples, along, n_steps=n_steps)
+            rankings["input path, published"] = Ranking(published, n * n_steps)
+    return rankings
+
+
+def channel_ranking(
+    attributor: FilterAttributor,
+    target: StateLike,
+    data: Iterable[Any],
+    ends: Ends,
+    judge: Judge,
+    *,
+    method: Method = "conductance",
+    n_steps: int = 16,
+    quadrature: str = "gausslegendre",
+) -> Ranking:
+    """Score units by Captum's layer methods along a path of the input, with the weights at target.
+
+    Per sample, the attribution of every output channel is summed over its places, and the absolute value taken; with
+    units of kernels it is split over the input channels first.
+
+    Args:
+        attributor: Says which units there are: ``unit="filter"`` or ``"kernel"``, of convolutions and linear layers.
+        target: The weights.
+        data: Samples.
+        ends: From a sample to ``(inputs, baselines)``: what the model is given at the end that calls on the function,
+            and at the other; batches of one or more.
+        judge: From what the model returns and the sample to one number per row of the inputs, such as the loss.
+        method: ``"conductance"``, ``"integrated_gradients"``, ``"internal_influence"`` (no kernels) or
+            ``"gradient_x_activation"``.
+        n_steps: Steps on the path.
+        quadrature: Rule for the nodes.
+
+    Returns:
+        The ranking, a mean over the samples.
+
+    Raises:
+        UnitError: The units are neither filters nor kernels of layers that can be attributed to.
+        SettingError: There are no samples, or a method is unknown.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> found = channel_ranking(FilterAttributor(layer, unit="kernel"), {"weight": torch.tensor([[1.0, -2.0]])},
+        ...                         [torch.ones(1, 2)], lambda x: (x, 0 * x), lambda out, x: out.sum(1),
+        ...                         quadrature="riemann_trapezoid")
+        >>> found.scores["weight"].round(decimals=4)
+        tensor([[1., 2.]], dtype=torch.float64)
+    """
+    parameters = attributor.scored_parameters(Slots(attributor.model))
+    whole = {**plain_state(attributor.model, "model"), **plain_state(target, "target")}
+    total: FilterScores | None = None
+    count = n_passes = 0
+    with swapped(attributor.model, whole) as model:
+        named = dict(model.named_modules())
+        foreign = [name for name in parameters if not name.endswith("weight") or name.rpartition(".")[0] not in named]
+        if foreign:
+            raise UnitError(f"only weights of layers have channels; {name_some(foreign)} are none. Use select=.")
+        layers = [name.rpartition(".")[0] for name in parameters]
+        channels = ChannelAttributor(model, [name for name in layers if name] or None)
+        for sample in data:
+            inputs, baselines = ends(sample)
+            found = channels.attribute(
+                inputs,
+                None if method == "gradient_x_activation" else baselines,
+                lambda returned, sample=sample: judge(returned, sample),  # type: ignore[misc]
+                method=method,
+                n_steps=n_steps,
+                quadrature=quadrature,
+                kernels=_are_kernels(attributor),
+            )
+            scores = found.kernels() if _are_kernels(attributor) else found.filters()
+            total = scores if total is None else total + scores
+            count, n_passes = count + 1, n_passes + found.n_passes
+    if total is None:
+        raise SettingError("data must hold at least one sample; it is empty.")
+    if total.parameters != parameters:
+        wrong = [name for name, one in parameters.items() if total.parameters.get(name) != one]
+        raise UnitError(
+            f"units must be filters or kernels of convolutions and linear layers; {name_some(wrong)} are not."
+        )
+    return Ranking(total * (1 / count), n_passes)
+
+
+def _are_kernels(attributor: FilterAttributor) -> bool:
+    """Whether scores are wanted per kernel."""
+    return attributor.unit == "kernel"
