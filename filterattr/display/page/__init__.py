@@ -1,0 +1,1 @@
+"""What the report's page is made of; `filterattr.display.report` is its front door."""

@@ -1,0 +1,261 @@
+"""Sections for what the evaluation finds: curves with their nulls, the specificity matrix, modulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from filterattr.analysis.record import Estimate
+from filterattr.analysis.results import Curve, Modulation, NullCurve, SpecificityMatrix, bounded
+from filterattr.display.page.charts import Axes, Line, line_chart, round_range
+from filterattr.display.page.markup import Markup, element, joined, number
+from filterattr.display.page.section import Section, Verdict, details, side_by_side
+from filterattr.display.page.tables import estimate_text, folded, table
+
+_HIGHEST_SHARE = 1.5
+
+
+def curves_section(curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Section:
+    """Show what masking or grafting more and more units does, beside random sets.
+
+    Args:
+        curves: The curves.
+        nulls: Their nulls.
+
+    Returns:
+        The section.
+    """
+    charts: list[Markup] = []
+    verdicts: list[Verdict] = []
+    for intervention in ("mask", "graft"):
+        own = [curve for curve in curves if curve.intervention == intervention]
+        own_nulls = [null for null in nulls if null.intervention == intervention]
+        for function in dict.fromkeys(name for curve in own for name in curve.shares):
+            here = [curve for curve in own if function in curve.shares]
+            charts.append(_curve_chart(function, here, own_nulls))
+            verdicts += _null_verdicts(function, here, own_nulls)
+    rows = [row for curve in curves for row in curve.rows()]
+    p_rows = [row for curve in curves for null in nulls for row in _p_rows(curve, null)]
+    hidden = [details("All numbers of the curves", table(folded(rows), "Curves"))]
+    if p_rows:
+        hidden.append(details("p-values against random sets", table(p_rows, "p-values")))
+    note = element(
+        "p",
+        "Share 0: nothing happened; 1: the function is gone (masking) or there (grafting); above 1 the network is "
+        "damaged. Ribbons: intervals over the samples. Gray: 95 % of the random sets, and their mean.",
+        class_="note",
+    )
+    return Section("curves", "What do they carry?", tuple(verdicts), joined(side_by_side(charts), note, hidden))
+
+
+def modulation_section(modulations: Sequence[Modulation]) -> Section:
+    """Show what dialling the units of a function up and down does.
+
+    Args:
+        modulations: One per function.
+
+    Returns:
+        The section.
+    """
+    charts = [_modulation_chart(one) for one in modulations]
+    rows = [row for one in modulations for row in one.rows()]
+    verdicts = []
+    for one in modulations:
+        monotone = one.is_monotone()
+        rest = [(name, one.flatness(name)) for name in one.shares if name != one.function]
+        moved = "; ".join(f"{name} moves by at most {number(round(flat, 3))}" for name, flat in rest)
+        verdicts.append(
+            Verdict(
+                f"Dialling the units of {one.function}: it gets better at "
+                f"{'every' if monotone else 'not every'} step from 0 to 1{f', while {moved}' if moved else ''}.",
+                monotone,
+            )
+        )
+    note = element("p", "Strength 0: the units of base; 1: those of target. Share 0: as in target.", class_="note")
+    body = joined(side_by_side(charts), note, details("All numbers", table(folded(rows), "Modulation")))
+    return Section("modulation", "Can it be dialled?", tuple(verdicts), body)
+
+
+def matrix_section(matrix: SpecificityMatrix) -> Section:
+    """Show what masking every set does to every function.
+
+    Args:
+        matrix: The matrix.
+
+    Returns:
+        The section.
+    """
+    functions = list(next(iter(matrix.shares.values())))
+    head = [element("th", "masked set", scope="col"), *(element("th", name, scope="col") for name in functions)]
+    body = [
+        element(
+            "tr",
+            element("th", f"{name} ({number(matrix.counts[name])})", scope="row"),
+            [_heat_cell(share, own=function == name) for function, share in row.items()],
+        )
+        for name, row in matrix.shares.items()
+    ]
+    whole = element(
+        "table",
+        element("caption", "Removed of every function (columns) by masking the set of every function (rows)"),
+        element("thead", element("tr", head)),
+        element("tbody", body),
+        class_="heat",
+    )
+    box = element("div", whole, class_="scroll", role="region", aria_label="Specificity matrix", tabindex="0")
+    confidence = f"{matrix.confidence:.0%}"
+    if matrix.is_diagonal_dominant:
+        verdict = "Every set removes its own function most, and every function is removed most by its own set"
+        verdict += f": all {confidence} intervals of the margins exclude 0."
+    else:
+        missing = [
+            f"{name} against {other} ({estimate_text(margin)})"
+            for margins in (matrix.row_margins, matrix.column_margins)
+            for name, row in margins.items()
+            for other, margin in row.items()
+            if not margin.is_positive
+        ]
+        verdict = f"The diagonal does not lead everywhere: {'; '.join(missing)}."
+    note = element(
+        "p",
+        f"Brackets: {confidence} intervals over the samples. A framed cell is a set's own function. Where target is no "
+        "better than base (a clean input, say) a share says little.",
+        class_="note",
+    )
+    hidden = details("All margins", table(folded(matrix.rows()), "Specificity"))
+    verdicts = (Verdict(verdict, matrix.is_diagonal_dominant),)
+    return Section("matrix", "Are they specific?", verdicts, joined(box, note, hidden))
+
+
+def _share_range(lines: Sequence[Line]) -> tuple[float, float]:
+    values = [value for line in lines for part in (line.ys, line.lows, line.highs) for value in part]
+    ticks = round_range([max(value, -0.5) for value in values], include=[0.0, 1.0], most=_HIGHEST_SHARE)
+    return ticks[0], ticks[-1]
+
+
+def _curve_chart(function: str, curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Markup:
+    """One function, all rankings; the nulls of the ranking that does most to it."""
+    intervention = curves[0].intervention
+    lines = []
+    for slot, curve in enumerate(curves):
+        kept = [place for place, fraction in enumerate(curve.fractions) if fraction > 0]
+        estimates = [curve.shares[function][place] for place in kept]
+        label = curve.ranking if curve.order == "most" else f"{curve.ranking}, least important first"
+        lines.append(_estimates_line(label, [100 * curve.fractions[place] for place in kept], estimates, slot))
+    foremost = [curve for curve in curves if curve.order == "most"]
+    if foremost:
+        strongest = max(foremost, key=lambda curve: _area(curve, function)).ranking
+        for null in nulls:
+            if null.ranking == strongest and function in null.shares:
+                kept = [place for place, fraction in enumerate(null.fractions) if fraction > 0]
+                bands = [null.bands(function)[place] for place in kept]
+                lines.append(
+                    Line(
+                        f"{null.null}, as many as {strongest}",
+                        tuple(100 * null.fractions[place] for place in kept),
+                        tuple(band.mean for band in bands),
+                        tuple(band.low for band in bands),
+                        tuple(band.high for band in bands),
+                        slot=None,
+                    )
+                )
+    places = sorted({place for line in lines for place in line.xs})
+    ticks = [(place, number(place)) for place in (0.1, 1.0, 10.0, 100.0) if places[0] <= place <= places[-1]]
+    ticks += [(place, "") for place in (places[0], places[-1]) if place not in dict(ticks)]
+    verb = {"mask": "masking", "graft": "grafting"}[intervention]
+    done = {"mask": "removed", "graft": "brought"}[intervention]
+    axes = Axes("units (%)", f"{function} {done}", tuple(ticks), _share_range(lines), log=True, rules=(0.0, 1.0))
+    words = "; ".join(f"{line.label}: {_at(line, 1.0)}" for line in lines)
+    description = f"Share of {function} {done} by {verb} more and more units. At the size next to 1 %: {words}."
+    return line_chart(lines, axes, title=f"{function}: {done} by {verb}", description=description)
+
+
+def _area(curve: Curve, function: str) -> float:
+    area = curve.area(function)
+    return -1.0 if math.isnan(area) else area
+
+
+def _at(line: Line, place: float) -> str:
+    nearest = min(range(len(line.xs)), key=lambda index: abs(math.log(line.xs[index] / place)))
+    return f"{number(round(line.ys[nearest], 2))} at {number(line.xs[nearest])} %"
+
+
+def _estimates_line(label: str, places: Sequence[float], estimates: Sequence[Estimate], slot: int) -> Line:
+    return Line(
+        label,
+        tuple(places),
+        tuple(estimate.value for estimate in estimates),
+        tuple(estimate.low for estimate in estimates),
+        tuple(estimate.high for estimate in estimates),
+        slot=slot,
+    )
+
+
+def _p_rows(curve: Curve, null: NullCurve) -> Iterator[dict[str, Any]]:
+    matched = curve.order == "most" and (curve.ranking, curve.intervention) == (null.ranking, null.intervention)
+    if not matched or not set(null.fractions) <= set(curve.fractions):
+        return
+    observed = {name: dict(zip(curve.fractions, shares, strict=True)) for name, shares in curve.shares.items()}
+    for function in null.shares:
+        if function in observed:
+            pairs = zip(null.fractions, null.bands(function), null.p_values(curve, function), strict=True)
+            for fraction, band, p in pairs:
+                yield {
+                    "ranking": curve.ranking,
+                    "intervention": curve.intervention,
+                    "function": function,
+                    "units (%)": 100 * fraction,
+                    "share": observed[function][fraction].value,
+                    "null": null.null,
+                    "mean of null": band.mean,
+                    "sd of null": band.sd,
+                    "draws": null.n_draws,
+                    "p": p,
+                }
+
+
+def _null_verdicts(function: str, curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Iterator[Verdict]:
+    """What the ranking that does most to a function does at the size next to 1 %, against its nulls."""
+    foremost = [curve for curve in curves if curve.order == "most"]
+    if not foremost:
+        return
+    curve = max(foremost, key=lambda one: _area(one, function))
+    rows = [row for null in nulls for row in _p_rows(curve, null) if row["function"] == function]
+    if not rows:
+        return
+    nearest = min((row["units (%)"] for row in rows if row["units (%)"] > 0), key=lambda size: abs(math.log(size)))
+    here = [row for row in rows if row["units (%)"] == nearest]
+    done = {"mask": ("Masking", "removes"), "graft": ("Grafting", "brings")}[curve.intervention]
+    against = " and ".join(
+        f"{number(round(row['mean of null'], 2))} by {row['null']} sets (p = {number(round(row['p'], 4))})"
+        for row in here
+    )
+    yield Verdict(
+        f"{done[0]} the first {number(nearest)} % of {curve.ranking} {done[1]} {number(round(here[0]['share'], 2))} of "
+        f"{function}, against {against}.",
+        all(row["p"] <= 0.05 for row in here),
+    )
+
+
+def _modulation_chart(one: Modulation) -> Markup:
+    lines = [
+        _estimates_line(name, one.strengths, shares, slot) for slot, (name, shares) in enumerate(one.shares.items())
+    ]
+    ticks = tuple((strength, number(strength)) for strength in one.strengths)
+    axes = Axes("strength of the units", "removed", ticks, _share_range(lines), rules=(0.0,))
+    words = "; ".join(
+        f"{line.label}: from {number(round(line.ys[0], 2))} to {number(round(line.ys[-1], 2))}" for line in lines
+    )
+    title = f"Dialling {number(one.count)} units of {one.function}"
+    ends = f"{number(one.strengths[0])} to {number(one.strengths[-1])}"
+    description = f"Share removed while the strength goes from {ends}: {words}."
+    return line_chart(lines, axes, title=title, description=description)
+
+
+def _heat_cell(share: Estimate, *, own: bool) -> Markup:
+    level = 0 if math.isnan(share.value) else round(10 * bounded(share.value))
+    known = share.low == share.low and share.high == share.high
+    value, _, ends = estimate_text(share).partition(" ")
+    inside = (element("strong", value), element("span", ends) if known else None)
+    return element("td", *inside, class_=f"h{level}{' own' if own else ''}")

@@ -1,0 +1,120 @@
+"""Tables of a report; the page's script makes them sortable, filterable and downloadable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from filterattr.analysis.record import Estimate
+from filterattr.display.page.markup import Markup, element, number
+
+PRINTED_ROWS = 20
+
+
+def folded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Turn every three columns ``x``, ``x_low`` and ``x_high`` into one of estimates.
+
+    Args:
+        rows: What `Record.rows` gives.
+
+    Returns:
+        The rows with fewer columns.
+
+    Example:
+        >>> folded([{"set": "blur", "share": 0.5, "share_low": 0.4, "share_high": 0.7}])
+        [{'set': 'blur', 'share': Estimate(value=0.5, low=0.4, high=0.7)}]
+    """
+    names = set(rows[0]) if rows else set()
+    wide = {name for name in names if {f"{name}_low", f"{name}_high"} <= names}
+    ends = {f"{name}_{end}" for name in wide for end in ("low", "high")}
+    return [
+        {
+            key: Estimate(value, row[f"{key}_low"], row[f"{key}_high"]) if key in wide else value
+            for key, value in row.items()
+            if key not in ends
+        }
+        for row in rows
+    ]
+
+
+def table(rows: Sequence[Mapping[str, Any]], caption: str, *, tools: bool = True) -> Markup:
+    """Write a table.
+
+    Args:
+        rows: One mapping a row, from heading to a text, a number, an `Estimate`, a truth value or ``None``; headings
+            are those of all rows in the order of their first appearance.
+        caption: What it shows; also the name of the file when it is downloaded.
+        tools: Whether the script adds sorting, a filter and a download.
+
+    Returns:
+        The table in a box that scrolls by itself. On paper only the first `PRINTED_ROWS` rows of it appear.
+
+    Example:
+        >>> print(table([{"layer": "<body>", "share": 0.5}], "Layers")[-46:])
+        <td ... data-value="0.5">0.5</td></tr></tbody></table></div>
+    """
+    headings = list(dict.fromkeys(key for row in rows for key in row))
+    cells = {key: [row.get(key) for row in rows] for key in headings}
+    kinds = {key: _kind(values) for key, values in cells.items()}
+    head = [
+        element("th", key.replace("_", " "), scope="col", class_=kinds[key] or None, data_interval=_spread(cells[key]))
+        for key in headings
+    ]
+    body = [element("tr", [_cell(row.get(key), kinds[key]) for key in headings]) for row in rows]
+    whole = element(
+        "table",
+        element("caption", caption),
+        element("thead", element("tr", head)),
+        element("tbody", body),
+        data_tools=tools,
+    )
+    box = element("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0")
+    if len(rows) <= PRINTED_ROWS:
+        return box
+    note = element("p", f"On paper: the first {PRINTED_ROWS} of {number(len(rows))} rows.", class_="paper")
+    return element("div", box, note, class_="long")
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """Write a number with its interval.
+
+    Args:
+        estimate: The number.
+
+    Returns:
+        ``"0.5 [0.4, 0.7]"``, or the number alone where its spread is not known.
+
+    Example:
+        >>> estimate_text(Estimate(0.5, 0.4, 0.7)), estimate_text(Estimate(0.5))
+        ('0.5 [0.4, 0.7]', '0.5')
+    """
+    value = _short(estimate.value)
+    known = estimate.low == estimate.low and estimate.high == estimate.high
+    return f"{value} [{_short(estimate.low)}, {_short(estimate.high)}]" if known else value
+
+
+def _short(value: float) -> str:
+    """Two decimals say enough beside an interval, unless nothing would be left of the number."""
+    return number(round(value, 2)) if 0.1 <= abs(value) < 1000 else number(float(f"{value:.2g}"))
+
+
+def _kind(values: Sequence[Any]) -> str:
+    numbers = [value for value in values if value is not None and not isinstance(value, bool)]
+    return "number" if numbers and all(isinstance(value, int | float | Estimate) for value in numbers) else ""
+
+
+def _spread(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, Estimate) for value in values)
+
+
+def _cell(value: Any, kind: str) -> Markup:
+    if isinstance(value, Estimate):
+        text = estimate_text(value)
+        return element(
+            "td", text, class_=kind or None, data_value=value.value, data_low=value.low, data_high=value.high
+        )
+    if isinstance(value, bool):
+        return element("td", "yes" if value else "no")
+    if isinstance(value, int | float):
+        return element("td", number(value), class_=kind or None, data_value=value)
+    return element("td", "" if value is None else value if isinstance(value, str) else str(value), class_=kind or None)

@@ -1,0 +1,248 @@
+"""Results on one page: a single HTML file that opens from disk, on a phone, on paper, in light and in dark.
+
+The page is made from results alone and needs no package beyond those of the library. It loads nothing: pictures are
+inside, a content security policy forbids everything else, and only its own script may run. Every name and caption is
+escaped. Without scripts all tables and pictures are there; sorting, filtering, downloads and sliders are not.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from filterattr.analysis.record import Record
+from filterattr.analysis.results import Curve, Modulation, NullCurve, SpecificityMatrix
+from filterattr.display.page.evidence import curves_section, matrix_section, modulation_section
+from filterattr.display.page.markup import Markup, element
+from filterattr.display.page.pictures import Dial, Picture, Strip, findings
+from filterattr.display.page.section import Section, Verdict
+from filterattr.display.page.sections import (
+    filters_section,
+    path_section,
+    pictures_section,
+    provenance_section,
+    tables_section,
+)
+from filterattr.engine.storage import replace_file
+from filterattr.errors import SettingError
+from filterattr.result import FilterAttribution, FilterScores, FilterSelection
+
+__all__ = ["Dial", "Picture", "Strip", "report"]
+
+Tables: TypeAlias = Mapping[str, Record | Sequence[Mapping[str, Any]]]
+
+_SIGNS = {True: ("✓", "good", "Good: "), False: ("!", "bad", "Caution: "), None: ("·", None, "")}
+
+
+def report(
+    path: str | Path,
+    title: str,
+    *,
+    question: str = "",
+    attributions: Mapping[str, FilterAttribution] | None = None,
+    selections: Mapping[str, FilterSelection] | None = None,
+    scores: Mapping[str, FilterScores] | None = None,
+    curves: Sequence[Curve] = (),
+    nulls: Sequence[NullCurve] = (),
+    matrix: SpecificityMatrix | None = None,
+    modulations: Sequence[Modulation] = (),
+    strips: Sequence[Strip | Dial] = (),
+    predictions: Tables | None = None,
+    tables: Tables | None = None,
+    costs: Tables | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write results as one self-contained HTML page. Every section appears if there is something to show in it.
+
+    Args:
+        path: Where to write; the old file stays whole until the new one is.
+        title: Title of the page.
+        question: What was asked; empty lines separate paragraphs.
+        attributions: Label to attribution: path health in words and pictures, and the share of every layer.
+        selections: Label to chosen units: a picture per layer, and a table of the units.
+        scores: Label to the scores that the units were chosen by, under the labels of ``selections``. Scores without a
+            selection show their 100 highest.
+        curves: Masking and graft curves.
+        nulls: Their nulls; a chart shows those of the ranking that does most to its function.
+        matrix: The specificity matrix.
+        modulations: One per function.
+        strips: Pictures side by side, and dials with one row of pictures a strength.
+        predictions: Caption to a result or rows, such as a confusion matrix.
+        tables: Caption to any other result of `filterattr.analysis`, or to rows.
+        costs: Caption to rows: what it took.
+        provenance: Name to text, number or mapping: digests, versions, seeds, settings, time, command.
+
+    Returns:
+        The path.
+
+    Raises:
+        SettingError: There is nothing to show, something is of another type, or a picture cannot be shown; all findings
+            are in one message, and nothing is written.
+        StorageError: The disk refuses.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from filterattr import FilterAttributor
+        >>> base, target = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> loss = lambda model: (model(torch.ones(2)) - target(torch.ones(2))).square().sum()
+        >>> attribution = FilterAttributor(base).attribute(base, target, loss)
+        >>> path = report(f"{tempfile.mkdtemp()}/report.html", "A line", attributions={"fit": attribution})
+        >>> path.read_text(encoding="utf-8")[:15]
+        '<!DOCTYPE html>'
+    """
+    given: dict[str, Any] = {
+        "attributions": attributions or {},
+        "selections": selections or {},
+        "scores": scores or {},
+        "curves": curves,
+        "nulls": nulls,
+        "matrix": matrix,
+        "modulations": modulations,
+        "strips": strips,
+        "predictions": predictions or {},
+        "tables": tables or {},
+        "costs": costs or {},
+        "provenance": provenance or {},
+    }
+    _check(given)
+    page = _page(title, question, _sections(given))
+    replace_file(path, [page.encode()])
+    return Path(path)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "attributions": (FilterAttribution,),
+    "selections": (FilterSelection,),
+    "scores": (FilterScores,),
+    "curves": (Curve,),
+    "nulls": (NullCurve,),
+    "modulations": (Modulation,),
+    "strips": (Strip, Dial),
+}
+_TABLES = ("predictions", "tables", "costs")
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Find everything wrong before anything is drawn."""
+    found = []
+    if not any(given[name] for name in given if name not in ("nulls", "provenance")):
+        found.append("there must be something to show; all results are empty")
+    for name, kinds in _TYPES.items():
+        values = given[name].values() if isinstance(given[name], Mapping) else given[name]
+        names = " or ".join(kind.__name__ for kind in kinds)
+        found += [f"{name} must hold {names}; got {type(one).__name__}" for one in values if not isinstance(one, kinds)]
+    if given["matrix"] is not None and not isinstance(given["matrix"], SpecificityMatrix):
+        found.append(f"matrix must be a SpecificityMatrix; got {type(given['matrix']).__name__}")
+    for name in _TABLES:
+        for caption, rows in given[name].items():
+            if not isinstance(rows, Record) and not _are_rows(rows):
+                found.append(f"{name}[{caption!r}] must be a result or a list of rows; got {type(rows).__name__}")
+    for panel in given["strips"]:
+        found += findings(panel) if isinstance(panel, Strip | Dial) else []
+    if not found:
+        found = _units_findings(given["selections"], given["scores"])
+    if found:
+        raise SettingError("; ".join(found) + ".")
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(row, Mapping) for row in value)
+
+
+def _units_findings(selections: Mapping[str, FilterSelection], scores: Mapping[str, FilterScores]) -> list[str]:
+    """Selections are drawn in one picture, and listed with the scores of their label."""
+    held = list(selections.items())
+    found = [
+        f"all selections must be of the same units; {label!r} and {held[0][0]!r} are not"
+        for label, selection in held[1:]
+        if selection.parameters != held[0][1].parameters
+    ]
+    return found + [
+        f"the scores and the selection of {label!r} must be of the same units"
+        for label, one in scores.items()
+        if label in selections and one.parameters != selections[label].parameters
+    ]
+
+
+def _sections(given: Mapping[str, Any]) -> list[Section]:
+    """Make the sections, in the order in which they are read."""
+    sections = []
+    if given["strips"]:
+        sections.append(pictures_section(given["strips"]))
+    if given["attributions"]:
+        sections.append(path_section(given["attributions"]))
+    if given["selections"] or given["scores"]:
+        sections.append(filters_section(given["selections"], given["scores"], given["attributions"]))
+    if given["curves"]:
+        sections.append(curves_section(given["curves"], given["nulls"]))
+    if given["matrix"] is not None:
+        sections.append(matrix_section(given["matrix"]))
+    if given["modulations"]:
+        sections.append(modulation_section(given["modulations"]))
+    for key, title in (
+        ("predictions", "Which function does an input call on?"),
+        ("tables", "What else was measured?"),
+        ("costs", "What did it cost?"),
+    ):
+        if given[key]:
+            sections.append(tables_section(key, title, given[key]))
+    if given["provenance"]:
+        sections.append(provenance_section(given["provenance"]))
+    return sections
+
+
+def _page(title: str, question: str, sections: Sequence[Section]) -> str:
+    style, script = (_asset(name) for name in ("style.css", "script.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name_="generator", content="filterattr"),
+        element("title", title),
+        element("style", style),
+    )
+    paragraphs = [element("p", part, class_="question") for part in question.split("\n\n") if part.strip()]
+    links = [element("li", element("a", one.title, href=f"#{one.key}")) for one in sections]
+    verdicts = [verdict for one in sections for verdict in one.verdicts]
+    short = element("section", element("h2", "In short"), _verdicts(verdicts), id="short") if verdicts else None
+    body = element(
+        "body",
+        element("header", element("h1", title), paragraphs),
+        element("nav", element("ul", links), aria_label="Sections"),
+        element("main", short, [_section(one) for one in sections]),
+        element("footer", "Written by filterattr. This page is complete: it loads nothing from anywhere."),
+        element("script", script),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _section(section: Section) -> Markup:
+    return element("section", element("h2", section.title), section.body, id=section.key)
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> Markup:
+    entries = []
+    for verdict in verdicts:
+        sign, kind, spoken = _SIGNS[verdict.good]
+        signed = element("span", sign, class_="sign", aria_hidden="true")
+        heard = element("span", spoken, class_="unseen") if spoken else None
+        entries.append(element("li", signed, heard, verdict.text, class_=kind))
+    return element("ul", entries, class_="verdicts")
+
+
+def _asset(name: str) -> Markup:
+    """Text of a file of the page; it is ours, and holds nothing that would end its element."""
+    return Markup(files("filterattr.display.page").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _digest(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
