@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path as FilePath
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from filterattr.engine.claim import Claim
 from filterattr.engine.distributed import Message, Ranks
-from filterattr.engine.identity import digest_of
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.path import Path, Side
 from filterattr.engine.quadrature import Quadrature
@@ -29,7 +27,6 @@ from filterattr.engine.randomness import RandomState
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.storage import JobFile
-from filterattr.engine.sums import SampleSums
 from filterattr.engine.units import UnitLike, group_members, has_only_groups, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
@@ -39,15 +36,14 @@ from filterattr.errors import (
     name_some,
 )
 from filterattr.pathloss import Loss as Loss
-from filterattr.pathloss import PathLoss
-from filterattr.result import REDUCTIONS, FilterAttribution, Reduction, ScoredParameter, units_of
+from filterattr.result import FilterAttribution, ScoredParameter
+from filterattr.estimates.job import Job, Run
+from filterattr.estimates.per_sample import FixedRun
 from filterattr.walk import Walk, job_environment
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
 Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 
-_POWERS = ("means", "mean_squares")
-_TOTALS = ("total", "remainder", "gap", "scale")
 _COMPLETENESS_LIMIT = 0.01
 _BAR_AFTER_SECONDS = 2.0
 
@@ -165,7 +161,7 @@ class FilterAttributor:
         ranks = Ranks.joined() if distributed else Ranks()
         claim, mode, entered = Claim(self.model), GradientMode(), RandomState()
 
-        def prepare() -> tuple[tuple[_Run, JobFile | None], Message]:
+        def prepare() -> tuple[tuple[Run, JobFile | None], Message]:
             claim.take()
             mode.enter()
             run = self._prepare(base, target, loss, data, method, n_steps, buffers, allow_unused)
@@ -181,7 +177,7 @@ class FilterAttributor:
             try:  # an interrupt in the first finally leaves the second one to do its work
                 (run, file), answers = ranks.together(prepare)
                 ranks.agree(answers, "a shared job")
-                with _progress_bar(progress, ranks, data, len(run.quadrature.nodes)) as run.advance:
+                with _progress_bar(progress, ranks, data, run.passes) as run.advance:
                     Walk(run, ranks, file).through(data)
             finally:
                 entered.restore()
@@ -212,7 +208,7 @@ class FilterAttributor:
         n_steps: int,
         buffers: Side | None,
         allow_unused: str | Sequence[str],
-    ) -> _Run:
+    ) -> Run:
         """Check and clone what a run needs."""
         quadrature = Quadrature.rule(method, n_steps)
         slots = Slots(self.model)
@@ -229,7 +225,7 @@ class FilterAttributor:
         )
         _check_call(loss, data)
         unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        return _Run(self.model, slots, path, quadrature, loss, parameters, unused)
+        return FixedRun(Job(self.model, slots, path, loss, parameters, unused), quadrature)
 
     def scored_parameters(self, slots: Slots) -> dict[str, ScoredParameter]:
         """Find the parameters that are scored, and their units.
@@ -282,168 +278,7 @@ class FilterAttributor:
         return any(fnmatchcase(name, glob) for glob in globs)
 
 
-@dataclass
-class _Run:
-    """One call of `FilterAttributor.attribute`: what it works with, and what it has added up so far."""
-
-    model: nn.Module
-    slots: Slots
-    path: Path
-    quadrature: Quadrature
-    loss: Loss
-    parameters: Mapping[str, ScoredParameter]
-    allow_unused: tuple[str, ...]
-    advance: Callable[[], None] = lambda: None
-
-    def __post_init__(self) -> None:
-        self.path_loss = PathLoss(self.model, self.slots, self.path, self.loss)
-        nodes = self.quadrature.nodes
-        self.places = tuple(sorted({0.0, 1.0, *nodes}))
-        self.coefficients = dict(zip(nodes, self.quadrature.coefficients, strict=True))
-        shapes = {"losses": torch.empty(len(self.places)), "totals": torch.empty(len(_TOTALS))}
-        device = next(iter(self.path.base.values())).device
-        for name, shape in units_of(self.parameters).items():
-            units = torch.empty(shape, device=device)
-            shapes |= {f"{power}/{reduction}/{name}": units for power in _POWERS for reduction in REDUCTIONS}
-        self.sums = SampleSums(shapes)
-
-    def identity(self, *, with_data: bool) -> dict[str, Any]:
-        """What makes this job the same as another: everything that its numbers depend on, but for samples and loss."""
-        modules = [
-            (path, type(module).__module__, type(module).__qualname__, module.training)
-            for path, module in self.model.named_modules(remove_duplicate=False)
-        ]
-        units = {
-            name: (one.shape, one.unit.pattern, dict(one.unit.sizes), one.group)
-            for name, one in self.parameters.items()
-        }
-        autocast = {device: _autocast_type(device) for device in ("cpu", "cuda")}
-        return {
-            "base": digest_of(self.path.base),
-            "target": digest_of(self.path.target),
-            "set of buffers": digest_of(self.path.fixed),
-            "model (modules or their train flags)": digest_of(modules),
-            "unit or selection of parameters": digest_of(units),
-            "method": self.quadrature.method,
-            "n_steps": len(self.quadrature.nodes),
-            "autocast": autocast,
-            "kind of data": "samples" if with_data else "none",
-        }
-
-    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
-        """Integrate one sample and add its scores to the sums.
-
-        Args:
-            arguments: What the loss gets after the model.
-            seed: Seed of this sample's randomness, the same at every place of the path.
-            index: Number of the sample in the data.
-
-        Returns:
-            The losses along the path.
-        """
-        self.path_loss.start(arguments, seed, index)
-        # the ends first: what is wrong with the loss shows there, before any backward pass
-        for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
-            self.path_loss.visit(t, self.coefficients.get(t))
-            if t in (0.0, 1.0):
-                self.path_loss.check_losses()
-            if t in self.coefficients:
-                self.advance()
-        self.path_loss.check_losses()
-        self.path_loss.check_gradients()
-        if self.sums.count == 0:
-            self.path_loss.check_used(self.allow_unused)
-        along = [float(self.path_loss.losses[t]) for t in self.places]
-        self.sums.add(self._scores(along))
-        return along
-
-    def skip_sample(self) -> None:
-        """Count the passes of a sample that is in the sums already."""
-        for _ in self.coefficients:
-            self.advance()
-
-    def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
-        """Evaluate the loss of a sample at base, as `add_sample` does."""
-        self.path_loss.start(arguments, seed, index)
-        return float(self.path_loss.visit(0.0))
-
-    def _scores(self, losses: list[float]) -> Iterator[tuple[str, Tensor]]:
-        """Turn the gradient sums of one sample into scores, one after the other; the sums are used up by it."""
-        total = remainder = absolute = 0.0
-        groups: dict[str, dict[Reduction, Tensor]] = {}
-        for name, integral in self.path_loss.gradients.sums.items():
-            change = self.path.change(name)
-            values = (integral.conj() * change).real if change.is_complex() else integral.mul_(change)
-            del change
-            whole = float(values.sum())
-            total += whole
-            scored = self.parameters.get(name)
-            if scored is None:
-                remainder += whole
-                absolute += float(values.abs_().sum())
-                continue
-            signed = scored.unit.reduce(values)
-            if signed.data_ptr() == values.data_ptr():  # every weight is a unit
-                signed = signed.clone()
-            absolute += float(values.abs_().sum())
-            scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": scored.unit.reduce(values)}
-            if scored.group is None:
-                yield from _statistics(name, scores)
-            elif scored.group in groups:
-                for reduction, score in groups[scored.group].items():
-                    score.add_(scores[reduction])
-            else:
-                groups[scored.group] = {reduction: score.clone() for reduction, score in scores.items()}
-        for name, scores in groups.items():
-            yield from _statistics(name, scores)
-        change_of_loss = losses[-1] - losses[0]
-        gap = abs(total - change_of_loss)
-        # below the rounding of the losses themselves nothing can be told
-        scale = max(abs(change_of_loss), 1e-3 * absolute, 1e-12 * max(map(abs, losses)))
-        yield "losses", torch.tensor(losses, dtype=torch.float64)
-        yield "totals", torch.tensor([total, remainder, gap, scale], dtype=torch.float64)
-
-    def result(self) -> FilterAttribution:
-        """Divide the sums by the number of samples."""
-        count = self.sums.count
-        averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
-        losses = tuple(averages["losses"].tolist())
-        total, remainder, gap, scale = averages["totals"].tolist()
-        means, mean_squares = (
-            {
-                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in units_of(self.parameters)}
-                for reduction in REDUCTIONS
-            }
-            for power in _POWERS
-        )
-        return FilterAttribution(
-            loss_base=losses[0],
-            loss_target=losses[-1],
-            remainder=remainder,
-            total=total,
-            completeness_error=gap / scale if scale else 0.0,
-            path_places=self.places,
-            path_losses=losses,
-            cosine=self.path.cosine(),
-            n_samples=count,
-            n_passes=count * len(self.quadrature.nodes),
-            method=self.quadrature.method,
-            n_steps=len(self.quadrature.nodes),
-            parameters=dict(self.parameters),
-            means=means,
-            mean_squares=mean_squares,
-        )
-
-
-def _statistics(name: str, scores: Mapping[Reduction, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """All reductions of one parameter or group, and their squares."""
-    for reduction in REDUCTIONS:
-        score = scores[reduction] if reduction in scores else scores["sum"].abs()
-        yield f"means/{reduction}/{name}", score
-        yield f"mean_squares/{reduction}/{name}", score.square()
-
-
-def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: _Run) -> JobFile:
+def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: Run) -> JobFile:
     """The file that keeps a job; each rank has its own."""
     if not isinstance(checkpoint, str | PathLike):
         raise SettingError(f"checkpoint must be a path; got {type(checkpoint).__name__}.")
@@ -451,12 +286,7 @@ def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ra
     if ranks is not None:
         path = path.with_name(f"{path.stem}.rank{ranks.rank}{path.suffix}")
     share = {"rank": f"{ranks.rank} of {ranks.size}" if ranks is not None else "0 of 1"}
-    device = next(iter(run.path.base.values())).device
-    return JobFile(path, {**job, **share}, job_environment(device))
-
-
-def _autocast_type(device: str) -> str | None:
-    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+    return JobFile(path, {**job, **share}, job_environment(run.job.device))
 
 
 def _computing_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -491,11 +321,11 @@ def _check_call(loss: Loss, data: Iterable[Any] | None) -> None:
 
 
 def _progress_bar(
-    progress: Progress, ranks: Ranks, data: Iterable[Any] | None, passes: int
+    progress: Progress, ranks: Ranks, data: Iterable[Any] | None, passes: int | None
 ) -> AbstractContextManager[Callable[[], None]]:
     """A bar, a callback, or nothing; it counts the passes of this rank, and only the first rank has a bar."""
     count = 1 if data is None else len(data) if isinstance(data, Sized) else None
-    total = None if count is None else len(range(ranks.rank, count, ranks.size)) * passes
+    total = None if count is None or passes is None else len(range(ranks.rank, count, ranks.size)) * passes
     if callable(progress):
         return nullcontext(_Callback(progress, total))
     if progress is False or ranks.rank:

@@ -85,19 +85,23 @@ class Path:
             )
         return cls(ends["base"], ends["target"], fixed)
 
-    def point(self, t: float) -> dict[str, Tensor]:
-        """Return fresh tensors at place ``t``: exact copies of the end points at 0 and 1, float64 in between.
+    def point(self, t: float, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the weights at place ``t``: exact copies of the end points at 0 and 1, float64 in between.
 
         Args:
             t: Place on the path, 0 base, 1 target.
+            into: Tensors of this path's names, types and layouts to write to; without it, new ones are made.
 
         Returns:
-            Parameter name to a new tensor in the model's type and layout.
+            Parameter name to a tensor in the model's type and layout.
         """
-        if t in (0.0, 1.0):
-            end = self.base if t == 0.0 else self.target
-            return {name: value.clone() for name, value in end.items()}
-        return {name: self._between(name, t) for name in self.base}
+        points = {name: torch.empty_like(value) for name, value in self.base.items()} if into is None else dict(into)
+        for name, point in points.items():
+            if t in (0.0, 1.0):
+                point.copy_((self.base if t == 0.0 else self.target)[name])
+            else:
+                self._interpolate(name, t, point)
+        return points
 
     def fresh_fixed(self) -> dict[str, Tensor]:
         """Return clones of what stays fixed, so that no point sees what another wrote."""
@@ -127,12 +131,10 @@ class Path:
         product = math.sqrt(norm_base * norm_target)
         return dot / product if product else float(norm_base == norm_target)
 
-    def _between(self, name: str, t: float) -> Tensor:
+    def _interpolate(self, name: str, t: float, point: Tensor) -> None:
         base, target = self.base[name], self.target[name]
-        point = torch.empty_like(base)
         for piece, first, second in zip(_pieces(point), _pieces(base), _pieces(target), strict=True):
             piece.copy_(torch.lerp(_wide(first), _wide(second), t))
-        return point
 
 
 def _by_first_name(

@@ -1,0 +1,1 @@
+"""One call of `attribute`, from its samples to its result: with nodes that are fixed, refined or drawn."""

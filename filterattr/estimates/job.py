@@ -1,0 +1,125 @@
+"""What every kind of run works with, and what all of them have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from filterattr.engine.identity import digest_of
+from filterattr.engine.path import Path
+from filterattr.engine.slots import Slots
+from filterattr.engine.sums import SampleSums
+from filterattr.pathloss import Loss, PathLoss
+from filterattr.result import FilterAttribution, ScoredParameter
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call was asked to do.
+
+    Attributes:
+        model: The model that the loss is given.
+        slots: Its slots.
+        path: The path.
+        loss: The user's loss.
+        parameters: Parameter name to how it is scored.
+        allow_unused: Globs of parameters that may differ although the loss does not use them.
+    """
+
+    model: nn.Module
+    slots: Slots
+    path: Path
+    loss: Loss
+    parameters: Mapping[str, ScoredParameter]
+    allow_unused: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.path.base.values())).device
+
+    def identity(self, *, with_data: bool) -> dict[str, Any]:
+        """What makes this job the same as another: everything that its numbers depend on, but for samples and loss."""
+        modules = [
+            (path, type(module).__module__, type(module).__qualname__, module.training)
+            for path, module in self.model.named_modules(remove_duplicate=False)
+        ]
+        units = {
+            name: (one.shape, one.unit.pattern, dict(one.unit.sizes), one.group)
+            for name, one in self.parameters.items()
+        }
+        return {
+            "base": digest_of(self.path.base),
+            "target": digest_of(self.path.target),
+            "set of buffers": digest_of(self.path.fixed),
+            "model (modules or their train flags)": digest_of(modules),
+            "unit or selection of parameters": digest_of(units),
+            "autocast": {device: _autocast_type(device) for device in ("cpu", "cuda")},
+            "kind of data": "samples" if with_data else "none",
+        }
+
+
+class Run(ABC):
+    """One call on its way: samples come in one after the other, the result comes out at the end.
+
+    Attributes:
+        job: What is to be done.
+        sums: What was added up so far; everything else can be made again.
+        passes: Forward-backward passes of one sample; ``None`` where they depend on the sample.
+        advance: Called after every pass.
+
+    Args:
+        job: What is to be done.
+    """
+
+    passes: int | None
+    sums: SampleSums
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.path_loss = PathLoss(job.model, job.slots, job.path, job.loss)
+        self.advance: Callable[[], None] = lambda: None
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What was chosen about the integral, for `identity`."""
+
+    @abstractmethod
+    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
+        """Integrate one sample and add what comes out to the sums.
+
+        Args:
+            arguments: What the loss gets after the model.
+            seed: Seed of this sample's randomness, the same at every place of the path.
+            index: Number of the sample in the data.
+
+        Returns:
+            Losses of this sample, that at base first and that at target last.
+        """
+
+    @abstractmethod
+    def result(self) -> FilterAttribution:
+        """Turn the sums into what the user gets."""
+
+    def skip_sample(self) -> None:
+        """Count the passes of a sample that is in the sums already."""
+        for _ in range(self.passes or 0):
+            self.advance()
+
+    def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
+        """Evaluate the loss of a sample at base, as `add_sample` does."""
+        self.path_loss.start(arguments, seed, index)
+        return float(self.path_loss.visit(0.0))
+
+    def identity(self, *, with_data: bool) -> dict[str, Any]:
+        """Everything that the numbers of this run depend on, but for samples and loss."""
+        return {**self.job.identity(with_data=with_data), **self.settings()}
+
+
+def _autocast_type(device: str) -> str | None:
+    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None

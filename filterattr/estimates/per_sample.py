@@ -1,0 +1,136 @@
+"""Every sample is integrated by itself and reduced to scores; these are averaged (equation 6 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filterattr.engine.quadrature import Quadrature
+from filterattr.engine.sums import SampleSums
+from filterattr.result import REDUCTIONS, FilterAttribution, units_of
+from filterattr.estimates.job import Job, Run
+from filterattr.estimates.scores import Attributions
+
+POWERS = ("means", "mean_squares")
+_TOTALS = ("total", "remainder", "gap", "scale")
+
+
+class PerSampleRun(Run):
+    """What runs have in common that integrate every sample by itself; memory does not grow with samples nor nodes.
+
+    Args:
+        job: What is to be done.
+        places: The places on the path that every sample visits, with both ends.
+    """
+
+    def __init__(self, job: Job, places: tuple[float, ...]) -> None:
+        super().__init__(job)
+        self.places = places
+        self.attributions = Attributions(job.path, job.parameters)
+        shapes = {"losses": torch.empty(len(places)), "totals": torch.empty(len(_TOTALS))}
+        for name, shape in units_of(job.parameters).items():
+            units = torch.empty(shape, device=job.device)
+            shapes |= {f"{power}/{reduction}/{name}": units for power in POWERS for reduction in REDUCTIONS}
+        self.sums = SampleSums(shapes)
+
+    @abstractmethod
+    def integrate(self) -> tuple[float | None, dict[str, Tensor]]:
+        """Visit the places of one sample.
+
+        Returns:
+            What the gradient sums are to be multiplied with (``None`` for nothing), and further terms of the sums.
+        """
+
+    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
+        """See `Run.add_sample`."""
+        self.path_loss.start(arguments, seed, index)
+        scale, more = self.integrate()
+        losses = self.path_loss.losses_at(self.places)
+        if self.sums.count == 0:
+            self.path_loss.check_used(self.job.allow_unused)
+        self.sums.add(self._terms(losses, scale, more))
+        return losses
+
+    def _terms(self, losses: list[float], scale: float | None, more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Everything that one sample adds, one after the other."""
+        yield from more.items()
+        for name, scores in self.attributions.per_unit(self.path_loss.gradients.sums, scale):
+            for reduction, score in scores.items():
+                yield f"means/{reduction}/{name}", score
+                yield f"mean_squares/{reduction}/{name}", score.square()
+        totals = self.attributions.totals()
+        if not math.isfinite(totals.absolute):
+            self.path_loss.check_gradients()
+        yield "losses", torch.tensor(losses, dtype=torch.float64)
+        row = [totals.signed, totals.remainder, *totals.gap(losses)]
+        yield "totals", torch.tensor(row, dtype=torch.float64)
+
+    def averages(self) -> dict[str, Any]:
+        """The fields of the result that are means over the samples."""
+        count = self.sums.count
+        averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
+        losses = tuple(averages["losses"].tolist())
+        total, remainder, gap, scale = averages["totals"].tolist()
+        means, mean_squares = (
+            {
+                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in units_of(self.job.parameters)}
+                for reduction in REDUCTIONS
+            }
+            for power in POWERS
+        )
+        return {
+            "loss_base": losses[0],
+            "loss_target": losses[-1],
+            "remainder": remainder,
+            "total": total,
+            "completeness_error": gap / scale if scale else 0.0,
+            "path_places": self.places,
+            "path_losses": losses,
+            "cosine": self.job.path.cosine(),
+            "n_samples": count,
+            "parameters": dict(self.job.parameters),
+            "means": means,
+            "mean_squares": mean_squares,
+        }
+
+
+class FixedRun(PerSampleRun):
+    """The same nodes for every sample.
+
+    Args:
+        job: What is to be done.
+        quadrature: The nodes.
+    """
+
+    def __init__(self, job: Job, quadrature: Quadrature) -> None:
+        super().__init__(job, tuple(sorted({0.0, 1.0, *quadrature.nodes})))
+        self.quadrature = quadrature
+        self.passes = len(quadrature.nodes)
+        self._coefficients = dict(zip(quadrature.nodes, quadrature.coefficients, strict=True))
+
+    def settings(self) -> dict[str, Any]:
+        """See `Run.settings`."""
+        return {"method": self.quadrature.method, "n_steps": len(self.quadrature.nodes)}
+
+    def integrate(self) -> tuple[float | None, dict[str, Tensor]]:
+        """See `PerSampleRun.integrate`."""
+        # the ends first: what is wrong with the loss shows there, before any backward pass
+        for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
+            self.path_loss.visit(t, self._coefficients.get(t))
+            if t in self._coefficients:
+                self.advance()
+        return None, {}
+
+    def result(self) -> FilterAttribution:
+        """See `Run.result`."""
+        return FilterAttribution(
+            **self.averages(),
+            n_passes=self.sums.count * len(self.quadrature.nodes),
+            method=self.quadrature.method,
+            n_steps=len(self.quadrature.nodes),
+        )

@@ -1,0 +1,114 @@
+r"""From gradient sums to scores: :math:`A_k = \Delta_k \sum_j c_j g_{jk}`, reduced over the weights of every unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from filterattr.engine.path import Path
+from filterattr.result import REDUCTIONS, Reduction, ScoredParameter
+
+
+class Totals(NamedTuple):
+    """Sums over all parameters.
+
+    Attributes:
+        signed: Of the attributions.
+        remainder: The same of what is not scored.
+        absolute: Of their absolute values.
+    """
+
+    signed: float
+    remainder: float
+    absolute: float
+
+    def gap(self, losses: list[float]) -> tuple[float, float]:
+        """What completeness lacks, and what that is to be compared with.
+
+        Args:
+            losses: Along the path, base first and target last.
+
+        Returns:
+            ``|signed - change|`` and ``max(|change|, 1e-3 absolute)``, at least the rounding of the losses.
+        """
+        change = losses[-1] - losses[0]
+        # below the rounding of the losses themselves nothing can be told
+        return abs(self.signed - change), max(abs(change), 1e-3 * self.absolute, 1e-12 * max(map(abs, losses)))
+
+
+class Attributions:
+    """The attributions of all weights, one parameter after the other, and what they sum to.
+
+    Nothing waits for the device until `totals` is asked for.
+
+    Args:
+        path: The path, which knows the change of every weight.
+        parameters: Parameter name to how it is scored.
+    """
+
+    def __init__(self, path: Path, parameters: Mapping[str, ScoredParameter]) -> None:
+        self._path = path
+        self._parameters = parameters
+        self._signed: dict[str, Tensor] = {}
+        self._absolute: dict[str, Tensor] = {}
+
+    def per_unit(
+        self, integrals: Mapping[str, Tensor], scale: float | None = None
+    ) -> Iterator[tuple[str, dict[Reduction, Tensor]]]:
+        """Yield the scores of every parameter or group.
+
+        Args:
+            integrals: Parameter name to integrated gradient, float64.
+            scale: What the integrals are multiplied with; without it, they are used up.
+
+        Yields:
+            Name, and its scores in all reductions.
+        """
+        self._signed, self._absolute = {}, {}
+        groups: dict[str, dict[Reduction, Tensor]] = {}
+        for name, integral in integrals.items():
+            values = self._values(name, integral, scale)
+            self._signed[name] = values.sum()
+            scored = self._parameters.get(name)
+            if scored is None:
+                self._absolute[name] = values.abs_().sum()
+                continue
+            signed = scored.unit.reduce(values)
+            if signed.data_ptr() == values.data_ptr():  # every weight is a unit
+                signed = signed.clone()
+            self._absolute[name] = values.abs_().sum()
+            scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": scored.unit.reduce(values)}
+            if scored.group is None:
+                yield name, _with_all(scores)
+            elif scored.group in groups:
+                for reduction, score in groups[scored.group].items():
+                    score.add_(scores[reduction])
+            else:
+                groups[scored.group] = {reduction: score.clone() for reduction, score in scores.items()}
+        for name, scores in groups.items():
+            yield name, _with_all(scores)
+
+    def totals(self) -> Totals:
+        """The sums over all parameters, after the last `per_unit` has come to its end."""
+        if not self._signed:
+            return Totals(0.0, 0.0, 0.0)
+        # sums of different devices do not meet before they are here
+        rows = [torch.stack(list(values.values())) for values in (self._signed, self._absolute)]
+        signed, absolute = torch.stack(rows).tolist()
+        rest = [value for name, value in zip(self._signed, signed, strict=True) if name not in self._parameters]
+        return Totals(sum(signed), sum(rest), sum(absolute))
+
+    def _values(self, name: str, integral: Tensor, scale: float | None) -> Tensor:
+        change = self._path.change(name)
+        if change.is_complex():
+            values = (integral.conj() * change).real
+            return values if scale is None else values.mul_(scale)
+        return integral.mul_(change) if scale is None else change.mul_(integral).mul_(scale)
+
+
+def _with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:
+    known: dict[Reduction, Tensor] = {"abs_of_sum": scores["sum"].abs(), **scores}
+    return {reduction: known[reduction] for reduction in REDUCTIONS}
