@@ -18,6 +18,8 @@ from filterattr.errors import (
 )
 from filterattr.groups import attention_heads, output_channels, recurrent_gates
 from filterattr.intervention import blend, swapped, train_only
+from filterattr.loading import load_state
+from filterattr.recorder import PathRecorder
 from filterattr.result import FilterAttribution, FilterScores, FilterSelection, contrast
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "LossError",
     "ModelChangedError",
     "NonFiniteError",
+    "PathRecorder",
     "SettingError",
     "StateMismatchError",
     "StorageError",
@@ -46,6 +49,7 @@ __all__ = [
     "attention_heads",
     "blend",
     "contrast",
+    "load_state",
     "output_channels",
     "recurrent_gates",
     "swapped",

@@ -1,4 +1,4 @@
-"""Weights that others wrote with `torch.save`: nothing but sound tensors is read, whatever the environment says.
+"""Weights that others wrote, with `torch.save` or as safetensors: nothing but sound tensors is read.
 
 Only tensors and plain containers are unpickled (``weights_only``), so that no code of the file runs. Files are at most
 16 GiB long, which is checked before anything is read; the checksums of the archive are checked too, which `torch.load`
@@ -26,7 +26,7 @@ MAX_BYTES = 16 * 2**30
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Read a ``.pth`` file of somebody else, or refuse it with the reason.
+    """Read a file of somebody else, or refuse it with the reason; its first bytes tell of which format it is.
 
     Args:
         path: The file.
@@ -51,6 +51,8 @@ def read_checkpoint(path: str | Path) -> Any:
     path = Path(path)
     try:
         _check_file(path)
+        if _is_safetensors(path):
+            return _read_safetensors(path)
         with warnings.catch_warnings():
             # it tells that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD does not count here, as it should be
             warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
@@ -62,14 +64,30 @@ def read_checkpoint(path: str | Path) -> Any:
     except Exception as error:  # unpickling raises nearly every type there is
         # PyTorch's own text recommends to unpickle it all the same, which would run whatever the file says
         raise StorageError(
-            f"'{path}' must be a checkpoint of tensors alone, as torch.save writes it; it is damaged, of another "
-            f"format, or would run code of its own ({type(error).__name__}). Get it again from where it came from."
+            f"'{path}' must be a checkpoint of tensors alone, as torch.save or safetensors write it; it is damaged, "
+            f"of another format, or would run code of its own ({type(error).__name__}). Get it again from where it "
+            "came from."
         ) from error
     findings = _unsound(content)
     if findings:
         more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
         raise StorageError(f"the tensors in '{path}' must be plain: " + "; ".join(findings[:5]) + more + ".")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Such a file begins with the length of its header, a JSON object."""
+    with path.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors that cannot overlap nor hold code; the format checks its own offsets."""
+    try:
+        from safetensors.torch import load_file  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise StorageError("files need the safetensors package: pip install safetensors.") from error
+    return load_file(path)
 
 
 def _check_file(path: Path) -> None:

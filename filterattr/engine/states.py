@@ -8,6 +8,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 from filterattr.errors import StateMismatchError, UnsupportedModelError, name_some
 
@@ -15,10 +16,11 @@ StateLike: TypeAlias = nn.Module | Mapping[str, Tensor]
 
 _NESTED = ("params_ema", "params", "state_dict")
 _PREFIX = "module."
+_COUNTER = "n_averaged"  # what an averaged model holds beside the module
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Look through data-parallel wrappers and `torch.compile`.
+    """Look through data-parallel wrappers, `torch.optim.swa_utils.AveragedModel` and `torch.compile`.
 
     Args:
         model: A module, perhaps wrapped, also more than once.
@@ -37,7 +39,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
     while True:
-        if isinstance(model, DataParallel | DistributedDataParallel):
+        if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
@@ -94,6 +96,8 @@ def plain_state(state: StateLike, role: str) -> dict[str, Tensor]:
         entries = {
             ".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in entries.items()
         }
-    while entries and all(name.startswith(_PREFIX) for name in entries):
-        entries = {name.removeprefix(_PREFIX): value for name, value in entries.items()}
+    while len(entries) > (_COUNTER in entries) and all(
+        name.startswith(_PREFIX) for name in entries if name != _COUNTER
+    ):
+        entries = {name.removeprefix(_PREFIX): value for name, value in entries.items() if name != _COUNTER}
     return entries
