@@ -1,4 +1,4 @@
-"""Blur: ``y = k * x`` with a kernel of sum 1, isotropic Gaussian or one of the elliptic ones of Real-ESRGAN.
+"""Blur: ``y = k * x`` with a kernel of sum 1, isotropic Gaussian, elliptic, or sinc, all kinds of Real-ESRGAN.
 
 With ``q(u, v)`` the squared Mahalanobis distance from the kernel's middle, the kernels are proportional to
 ``exp(-q / 2)`` (Gaussian), ``exp(-q^beta / 2)`` (generalised Gaussian) and ``1 / (1 + q^beta)`` (plateau): Wang et al.,
@@ -118,9 +118,7 @@ class EllipticBlur(Degradation, abstract=True):
 
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Convolve every channel; the kernel equals its half turn, so correlation is convolution."""
-        channels = images.shape[1]
-        kernel = self.kernel().to(images).expand(channels, 1, -1, -1)
-        return functional.conv2d(_mirror_border(images, self.kernel_size // 2), kernel, groups=channels)
+        return _convolve(images, self.kernel())
 
 
 @dataclass(frozen=True)
@@ -218,6 +216,57 @@ class PlateauBlur(EllipticBlur):
     def profile(self, squared_distance: Tensor) -> Tensor:
         """Return ``1 / (1 + q^beta)``."""
         return 1 / (1 + squared_distance**self.beta)
+
+
+@dataclass(frozen=True)
+class Sinc(Degradation):
+    """Cut off high frequencies in all directions alike, which leaves ringing: ``k = w J1(w r) / (2 pi r)``, sum 1.
+
+    Args:
+        cutoff: First frequency that is cut off, in radians per pixel, in [0.1, pi].
+        kernel_size: Odd width of the kernel in pixels, 1 to 201.
+
+    Raises:
+        DegradationError: A parameter is outside its range, or an image is smaller than half the kernel.
+
+    Example:
+        >>> edge = torch.zeros(1, 1, 32, 32)
+        >>> edge[..., 16:] = 1
+        >>> bool(Sinc(1.5)(edge).max() > 1.02)
+        True
+
+    References:
+        Wang et al., "Real-ESRGAN", 2021, equation 6.
+    """
+
+    cutoff: float = 2.0
+    kernel_size: int = 21
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range(self, "cutoff", self.cutoff, 0.1, math.pi)
+        _check_kernel_size(self, self.kernel_size)
+
+    def kernel(self) -> Tensor:
+        """Return the kernel of shape ``(kernel_size, kernel_size)``, ``float64``, of sum 1."""
+        radius = self.kernel_size // 2
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        distance = torch.hypot(offsets[:, None], offsets)
+        distance[radius, radius] = 1  # any number: the limit follows
+        weights = self.cutoff * torch.special.bessel_j1(self.cutoff * distance) / (2 * math.pi * distance)
+        weights[radius, radius] = self.cutoff**2 / (4 * math.pi)
+        return weights / weights.sum()
+
+    def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
+        """Convolve every channel; the kernel equals its half turn, so correlation is convolution."""
+        return _convolve(images, self.kernel())
+
+
+def _convolve(images: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve every channel with a point-symmetric kernel; the border is mirrored."""
+    channels = images.shape[1]
+    weights = kernel.to(images).expand(channels, 1, -1, -1)
+    return functional.conv2d(_mirror_border(images, len(kernel) // 2), weights, groups=channels)
 
 
 def _check_kernel_size(owner: object, kernel_size: int) -> None:

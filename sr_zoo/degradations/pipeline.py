@@ -72,7 +72,7 @@ class Sometimes(Composite):
     def __post_init__(self) -> None:
         """Check the range and what it holds."""
         check_range(self, "probability", self.probability, 0, 1)
-        _check_degradations(self, "degradation", (self.degradation,))
+        check_degradations(self, "degradation", (self.degradation,))
 
     def config(self) -> dict[str, Any]:
         """Describe itself and what it holds."""
@@ -130,7 +130,7 @@ class Pipeline(Composite):
     def __post_init__(self) -> None:
         """Check the steps, and hold them in a tuple, which cannot change and compares with a rebuilt one."""
         steps = tuple(self.steps)
-        _check_degradations(self, "steps", steps)
+        check_degradations(self, "steps", steps)
         object.__setattr__(self, "steps", steps)
 
     def config(self) -> dict[str, Any]:
@@ -153,8 +153,17 @@ class Pipeline(Composite):
         return images, strengths
 
 
-def _check_degradations(owner: object, name: str, held: Iterable[object]) -> None:
-    """Refuse to hold what is no degradation."""
+def check_degradations(owner: object, name: str, held: Iterable[object]) -> None:
+    """Refuse to hold what is no degradation.
+
+    Args:
+        owner: Who wants to hold it; its class is named in the message.
+        name: The field.
+        held: What it would hold.
+
+    Raises:
+        DegradationError: Something held is no degradation.
+    """
     foreign = [repr(item) for item in held if not isinstance(item, Degradation)]
     if foreign:
         raise DegradationError(f"{type(owner).__name__}.{name} must hold degradations; got {', '.join(foreign)}.")
