@@ -35,10 +35,10 @@ from filterattr.errors import (
     UnitError,
     name_some,
 )
-from filterattr.pathloss import Loss as Loss
-from filterattr.result import FilterAttribution, ScoredParameter
 from filterattr.estimates.job import Job, Run
 from filterattr.estimates.per_sample import FixedRun
+from filterattr.pathloss import Loss as Loss
+from filterattr.result import FilterAttribution, ScoredParameter
 from filterattr.walk import Walk, job_environment
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
@@ -101,6 +101,7 @@ class FilterAttributor:
         *,
         method: str = "gausslegendre",
         n_steps: int = 16,
+        waypoints: Sequence[StateLike] = (),
         buffers: Side | None = None,
         allow_unused: str | Sequence[str] = (),
         checkpoint: str | PathLike[str] | None = None,
@@ -137,7 +138,12 @@ class FilterAttributor:
                 through once.
             method: Rule of the integral: ``"gausslegendre"``, ``"riemann_right"`` (the published code's),
                 ``"riemann_left"``, ``"riemann_middle"`` or ``"riemann_trapezoid"``.
-            n_steps: Number of nodes on the path; each costs one forward-backward pass per sample.
+            n_steps: Number of nodes on the path; each costs one forward-backward pass per sample. With waypoints, the
+                number in every segment.
+            waypoints: Weights that the path passes through on its way from base to target, such as those that a
+                `PathRecorder` kept of the training. The signed contributions of the straight segments add up before
+                absolute values are taken; completeness holds as ever, and the places t are spread evenly over the
+                segments.
             buffers: Whose buffers (running statistics) to use where base and target differ; needed if floating ones do.
             allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
             checkpoint: File that keeps what is done; needs the safetensors package.
@@ -164,7 +170,7 @@ class FilterAttributor:
         def prepare() -> tuple[tuple[Run, JobFile | None], Message]:
             claim.take()
             mode.enter()
-            run = self._prepare(base, target, loss, data, method, n_steps, buffers, allow_unused)
+            run = self._prepare(base, target, loss, data, method, n_steps, waypoints, buffers, allow_unused)
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
             job = run.identity(with_data=data is not None)
@@ -206,6 +212,7 @@ class FilterAttributor:
         data: Iterable[Any] | None,
         method: str,
         n_steps: int,
+        waypoints: Sequence[StateLike],
         buffers: Side | None,
         allow_unused: str | Sequence[str],
     ) -> Run:
@@ -222,6 +229,7 @@ class FilterAttributor:
             buffers=slots.buffers,
             aliases=slots.aliases,
             keep_buffers=buffers,
+            waypoints=[plain_state(state, f"waypoint {index}") for index, state in enumerate(waypoints)],
         )
         _check_call(loss, data)
         unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)

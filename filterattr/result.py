@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, get_args
@@ -40,7 +41,7 @@ class ScoredParameter:
     shape: tuple[int, ...]
     group: str | None = None
 
-    @property
+    @cached_property
     def units_shape(self) -> torch.Size:
         """Shape of its scores."""
         return self.unit.reduce(torch.empty(self.shape, device="meta")).shape
@@ -448,10 +449,11 @@ class FilterAttribution:
         n_samples: Number of samples.
         n_passes: Number of forward-backward passes.
         method: Name of the quadrature.
-        n_steps: Number of its nodes.
+        n_steps: Number of its nodes, in every segment.
         parameters: Parameter name to how it is scored.
         means: Reduction to parameter name to mean scores over the samples.
         mean_squares: The same for the squared scores.
+        n_segments: Number of straight parts of the path, 1 without waypoints; each is as long in ``path_places``.
     """
 
     loss_base: float
@@ -469,12 +471,13 @@ class FilterAttribution:
     parameters: Mapping[str, ScoredParameter]
     means: Mapping[Reduction, Mapping[str, Tensor]]
     mean_squares: Mapping[Reduction, Mapping[str, Tensor]]
+    n_segments: int = 1
 
     def __repr__(self) -> str:
         units = sum(tensor.numel() for tensor in self.means["sum"].values())
         return (
             f"FilterAttribution({units} units in {len(self.parameters)} parameters, {self.n_samples} samples, "
-            f"{self.method} {self.n_steps})\n"
+            f"{self.method} {self.n_steps}{f' in each of {self.n_segments} segments' * (self.n_segments > 1)})\n"
             f"  loss            {self.loss_base:.6g} (base) -> {self.loss_target:.6g} (target), "
             f"barrier {self.barrier:.3g}\n"
             f"  attribution     {self.total:.6g} in all, {self.remainder:.6g} of it not scored\n"
@@ -614,6 +617,7 @@ _PLAIN_FIELDS: dict[str, type] = {
     "n_passes": int,
     "method": str,
     "n_steps": int,
+    "n_segments": int,
 }
 
 

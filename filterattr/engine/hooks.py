@@ -36,6 +36,7 @@ class GradientSums:
             for name, tensor in parameters.items()
         }
         self.reached: set[str] = set()
+        self._wide: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def watch(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
         """Observe the next backward pass; call it after the forward pass.
@@ -78,10 +79,19 @@ class GradientSums:
             flat = gradient.to_dense() if gradient.is_sparse else gradient
             total = self.sums[name]
             for piece, part in zip(_pieces(total.view(-1)), _pieces(flat.reshape(-1)), strict=True):
-                piece.add_(part.to(total.dtype), alpha=coefficient)
+                piece.add_(self._widened(part, total), alpha=coefficient)
             self.reached.add(name)
 
         return add
+
+    def _widened(self, part: Tensor, like: Tensor) -> Tensor:
+        """A piece in the type of the sums; the memory is the same every time, so that it stays in the cache."""
+        if part.dtype == like.dtype:
+            return part
+        key = like.device, like.dtype
+        if key not in self._wide or self._wide[key].numel() < part.numel():
+            self._wide[key] = torch.empty(part.numel(), dtype=like.dtype, device=like.device)
+        return self._wide[key][: part.numel()].copy_(part)
 
 
 def _pieces(flat: Tensor) -> tuple[Tensor, ...]:

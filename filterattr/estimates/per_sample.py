@@ -12,9 +12,9 @@ from torch import Tensor
 
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.sums import SampleSums
-from filterattr.result import REDUCTIONS, FilterAttribution, units_of
 from filterattr.estimates.job import Job, Run
 from filterattr.estimates.scores import Attributions
+from filterattr.result import REDUCTIONS, FilterAttribution, units_of
 
 POWERS = ("means", "mean_squares")
 _TOTALS = ("total", "remainder", "gap", "scale")
@@ -33,7 +33,8 @@ class PerSampleRun(Run):
         self.places = places
         self.attributions = Attributions(job.path, job.parameters)
         shapes = {"losses": torch.empty(len(places)), "totals": torch.empty(len(_TOTALS))}
-        for name, shape in units_of(job.parameters).items():
+        self.units = units_of(job.parameters)
+        for name, shape in self.units.items():
             units = torch.empty(shape, device=job.device)
             shapes |= {f"{power}/{reduction}/{name}": units for power in POWERS for reduction in REDUCTIONS}
         self.sums = SampleSums(shapes)
@@ -78,7 +79,7 @@ class PerSampleRun(Run):
         total, remainder, gap, scale = averages["totals"].tolist()
         means, mean_squares = (
             {
-                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in units_of(self.job.parameters)}
+                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in self.units}
                 for reduction in REDUCTIONS
             }
             for power in POWERS
