@@ -69,6 +69,7 @@ def all_rankings(
         SettingError: There are no samples.
 
     Example:
+        >>> from torch import nn
         >>> base, target = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> found = all_rankings(FilterAttributor(base), base, target, lambda model, x: model(x).square().sum(),
         ...                      list(torch.rand(3, 2)), torch.Generator(), n_steps=4)
@@ -140,6 +141,7 @@ def channel_ranking(
         SettingError: There are no samples, or a method is unknown.
 
     Example:
+        >>> from torch import nn
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> found = channel_ranking(FilterAttributor(layer, unit="kernel"), {"weight": torch.tensor([[1.0, -2.0]])},
         ...                         [torch.ones(1, 2)], lambda x: (x, 0 * x), lambda out, x: out.sum(1),

@@ -188,7 +188,7 @@ class Calibration(Record):
             (value - mean) / scale for value, mean, scale in zip(features, self.means, self.scales, strict=True)
         ]
         logits = [
-            self.biases[label] + math.sumprod(self.weights[label], standard) if standard else 0.0
+            self.biases[label] + math.fsum(w * x for w, x in zip(self.weights[label], standard, strict=True))
             for label in self.labels
         ]
         probabilities = torch.tensor(logits, dtype=torch.float64).softmax(0).tolist()
@@ -501,5 +501,5 @@ def _logistic(features: Tensor, labels: Tensor, n_labels: int, penalty: float) -
             torch.autograd.backward(value)
             return value
 
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weights.detach(), biases.detach()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = dict[str, Any]
 
+_KIND = "record"  # beside the fields; no field has this name
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
@@ -50,7 +51,7 @@ class Record(ABC):
         Returns:
             One line of text.
         """
-        return json.dumps({"kind": type(self).__name__, **_encoded_fields(self)}, allow_nan=False)
+        return json.dumps({_KIND: type(self).__name__, **_encoded_fields(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -69,7 +70,7 @@ class Record(ABC):
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise StorageError(f"a {cls.__name__} must be JSON: {error}.") from error
-        kind = content.pop("kind", None) if isinstance(content, dict) else None
+        kind = content.pop(_KIND, None) if isinstance(content, dict) else None
         if kind != cls.__name__:
             raise StorageError(f"the JSON must hold a {cls.__name__}; it holds {kind!r}.")
         decoded: Self = _decoded(content, cls, cls.__name__)

@@ -14,6 +14,7 @@ where both have the same loss.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -372,18 +373,19 @@ class Modulation(Record):
     loss_target: Mapping[str, float]
 
     def is_monotone(self, function: str | None = None, tolerance: float = 0.0) -> bool:
-        """Whether a function gets better at every step from strength 0 to 1.
+        """Whether a function gets better, and never worse, at every step from strength 0 to 1.
 
         Args:
             function: Which one; the own function by default.
-            tolerance: By how much a share may rise at a step.
+            tolerance: By how much its loss may rise at a step, in parts of what base and target differ by.
 
         Returns:
             Whether no step between 0 and 1 rises by more than the tolerance.
         """
-        steps = self.steps[function or self.function]
-        pairs = zip(self.strengths, self.strengths[1:], steps, strict=False)
-        return all(step.value <= tolerance for low, high, step in pairs if low >= 0 and high <= 1)
+        name = function or self.function
+        sign = 1 if self.loss_target[name] < self.loss_base[name] else -1
+        steps = zip(itertools.pairwise(self.strengths), self.steps[name], strict=True)
+        return all(sign * step.value <= tolerance for (low, high), step in steps if low >= 0 and high <= 1)
 
     def flatness(self, function: str) -> float:
         """How far a function moves from its state in target while the strength goes from 0 to 1.

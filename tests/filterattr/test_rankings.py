@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from filterattr import FilterAttributor, SettingError, StateMismatchError
-from filterattr.analysis.rankings import gradient_times_change, random_ranking, weight_change
-from tests.networks import image, smooth_network, squared_sum
+from filterattr import (
+    ChannelAttributor,
+    FilterAttributor,
+    FilterScores,
+    FilterSelection,
+    LossError,
+    NonFiniteError,
+    SettingError,
+    StateMismatchError,
+    StorageError,
+    UnitError,
+    blend,
+)
+from filterattr.analysis.comparison import all_rankings, channel_ranking
+from filterattr.analysis.gradients import fisher, input_path, taylor
+from filterattr.analysis.knockout import KnockOutJob
+from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
+from filterattr.engine.slots import Slots
+from tests.networks import image, relu_network, smooth_network, squared_sum
+from tests.reference.slow_analysis import gradients, kernel_sums, knock_outs, mean_loss
 
 
 def test_weight_change_equals_a_loop_over_kernels() -> None:
@@ -61,3 +81,250 @@ def test_random_ranking_repeats_with_its_seed_and_shuffles_everything() -> None:
     first, again, other = (random_ranking(like, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert first.top(5) == again.top(5)
     assert first.to_index().tolist() != other.to_index().tolist()
+
+
+def test_magnitude_equals_a_loop_over_kernels() -> None:
+    target = smooth_network()
+    plain, square = (magnitude(FilterAttributor(target), target, square=flag) for flag in (False, True))
+    for name in ("0.weight", "2.weight"):
+        weights = target.get_parameter(name).detach()
+        torch.testing.assert_close(plain[name], torch.tensor(kernel_sums(weights.abs()), dtype=torch.float64))
+        torch.testing.assert_close(square[name], torch.tensor(kernel_sums(weights**2), dtype=torch.float64))
+
+
+def every_gradient_ranking(base: nn.Module, target: nn.Module, samples: list[Tensor]) -> dict[str, FilterScores]:
+    attributor = FilterAttributor(base)
+    along = {"along": lambda x, t: t * x, "n_steps": 3, "method": "riemann_trapezoid"}
+    return {
+        "taylor": taylor(attributor, target, squared_sum, samples),
+        "snip": taylor(attributor, base, squared_sum, samples),
+        "fisher": fisher(attributor, target, squared_sum, samples),
+        "fisher x change": fisher(attributor, target, squared_sum, samples, base=base),
+        "input path": input_path(attributor, target, squared_sum, samples, **along),
+        "input path x change": input_path(attributor, target, squared_sum, samples, base=base, **along),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        ("taylor", lambda at, base, target: (at("target", 1) * target).abs()),
+        ("snip", lambda at, base, target: (at("base", 1) * base).abs()),
+        ("fisher", lambda at, base, target: at("target", 1) ** 2),
+        ("fisher x change", lambda at, base, target: (at("target", 1) * (target - base)) ** 2),
+        ("input path", lambda at, base, target: (at("target", 0) + 2 * at("target", 0.5) + at("target", 1)).abs() / 4),
+        (
+            "input path x change",
+            lambda at, base, target: (
+                ((at("target", 0) + 2 * at("target", 0.5) + at("target", 1)) * (target - base)).abs() / 4
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("parameter", ["0.weight", "2.weight"])
+def test_gradient_rankings_equal_plain_autograd_on_copies(name: str, score, parameter: str) -> None:
+    ends = {"base": relu_network(), "target": relu_network()}
+    samples = [image(1), image(2), image(3)]
+    found = every_gradient_ranking(ends["base"], ends["target"], samples)[name]
+    total = torch.zeros(())
+    for sample in samples:
+        at = partial(gradient_at, ends, sample, parameter)
+        total = total + score(at, *(ends[role].get_parameter(parameter).detach() for role in ends))
+    expected = torch.tensor(kernel_sums(total / 3), dtype=torch.float64)
+    torch.testing.assert_close(found[parameter], expected, rtol=1e-10, atol=1e-12)
+
+
+def gradient_at(ends: dict[str, nn.Module], sample: Tensor, parameter: str, role: str, t: float) -> Tensor:
+    return gradients(ends[role], squared_sum, t * sample)[parameter]
+
+
+def test_gradient_rankings_leave_model_modes_and_randomness_alone() -> None:
+    base, target = relu_network(), relu_network()
+    base.requires_grad_(False)
+    base[0].weight.grad = None
+    before = [parameter.detach().clone() for parameter in base.parameters()]
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        scores = taylor(
+            FilterAttributor(base), target, lambda model, x: squared_sum(model, x + torch.randn(1)), [image()]
+        )
+        assert not torch.is_grad_enabled()
+    assert float(scores.flat().max()) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    for parameter, value in zip(base.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+
+
+def test_gradient_rankings_refuse_what_has_no_gradient() -> None:
+    base = relu_network()
+    attributor = FilterAttributor(base)
+    with pytest.raises(LossError, match="one real scalar"):
+        taylor(attributor, base, lambda model, x: model(x), [image()])
+    with pytest.raises(SettingError, match="it is empty"):
+        fisher(attributor, base, squared_sum, [])
+    with pytest.raises(NonFiniteError, match=r"sample 0"):
+        fisher(attributor, base, squared_sum, [image() * float("inf")])
+    with pytest.raises(StateMismatchError, match="do not"):
+        fisher(attributor, base, squared_sum, [image()], base=nn.Linear(1, 1))
+
+
+def kernel_places(scores: FilterScores) -> list[tuple[str, int, int]]:
+    return [(name, o, i) for name, tensor in scores.items() for o in range(len(tensor)) for i in range(tensor.shape[1])]
+
+
+@pytest.mark.parametrize("batch_units", [1, 7])
+def test_knock_out_equals_copies_of_networks(batch_units: int) -> None:
+    base, target = relu_network(), relu_network()
+    samples = [image(1), image(2)]
+    slow = knock_outs(base, target, squared_sum, samples)
+    job = KnockOutJob(FilterAttributor(base), base, target, squared_sum, samples, batch_units=batch_units)
+    assert (job.cost().n_units, job.cost().n_forwards) == (48, 96)
+    found = job.run(progress=False)
+    assert found.is_complete
+    assert found.n_forwards == 96
+    assert found.loss_target == pytest.approx(mean_loss(target, squared_sum, samples), rel=1e-12)
+    assert found.scores.flat().tolist() == pytest.approx(
+        [slow[place] for place in kernel_places(found.scores)], rel=1e-9, abs=1e-11
+    )
+
+
+def test_knock_out_of_grouped_and_transposed_layers_and_tied_weights() -> None:
+    base, target = smooth_network(), smooth_network()
+    job = KnockOutJob(FilterAttributor(base, unit="filter"), base, target, squared_sum, [image()], batch_units=3)
+    one_by_one = KnockOutJob(FilterAttributor(base, unit="filter"), base, target, squared_sum, [image()])
+    found, slow = job.run().scores, one_by_one.run().scores
+    torch.testing.assert_close(found.flat(), slow.flat(), rtol=1e-9, atol=1e-12)
+    whole = FilterAttributor(base, unit="filter").scored_parameters(Slots(base))["4.weight"]
+    selection = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in found.items()}
+    selection["4.weight"][1] = True
+    masked = blend(target, base, FilterSelection(selection, found.parameters))
+    network = copy.deepcopy(base)
+    network.load_state_dict(masked)
+    expected = mean_loss(network, squared_sum, [image()]) - mean_loss(target, squared_sum, [image()])
+    assert float(slow["4.weight"][1]) == pytest.approx(expected, rel=1e-9)
+    assert whole.units_shape == (2,)
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
+    tied[1].weight = tied[0].weight
+    ends = copy.deepcopy(tied), copy.deepcopy(tied)
+    nn.init.eye_(ends[0][0].weight)
+    pair = [
+        KnockOutJob(FilterAttributor(tied), *ends, squared_sum, [torch.ones(1, 2).double()], batch_units=b).run()
+        for b in (1, 4)
+    ]
+    torch.testing.assert_close(pair[0].scores.flat(), pair[1].scores.flat(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_knock_out_that_ran_out_of_time_goes_on_where_it_was(tmp_path) -> None:
+    base, target = relu_network(), relu_network()
+    calls = 0
+
+    def counting(model: nn.Module, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return squared_sum(model, x)
+
+    def job(file: str | None = "job.safetensors") -> KnockOutJob:
+        path = None if file is None else tmp_path / file
+        return KnockOutJob(FilterAttributor(base), base, target, counting, [image()], checkpoint=path)
+
+    first = job().run(seconds=0)
+    assert not first.is_complete
+    assert first.units.count == 16
+    assert int(torch.isneginf(first.scores.flat()).sum()) == 32
+    assert first.scores.top(16) == first.units
+    second = job()
+    assert second.cost().n_units == 32
+    calls = 0
+    found = second.run()
+    assert calls == found.n_forwards == 32
+    assert found.is_complete
+    torch.testing.assert_close(found.scores.flat(), job(None).run().scores.flat(), rtol=0, atol=0)
+    with pytest.raises(StorageError, match="another samples"):
+        KnockOutJob(FilterAttributor(base), base, target, counting, [image(5)], checkpoint=tmp_path / "job.safetensors")
+    with pytest.raises(StorageError, match="the loss of target was"):
+        KnockOutJob(
+            FilterAttributor(base), base, target, lambda model, x: 2 * squared_sum(model, x), [image()],
+            checkpoint=tmp_path / "job.safetensors",
+        )  # fmt: skip
+
+
+def test_knock_out_refuses_what_it_cannot_do() -> None:
+    base = relu_network()
+    attributor = FilterAttributor(base)
+    with pytest.raises(SettingError, match="needs samples"):
+        KnockOutJob(attributor, base, base, squared_sum, [])
+    with pytest.raises(StateMismatchError, match=r"0\.weight"):
+        KnockOutJob(attributor, nn.Linear(1, 1), base, squared_sum, [image()])
+    empty = weight_change(attributor, base, base).top(0)
+    with pytest.raises(SettingError, match="at least one unit"):
+        KnockOutJob(attributor, base, base, squared_sum, [image()], units=empty)
+
+    def branching(model: nn.Module, x: Tensor) -> Tensor:
+        return squared_sum(model, x) if model(x).sum().item() > 1e9 else 2 * squared_sum(model, x)
+
+    with pytest.raises(SettingError, match="batch_units=1"):
+        KnockOutJob(attributor, base, relu_network(), branching, [image()], batch_units=4).run()
+
+
+def test_all_rankings_say_what_they_cost() -> None:
+    base, target = smooth_network(), smooth_network()
+    backwards = 0
+
+    def counting(model: nn.Module, x: Tensor) -> Tensor:
+        value = squared_sum(model, x)
+
+        def count(gradient: Tensor) -> Tensor:
+            nonlocal backwards
+            backwards += 1
+            return gradient
+
+        if value.requires_grad:
+            value.register_hook(count)
+        return value
+
+    found = all_rankings(
+        FilterAttributor(base), base, target, counting, [image(1), image(2)], torch.Generator().manual_seed(0),
+        along=lambda x, t: t * x, output=lambda model, x: model(x).sum(), n_steps=6,
+    )  # fmt: skip
+    names = [
+        name for name in found if name not in ("attribution, |sum|", "attribution, signed", "input path, published")
+    ]
+    assert backwards == sum(found[name].n_passes for name in names)
+    assert len({ranking.scores.n_units for ranking in found.values()}) == 1
+    assert found["input path, published"].n_passes == 12
+    assert len({tuple(ranking.scores.to_index()) for ranking in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize(("unit", "method"), [("filter", "internal_influence"), ("kernel", "conductance")])
+def test_channel_ranking_averages_the_layers_of_single_samples(unit: str, method: str) -> None:
+    model, target = relu_network(), relu_network()
+    samples = [image(1), image(2)]
+    found = channel_ranking(
+        FilterAttributor(model, unit=unit), target, samples, lambda x: (x, 0 * x),
+        lambda out, x: out.square().sum((1, 2, 3)), method=method, n_steps=4,
+    )  # fmt: skip
+    parts = [
+        ChannelAttributor(target).attribute(
+            x, 0 * x, lambda out: out.square().sum((1, 2, 3)), method=method, n_steps=4, kernels=unit == "kernel"
+        )
+        for x in samples
+    ]
+    expected = [part.kernels() if unit == "kernel" else part.filters() for part in parts]
+    torch.testing.assert_close(found.scores.flat(), (expected[0].flat() + expected[1].flat()) / 2)
+    assert found.n_passes == sum(part.n_passes for part in parts)
+    assert found.scores.parameters == FilterAttributor(model, unit=unit).scored_parameters(Slots(model))
+
+
+def test_channel_ranking_refuses_other_units() -> None:
+    model = relu_network()
+    with pytest.raises(UnitError, match="must be filters or kernels"):
+        channel_ranking(
+            FilterAttributor(model, unit="weight"), model, [image()], lambda x: (x, 0 * x), lambda out, x: out.sum()
+        )
+    with pytest.raises(UnitError, match="only weights of layers"):
+        channel_ranking(
+            FilterAttributor(model, select="*", unit="filter"), model, [image()], lambda x: (x, 0 * x),
+            lambda out, x: out.sum(),
+        )  # fmt: skip
