@@ -35,8 +35,9 @@ from filterattr.errors import (
     UnitError,
     name_some,
 )
-from filterattr.estimates.job import Job, Run
+from filterattr.estimates.job import Job, Precision, Run, check_precision
 from filterattr.estimates.per_sample import FixedRun
+from filterattr.estimates.waypoints import WaypointRun
 from filterattr.pathloss import Loss as Loss
 from filterattr.result import FilterAttribution, ScoredParameter
 from filterattr.walk import Walk, job_environment
@@ -101,9 +102,10 @@ class FilterAttributor:
         *,
         method: str = "gausslegendre",
         n_steps: int = 16,
-        waypoints: Sequence[StateLike] = (),
+        waypoints: Iterable[StateLike] = (),
         buffers: Side | None = None,
         allow_unused: str | Sequence[str] = (),
+        precision: Precision | None = None,
         checkpoint: str | PathLike[str] | None = None,
         distributed: bool = False,
         progress: Progress = None,
@@ -146,6 +148,8 @@ class FilterAttributor:
                 segments.
             buffers: Whose buffers (running statistics) to use where base and target differ; needed if floating ones do.
             allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
+            precision: ``"bf16"`` evaluates the loss under autocast to bfloat16; gradients arrive in the parameters' own
+                type and are added up in float64. ``None`` leaves the precision to you.
             checkpoint: File that keeps what is done; needs the safetensors package.
             distributed: Share the samples with the other ranks of the default process group.
             progress: ``True`` or ``False`` for a progress bar, a function of ``(done, total)`` passes, or ``None`` for
@@ -212,9 +216,10 @@ class FilterAttributor:
         data: Iterable[Any] | None,
         method: str,
         n_steps: int,
-        waypoints: Sequence[StateLike],
+        waypoints: Iterable[StateLike],
         buffers: Side | None,
         allow_unused: str | Sequence[str],
+        precision: Precision | None,
     ) -> Run:
         """Check and clone what a run needs."""
         quadrature = Quadrature.rule(method, n_steps)
@@ -231,9 +236,11 @@ class FilterAttributor:
             keep_buffers=buffers,
             waypoints=[plain_state(state, f"waypoint {index}") for index, state in enumerate(waypoints)],
         )
+        check_precision(precision, path.base)
         _check_call(loss, data)
         unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        return FixedRun(Job(self.model, slots, path, loss, parameters, unused), quadrature)
+        job = Job(self.model, slots, path, loss, parameters, unused)
+        return WaypointRun(job, quadrature) if path.waypoints else FixedRun(job, quadrature)
 
     def scored_parameters(self, slots: Slots) -> dict[str, ScoredParameter]:
         """Find the parameters that are scored, and their units.

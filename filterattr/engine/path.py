@@ -1,9 +1,14 @@
-r"""The straight line in weight space :math:`\gamma(t) = \bar\theta + t\,(\theta - \bar\theta)`, from base to target."""
+r"""The straight line in weight space :math:`\gamma(t) = \bar\theta + t\,(\theta - \bar\theta)`, from base to target.
+
+With waypoints it is a chain of K straight segments, each 1/K of [0, 1] long.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,6 +19,7 @@ from filterattr.errors import StateMismatchError, name_some
 Side = Literal["base", "target"]
 
 _PIECE = 2**18
+_ROUNDING = 1e-9  # of a place between two corners
 
 
 class Path:
@@ -24,12 +30,20 @@ class Path:
         target: The same at t = 1.
         fixed: First name to value of what stays the same along the whole path: buffers, and parameters that are
             neither floating nor complex.
+        waypoints: The corners between base and target, in order; tensors that do not move share memory.
     """
 
-    def __init__(self, base: dict[str, Tensor], target: dict[str, Tensor], fixed: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        base: dict[str, Tensor],
+        target: dict[str, Tensor],
+        fixed: dict[str, Tensor],
+        waypoints: Sequence[dict[str, Tensor]] = (),
+    ) -> None:
         self.base = base
         self.target = target
         self.fixed = fixed
+        self.waypoints = tuple(waypoints)
 
     @classmethod
     def between(
@@ -41,13 +55,14 @@ class Path:
         buffers: Mapping[str, Tensor],
         aliases: Mapping[str, str],
         keep_buffers: Side | None = None,
+        waypoints: Sequence[Mapping[str, Tensor]] = (),
     ) -> Path:
-        """Check two state dicts against a model and clone them.
+        """Check state dicts against a model and clone them.
 
         Buffers cannot be part of the path, as derivatives with respect to running statistics do not exist. Where base
         and target agree on one, their value is used. Where they differ, ``keep_buffers`` chooses; without it,
         differing counters and masks (neither floating nor complex) keep the model's own value. So do buffers that
-        neither state dict holds.
+        neither state dict holds. Buffers of waypoints are not used.
 
         Args:
             base: State dict at t = 0.
@@ -56,6 +71,7 @@ class Path:
             buffers: First name to buffer of the model.
             aliases: Every name of the model to its first name.
             keep_buffers: Which end's buffers to use where they differ.
+            waypoints: State dicts that the path passes through; those that repeat the point before them are left out.
 
         Returns:
             The path.
@@ -67,7 +83,8 @@ class Path:
         """
         findings: list[str] = []
         found: dict[str, dict[str, Tensor]] = {}
-        for role, state in (("base", base), ("target", target)):
+        corners = {f"waypoint {index}": state for index, state in enumerate(waypoints)}
+        for role, state in {"base": base, **corners, "target": target}.items():
             found[role], wrong = _by_first_name(role, state, parameters, buffers, aliases)
             findings += wrong
         moving = {name: own for name, own in parameters.items() if _is_number(own)}
@@ -83,7 +100,15 @@ class Path:
                 + "; ".join(findings)
                 + ". Load both from the same architecture."
             )
-        return cls(ends["base"], ends["target"], fixed)
+        return cls(ends["base"], ends["target"], fixed, _corners(list(ends.values())))
+
+    @cached_property
+    def segments(self) -> tuple[Path, ...]:
+        """The straight parts, in order; a path without waypoints is its only one."""
+        if not self.waypoints:
+            return (self,)
+        corners = (self.base, *self.waypoints, self.target)
+        return tuple(Path(first, second, self.fixed) for first, second in pairwise(corners))
 
     def point(self, t: float, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the weights at place ``t``: exact copies of the end points at 0 and 1, float64 in between.
@@ -95,6 +120,9 @@ class Path:
         Returns:
             Parameter name to a tensor in the model's type and layout.
         """
+        if self.waypoints:
+            segment, t = self._segment_at(t)
+            return segment.point(t, into)
         points = {name: torch.empty_like(value) for name, value in self.base.items()} if into is None else dict(into)
         for name, point in points.items():
             if t in (0.0, 1.0):
@@ -116,7 +144,10 @@ class Path:
         return change
 
     def moved(self) -> list[str]:
-        """List the parameters that differ between the end points."""
+        """List the parameters that change along the path."""
+        if self.waypoints:
+            moved = {name for segment in self.segments for name in segment.moved()}
+            return [name for name in self.base if name in moved]
         return [name for name in self.base if not torch.equal(self.base[name], self.target[name])]
 
     def cosine(self) -> float:
@@ -131,10 +162,31 @@ class Path:
         product = math.sqrt(norm_base * norm_target)
         return dot / product if product else float(norm_base == norm_target)
 
+    def _segment_at(self, t: float) -> tuple[Path, float]:
+        """The segment of a place, and the place in it; corners are hit exactly, whatever t was rounded to."""
+        place = t * len(self.segments)
+        if abs(place - round(place)) < _ROUNDING:
+            place = float(round(place))
+        index = min(int(place), len(self.segments) - 1)
+        return self.segments[index], place - index
+
     def _interpolate(self, name: str, t: float, point: Tensor) -> None:
         base, target = self.base[name], self.target[name]
         for piece, first, second in zip(_pieces(point), _pieces(base), _pieces(target), strict=True):
             piece.copy_(torch.lerp(_wide(first), _wide(second), t))
+
+
+def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Leave out the ends and repeated points; what does not move is kept once."""
+    corners = [states[0]]
+    for state in states[1:-1]:
+        last = corners[-1]
+        shared = {name: last[name] if torch.equal(value, last[name]) else value for name, value in state.items()}
+        if any(shared[name] is not last[name] for name in shared):
+            corners.append(shared)
+    if len(corners) > 1 and all(torch.equal(value, states[-1][name]) for name, value in corners[-1].items()):
+        corners.pop()
+    return corners[1:]
 
 
 def _by_first_name(
