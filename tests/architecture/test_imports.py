@@ -24,7 +24,8 @@ ALLOWED = {
     "walk": {"errors", "engine"},
     "estimates": {"errors", "engine", "result", "pathloss", "estimates"},
     "attribution": {"errors", "engine", "result", "pathloss", "walk", "estimates"},
-    "channels": {"errors", "engine", "result"},
+    "sweep": {"errors", "engine", "result", "sweep"},
+    "channels": {"errors", "engine", "result", "sweep"},
     "analysis": {"errors", "engine", "result", "intervention", "attribution", "channels", "analysis"},
     "display": {"errors", "engine", "result", "intervention", "attribution", "channels", "analysis", "display"},
 }

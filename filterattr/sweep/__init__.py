@@ -1,0 +1,1 @@
+"""One call of `ChannelAttributor.attribute`: one sweep along a line of inputs for all layers."""
