@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from filterattr.analysis.results import Curve, NullCurve
 from filterattr.result import FilterAttribution, FilterSelection
 
 if TYPE_CHECKING:
@@ -71,6 +72,43 @@ def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None
         axis.plot(attribution.path_places, losses, marker="o", ms=3, label=label, color=colour)
     axis.set(xlabel="place on the path t (0 base, 1 target)", ylabel="loss / loss of base")
     axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def plot_masking(curve: Curve, nulls: Mapping[str, NullCurve], function: str, axis: Axes) -> None:
+    """Draw what a ranking's first units remove of a function (or bring, for grafts), against random units.
+
+    Args:
+        curve: What the ranked units do; the bars are its intervals over the samples.
+        nulls: Label to what as many random units do: the mean, and a band that holds 95 % of the draws.
+        function: Which function.
+        axis: Where to draw. The scale of the fractions is logarithmic, so a fraction of 0 is left out.
+    """
+    for place, (label, null) in enumerate(nulls.items(), start=1):
+        bands = null.bands(function)
+        percents = [100 * fraction for fraction in null.fractions]
+        colour = COLOURS[place % len(COLOURS)]
+        axis.plot(percents, [band.mean for band in bands], marker="o", ms=3, label=label, color=colour)
+        lows, highs = [band.low for band in bands], [band.high for band in bands]
+        axis.fill_between(percents, lows, highs, color=colour, alpha=0.2, lw=0)
+    drawn = [pair for pair in zip(curve.fractions, curve.shares[function], strict=True) if pair[0] > 0]
+    axis.errorbar(
+        [100 * fraction for fraction, _ in drawn],
+        [share.value for _, share in drawn],
+        yerr=[[share.value - share.low for _, share in drawn], [share.high - share.value for _, share in drawn]],
+        marker="o",
+        ms=4,
+        capsize=2,
+        label=curve.ranking,
+        color=COLOURS[0],
+    )
+    verb = {"mask": "removed", "graft": "brought"}[curve.intervention]
+    axis.set(xscale="log", xlabel="units (%)", ylabel=f"{verb} of {function}")
+    ticks = [100 * fraction for fraction, _ in drawn]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
