@@ -174,12 +174,14 @@ class FilterAttributor:
         def prepare() -> tuple[tuple[Run, JobFile | None], Message]:
             claim.take()
             mode.enter()
-            run = self._prepare(base, target, loss, data, method, n_steps, waypoints, buffers, allow_unused)
+            quadrature = Quadrature.rule(method, n_steps)
+            job = self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision)
+            run = WaypointRun(job, quadrature) if job.path.waypoints else FixedRun(job, quadrature)
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
-            job = run.identity(with_data=data is not None)
-            file = None if checkpoint is None else _job_file(checkpoint, job, ranks if distributed else None, run)
-            return (run, file), {**job, "checkpoint": file is not None}
+            identity = run.identity(with_data=data is not None)
+            file = None if checkpoint is None else _job_file(checkpoint, identity, ranks if distributed else None, run)
+            return (run, file), {**identity, "checkpoint": file is not None}
 
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
@@ -208,21 +210,18 @@ class FilterAttributor:
             )
         return attribution
 
-    def _prepare(
+    def _job(
         self,
         base: StateLike,
         target: StateLike,
         loss: Loss,
         data: Iterable[Any] | None,
-        method: str,
-        n_steps: int,
         waypoints: Iterable[StateLike],
         buffers: Side | None,
         allow_unused: str | Sequence[str],
         precision: Precision | None,
-    ) -> Run:
+    ) -> Job:
         """Check and clone what a run needs."""
-        quadrature = Quadrature.rule(method, n_steps)
         slots = Slots(self.model)
         parameters = self.scored_parameters(slots)
         if buffers not in (None, "base", "target"):
@@ -239,8 +238,7 @@ class FilterAttributor:
         check_precision(precision, path.base)
         _check_call(loss, data)
         unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        job = Job(self.model, slots, path, loss, parameters, unused)
-        return WaypointRun(job, quadrature) if path.waypoints else FixedRun(job, quadrature)
+        return Job(self.model, slots, path, loss, parameters, unused, precision)
 
     def scored_parameters(self, slots: Slots) -> dict[str, ScoredParameter]:
         """Find the parameters that are scored, and their units.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.engine.hooks import GradientSums, first_nonfinite_output
+from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.randomness import seed_all
 from filterattr.engine.slots import Slots
@@ -31,6 +32,7 @@ class PathLoss:
         slots: Its slots.
         path: The path.
         loss: The user's loss.
+        autocast: What the loss is evaluated in; the default leaves that to the user.
 
     Attributes:
         losses: Place to loss of the current sample, float64.
@@ -38,7 +40,9 @@ class PathLoss:
             the others count exactly 0 and cost neither time nor memory.
     """
 
-    def __init__(self, model: nn.Module, slots: Slots, path: Path, loss: Loss) -> None:
+    def __init__(
+        self, model: nn.Module, slots: Slots, path: Path, loss: Loss, autocast: Autocast | None = None
+    ) -> None:
         _keep_freed_memory()
         self._moved = path.moved()
         self.gradients = GradientSums({name: path.base[name] for name in self._moved})
@@ -47,6 +51,7 @@ class PathLoss:
         self._slots = slots
         self._path = path
         self._loss = loss
+        self._autocast = autocast or Autocast()
         # the same memory at every place: fresh memory has to be asked for, and costs more than to fill it
         self._points = {name: torch.empty_like(value) for name, value in path.base.items()}
         self._coefficients: dict[float, float] = {}
@@ -83,7 +88,7 @@ class PathLoss:
         """
 
         def evaluate(leaves: Leaves) -> Tensor:
-            value = self._loss(self._model, *self._arguments)
+            value = self._evaluate()
             self._check_loss(value)
             if coefficient is not None and self._moved:
                 moved = {name: leaves[name] for name in self._moved}
@@ -161,6 +166,13 @@ class PathLoss:
                 "allow_unused=[...]."
             )
 
+    def _evaluate(self) -> Tensor:
+        """Run the loss in its precision; `_with_weights` brings the user's back if it raises."""
+        self._autocast.enter()
+        value = self._loss(self._model, *self._arguments)
+        self._autocast.restore()
+        return value
+
     def _with_weights(self, t: float, work: Callable[[Leaves], Answer]) -> Answer:
         """Do something while the model holds the weights of one place."""
         leaves = {name: nn.Parameter(value.detach()) for name, value in self._path.point(t, self._points).items()}
@@ -174,8 +186,10 @@ class PathLoss:
                 self._slots.put(held)
                 answer = self._unchanged(work, leaves)
             finally:
+                self._autocast.restore()
                 self._slots.restore()
         finally:
+            self._autocast.restore()
             self._slots.restore()
             # a kept traceback keeps this frame, and autocast its casts of every weight it has seen
             leaves.clear()
@@ -219,6 +233,11 @@ class PathLoss:
             raise LossError(f"loss must return one scalar; got shape {tuple(value.shape)}. Sum or average it.")
         if not value.is_floating_point():
             raise LossError(f"loss must be real and floating; got {value.dtype}.")
+        if self._autocast.is_used and value.dtype.itemsize < torch.float32.itemsize:
+            raise LossError(
+                f"with a precision below float32 the loss itself must come out in float32; got {value.dtype}, of which "
+                "three digits are left. Compute it from the float32 output of the network: model(x).float()."
+            )
         if not value.requires_grad:
             raise LossError(
                 f"the loss depends on no parameter of the path ({name_some(self._path.base)}). It must call the model "
@@ -229,7 +248,7 @@ class PathLoss:
         """Name the module whose output is the first that is not finite."""
 
         def search(_leaves: Leaves) -> str | None:
-            return first_nonfinite_output(self._model, lambda: self._loss(self._model, *self._arguments))
+            return first_nonfinite_output(self._model, self._evaluate)
 
         name = self._with_weights(t, search)
         if name is None:

@@ -1,6 +1,8 @@
-"""PyTorch's gradient modes: on while we work, whatever the caller chose, and the caller's own afterwards."""
+"""PyTorch's gradient modes and autocast: as the work needs them, and the caller's own afterwards."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 
@@ -36,3 +38,48 @@ class GradientMode:
         if self._normal is not None and not torch.is_inference_mode_enabled():
             self._normal.__exit__(None, None, None)
         torch.set_grad_enabled(self._enabled)
+
+
+class Autocast:
+    """Autocast to one type on some kinds of devices; `restore` brings back what the caller had.
+
+    Plain calls for the same reason as in `GradientMode`.
+
+    Args:
+        devices: Kinds of devices, such as ``"cpu"``; none leaves everything as it is.
+        dtype: What to compute in.
+
+    Example:
+        >>> mode = Autocast(["cpu"], torch.bfloat16)
+        >>> mode.enter()
+        >>> inside = torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+        >>> mode.restore()
+        >>> inside, torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
+        (torch.bfloat16, torch.float32)
+    """
+
+    def __init__(self, devices: Iterable[str] = (), dtype: torch.dtype = torch.bfloat16) -> None:
+        self._devices = tuple(devices)
+        self._dtype = dtype
+        self._own: list[tuple[str, bool, torch.dtype]] = []
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is switched on at all."""
+        return bool(self._devices)
+
+    def enter(self) -> None:
+        """Switch autocast on."""
+        self._own = [
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in self._devices
+        ]
+        for device in self._devices:
+            torch.set_autocast_dtype(device, self._dtype)
+            torch.set_autocast_enabled(device, True)
+
+    def restore(self) -> None:
+        """Bring the caller's settings back; doing it twice, or without having entered, does no harm."""
+        for device, enabled, dtype in self._own:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        self._own = []

@@ -5,17 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
 from filterattr.engine.identity import digest_of
+from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.slots import Slots
 from filterattr.engine.sums import SampleSums
+from filterattr.errors import SettingError, name_some
 from filterattr.pathloss import Loss, PathLoss
 from filterattr.result import FilterAttribution, ScoredParameter
+
+Precision: TypeAlias = Literal["bf16"]
+PRECISIONS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Job:
         loss: The user's loss.
         parameters: Parameter name to how it is scored.
         allow_unused: Globs of parameters that may differ although the loss does not use them.
+        precision: What the loss is evaluated in; ``None`` leaves that to the user.
     """
 
     model: nn.Module
@@ -37,6 +43,13 @@ class Job:
     loss: Loss
     parameters: Mapping[str, ScoredParameter]
     allow_unused: tuple[str, ...]
+    precision: Precision | None = None
+
+    def autocast(self) -> Autocast:
+        """What the loss is evaluated in."""
+        if self.precision is None:
+            return Autocast()
+        return Autocast(sorted({value.device.type for value in self.path.base.values()}), PRECISIONS[self.precision])
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +72,7 @@ class Job:
             "set of buffers": digest_of(self.path.fixed),
             "model (modules or their train flags)": digest_of(modules),
             "unit or selection of parameters": digest_of(units),
+            "precision": self.precision,
             "autocast": {device: _autocast_type(device) for device in ("cpu", "cuda")},
             "kind of data": "samples" if with_data else "none",
         }
@@ -82,7 +96,7 @@ class Run(ABC):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.path_loss = PathLoss(job.model, job.slots, job.path, job.loss)
+        self.path_loss = PathLoss(job.model, job.slots, job.path, job.loss, job.autocast())
         self.advance: Callable[[], None] = lambda: None
 
     @abstractmethod
@@ -123,3 +137,33 @@ class Run(ABC):
 
 def _autocast_type(device: str) -> str | None:
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+
+
+def check_precision(precision: object, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a precision that cannot be had.
+
+    Args:
+        precision: What the user asked for.
+        parameters: Name to parameter that moves along the path.
+
+    Raises:
+        SettingError: It is unknown, or autocast does not know the type or device of some parameters; they are named.
+    """
+    if precision is None:
+        return
+    if precision not in get_args(Precision):
+        raise SettingError(
+            f'precision must be None or "bf16"; got {precision!r}. float16 would need scaled losses; whatever '
+            "else you need can be done inside the loss."
+        )
+    exact = [name for name, value in parameters.items() if value.is_complex() or value.dtype == torch.float64]
+    if exact:
+        kinds = ", ".join(sorted({str(parameters[name].dtype) for name in exact}))
+        raise SettingError(
+            f"precision={precision!r} needs float32 parameters, as autocast leaves {kinds} alone; found "
+            f"{name_some(exact)}. Convert the network to float32, or leave precision out."
+        )
+    devices = {value.device.type for value in parameters.values()}
+    unknown = sorted(device for device in devices if not torch.amp.is_autocast_available(device))
+    if unknown:
+        raise SettingError(f"precision={precision!r} needs autocast, which {', '.join(unknown)} does not have.")
