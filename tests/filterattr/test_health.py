@@ -15,10 +15,10 @@ from tests.networks import image, relu_network, smooth_network, squared_sum
 
 
 def along(curve, n_steps: int = 16):
-    """An attribution of a network of one weight that goes from 0 to 1, with any loss of it."""
+    """An attribution of a network of one weight that goes from 1 to 2, with any loss of the place in between."""
     model = nn.Linear(1, 1, bias=False).double()
-    ends = ({"weight": torch.full((1, 1), t, dtype=torch.float64)} for t in (0.0, 1.0))
-    return FilterAttributor(model).attribute(*ends, lambda network: curve(network.weight.sum()), n_steps=n_steps)
+    ends = ({"weight": torch.full((1, 1), t, dtype=torch.float64)} for t in (1.0, 2.0))
+    return FilterAttributor(model).attribute(*ends, lambda network: curve(network.weight.sum() - 1), n_steps=n_steps)
 
 
 def test_a_straight_fall_is_healthy() -> None:
@@ -81,21 +81,6 @@ def test_every_check_holds_for_a_sound_loss() -> None:
     assert len(table.to_frame()) == 6
     for parameter, value in zip(base.parameters(), before, strict=True):
         assert torch.equal(parameter, value)
-
-
-def test_losses_that_break_the_rules_are_caught() -> None:
-    base, target = smooth_network(), smooth_network()
-    norms = [float(end[0].weight.detach().abs().sum()) for end in (base, target)]
-
-    def looks_at_weights(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        # jumps where the weights come near those of target: neither symmetric nor smooth
-        near = (model[0].weight.detach().abs().sum() - norms[1]).abs() < (norms[0] - norms[1]) / 2
-        return squared_sum(model, x) * (5.0 if near else 1.0)
-
-    rows = sanity_checks(
-        FilterAttributor(base), base, target, looks_at_weights, [image()], amount=5, method="riemann_left", n_steps=1
-    ).entries
-    assert not rows[0].holds  # a rule that looks at base alone
 
 
 def test_one_sided_rules_fail_the_swap() -> None:
