@@ -69,7 +69,7 @@ def test_path_stays_complete_and_shows_the_loss_at_every_corner() -> None:
     assert (found.scores().flat() - direct.scores().flat()).abs().max() > 1e-3  # but it is another path
     at = dict(zip(found.path_places, found.path_losses, strict=True))
     for place, network in zip((0.0, 0.5, 1.0), networks, strict=True):
-        assert at[place] == sum(float(squared_sum(network, one)) for one in samples) / 2
+        assert at[place] == pytest.approx(sum(squared_sum(network, one).item() for one in samples) / 2, rel=1e-12)
     assert "in each of 2 segments" in repr(found)
 
 
