@@ -50,8 +50,8 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str, *, tools: bool = True
         The table in a box that scrolls by itself. On paper only the first `PRINTED_ROWS` rows of it appear.
 
     Example:
-        >>> print(table([{"layer": "<body>", "share": 0.5}], "Layers")[-46:])
-        <td ... data-value="0.5">0.5</td></tr></tbody></table></div>
+        >>> print(table([{"layer": "<body>", "share": 0.5}], "Layers"))
+        <div ...<td>&lt;body&gt;</td><td class="number" data-value="0.5">0.5</td></tr></tbody></table></div>
     """
     headings = list(dict.fromkeys(key for row in rows for key in row))
     cells = {key: [row.get(key) for row in rows] for key in headings}
