@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS := constraints.txt
 
 .DEFAULT_GOAL := help
@@ -20,7 +21,7 @@ demo: $(STAMP)  ## which 1 % of the kernels remove blur, which remove noise? (tw
 	$(BIN)/python -m sr_zoo demo --out demo_output
 
 test: $(STAMP) lint  ## lint, types, tests and doctests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not site"
 
 test-all: $(STAMP) lint  ## everything that `test` runs, and what takes minutes
 	$(BIN)/python -m pytest
@@ -28,8 +29,13 @@ test-all: $(STAMP) lint  ## everything that `test` runs, and what takes minutes
 bench: $(STAMP)  ## measure speed and memory, print one table
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds
 
-docs: $(STAMP)  ## the site, into docs/_build; warnings are errors
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev,docs]"
+	touch $@
+
+docs: $(DOCS_STAMP)  ## the site, executed, into docs/_build/html, and its checks (warnings are errors; no network)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m pytest tests/docs -m site
 
 study: $(STAMP)  ## the masking study on your own photographs: make study SEARCH=dir TEST=dir [CROPS=30]
 	@test -n "$(SEARCH)" -a -n "$(TEST)" || { echo "name two folders of photographs: make study SEARCH=... TEST=..."; exit 2; }
@@ -42,4 +48,4 @@ lint: $(STAMP)  ## style, types, spelling
 	$(BIN)/codespell
 
 clean:  ## remove the environment and everything that can be made again
-	rm -rf $(VENV) build dist demo_output study_output docs/_build .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	rm -rf $(VENV) build dist demo_output study_output docs/_build docs/learn docs/gallery docs/reference/generated .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

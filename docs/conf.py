@@ -1,12 +1,16 @@
-"""Sphinx settings: `make docs` builds with warnings as errors and without a network."""
+"""Sphinx settings: `make docs` builds with warnings as errors, executes all pages, and never asks the network."""
 
 import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
-import filterattr
+import matplotlib as mpl  # noqa: E402 - needs the path
+from offline_inventories import write_inventories  # noqa: E402 - needs the path
+
+import filterattr  # noqa: E402 - needs the path
 
 project = "filterattr"
 author = "the filterattr developers"
@@ -16,32 +20,120 @@ version = release = filterattr.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
+    "sphinxext.opengraph",
+    "mathml",
+    "short_names",
+    "program_help",
+    "returns",
 ]
-source_suffix = {".md": "markdown"}
-myst_enable_extensions = ["dollarmath", "colon_fence"]
-myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
+exclude_patterns = ["_build", "tutorials/*"]
+templates_path = ["_templates"]
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [
+    # private parts of the library, and types that its own aliases are made of
+    ("py:.*", r".*\b_\w+$"),
+    ("py:.*", r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Axes)"),
+    # single letters, numbers and words in single backticks of docstrings that name no object
+    ("py:obj", r".*"),
+]
+# the gallery's settings hold functions, which cannot be pickled
+suppress_warnings = ["config.cache"]
 
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_block", "attrs_inline"]
+myst_heading_anchors = 3
+bibtex_bibfiles = ["references.bib"]
+html_math_renderer = "mathml"
+
+autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
-autodoc_default_options = {"members": True, "show-inheritance": True}
-default_role = "code"
+autodoc_typehints_format = "short"
+autodoc_typehints_description_target = "documented_params"
+autodoc_inherit_docstrings = False
+autodoc_default_options = {"members": True, "show-inheritance": True, "inherited-members": "Mapping,Module"}
+autodoc_type_aliases = {
+    name: name for name in ("StateLike", "Loss", "UnitLike", "Select", "Progress", "Reduction", "Scale")
+}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-# without a network the inventories cannot be fetched, and a missing inventory is a warning
-_INVENTORIES = {
-    "python": ("https://docs.python.org/3", None),
-    "torch": ("https://docs.pytorch.org/docs/stable", None),
-    "numpy": ("https://numpy.org/doc/stable", None),
+intersphinx_mapping = write_inventories(HERE / "inventories", HERE / "_build" / "inventories")
+
+# the words of the tutorials come first in the code that makes them: one idea after the other
+TUTORIALS = (
+    "first_attribution.py",
+    "which_filters_remove_blur.py",
+    "your_own_network.py",
+    "units_loss_and_path.py",
+    "reading_the_numbers.py",
+    "coming_from_captum.py",
+)
+
+
+class InOrder:
+    """Sort the pages of a gallery: tutorials as listed above, everything else by name."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self, name: str) -> tuple[int, str]:
+        return (TUTORIALS.index(name) if name in TUTORIALS else len(TUTORIALS), name)
+
+
+def reset_matplotlib(_gallery: object, _name: str) -> None:
+    """Draw every page's pictures in one look, on white."""
+    mpl.rcdefaults()
+    mpl.use("Agg")
+    mpl.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": ["tutorials", "../examples"],
+    "gallery_dirs": ["learn", "gallery"],
+    "filename_pattern": "",
+    "within_subsection_order": InOrder,
+    "abort_on_example_error": True,
+    "backreferences_dir": "reference/backreferences",
+    "doc_module": ("filterattr", "sr_zoo"),
+    "capture_repr": ("_repr_html_",),
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": 1000,
+    "remove_config_comments": True,
+    "reset_modules": (reset_matplotlib,),
+    "copyfile_regex": r"",
+    "default_thumb_file": str(HERE / "images" / "layers.png"),
+    "thumbnail_size": (320, 224),
 }
-intersphinx_mapping = _INVENTORIES if os.environ.get("DOCS_ONLINE") else {}
 
 html_theme = "furo"
 html_title = f"filterattr {version}"
+html_logo = "_static/logo.svg"
+html_favicon = "_static/logo.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#005a8c", "color-brand-content": "#005a8c"},
+    "dark_css_variables": {"color-brand-primary": "#56b4e9", "color-brand-content": "#56b4e9"},
+}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+# where the site will live is for those to say who put it there
+ogp_site_url = os.environ.get("DOCS_URL", "")
+ogp_site_name = "filterattr"
+ogp_enable_meta_description = True
+ogp_social_cards = {"line_color": "#D55E00", "image": "_static/logo.png"}

@@ -1,0 +1,191 @@
+"""The built site: links and anchors, sizes, and every page in a browser at the width of a desk and of a phone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SITE = Path(os.environ.get("FILTERATTR_SITE", ROOT / "docs" / "_build" / "html"))
+WIDTHS = (1280, 375)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built; `make docs` builds it"),
+]
+
+
+class Page(HTMLParser):
+    """What a page links to, loads, and can be linked to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.without_alternative: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.anchors |= {value for key in ("id", "name") if (value := given.get(key))}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"] or "")
+        if tag in ("img", "script", "source") and given.get("src"):
+            self.loads.append(given["src"] or "")
+        if tag == "link" and given.get("rel") in ("stylesheet", "icon"):
+            self.loads.append(given.get("href") or "")
+        if tag == "img" and not given.get("alt"):
+            self.without_alternative.append(given.get("src") or "")
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts}
+
+
+def test_links_and_anchors_lead_somewhere(pages: dict[Path, Page]) -> None:
+    broken = []
+    for path, page in pages.items():
+        for link in {*page.links, *page.loads}:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            goal = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            known = pages.get(goal)
+            if not goal.exists() or (parts.fragment and known and unquote(parts.fragment) not in known.anchors):
+                broken.append(f"{path.relative_to(SITE)}: {link}")
+    assert not broken
+
+
+def test_pages_load_nothing_from_elsewhere(pages: dict[Path, Page]) -> None:
+    assert not [(path.name, load) for path, page in pages.items() for load in page.loads if urlsplit(load).netloc]
+
+
+def test_pictures_have_an_alternative(pages: dict[Path, Page]) -> None:
+    assert not {path.name: page.without_alternative for path, page in pages.items() if page.without_alternative}
+
+
+def test_pages_are_under_one_megabyte_with_their_pictures(pages: dict[Path, Page]) -> None:
+    weights = {}
+    for path, page in pages.items():
+        files = {path} | {(path.parent / unquote(urlsplit(load).path)).resolve() for load in page.loads}
+        weights[path.relative_to(SITE)] = sum(file.stat().st_size for file in files if file.exists())
+    assert not {str(path): weight for path, weight in weights.items() if weight > 1_000_000}
+
+
+# opens every page in a frame of each width and reports what it measured to the server that it came from
+DRIVER = """<!doctype html><meta charset="utf-8"><title>driver</title><body style="margin:0"><script>
+const wait = time => new Promise(done => setTimeout(done, time));
+async function look(page, width) {
+  const frame = document.createElement('iframe');
+  frame.style = `width:${width}px;height:900px;border:0`;
+  const errors = [];
+  frame.src = page;
+  document.body.append(frame);
+  await new Promise(done => frame.addEventListener('load', done));
+  const inside = frame.contentWindow, root = frame.contentDocument.documentElement;
+  inside.addEventListener('error', event => errors.push(String(event.message)), true);
+  await wait(60);
+  const broken = [...frame.contentDocument.images]
+    .filter(image => image.complete && !image.naturalWidth).map(image => image.src);
+  const result = {page, width, scroll: root.scrollWidth, client: root.clientWidth, broken, errors};
+  frame.remove();
+  return result;
+}
+(async () => {
+  const results = [];
+  for (const page of PAGES) for (const width of WIDTHS) results.push(await look(page, width));
+  await fetch('/done', {method: 'POST', body: JSON.stringify(results)});
+})();
+</script>"""
+
+
+class Server(SimpleHTTPRequestHandler):
+    """The site, a page that walks through it, and a place to report to."""
+
+    driver = ""
+    report: list[dict[str, Any]] | None = None
+    is_done = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path != "/driver":
+            super().do_GET()
+            return
+        content = Server.driver.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        Server.report = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+        Server.is_done.set()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def visit(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages]
+    Server.driver = DRIVER.replace("PAGES)", f"{json.dumps(names)})").replace("WIDTHS)", f"{json.dumps(WIDTHS)})")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    profile = tmp_path_factory.mktemp("profile")
+    flags = ["--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--window-size=1300,950"]
+    flags += ["--no-sandbox"] if os.geteuid() == 0 else []
+    log = profile / "log"
+    with log.open("w") as stream:
+        browser = subprocess.Popen(
+            [CHROMIUM, *flags, "--enable-logging=stderr", f"http://127.0.0.1:{server.server_port}/driver"],
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
+        )
+        try:
+            finished = Server.is_done.wait(240)
+        finally:
+            browser.terminate()
+            browser.wait(20)
+            server.shutdown()
+            server.server_close()
+    assert finished, f"the browser did not finish: {log.read_text()[-2000:]}"
+    assert Server.report is not None
+    return Server.report, log.read_text()
+
+
+def test_no_page_scrolls_sideways(visit: tuple[list[Any], str]) -> None:
+    wide = [f"{one['page']} at {one['width']}: {one['scroll']}" for one in visit[0] if one["scroll"] > one["client"]]
+    assert not wide
+
+
+def test_every_picture_loads(visit: tuple[list[Any], str]) -> None:
+    assert not [(one["page"], one["broken"]) for one in visit[0] if one["broken"]]
+
+
+def test_the_console_stays_empty(visit: tuple[list[Any], str]) -> None:
+    lines = [line for line in visit[1].splitlines() if "CONSOLE" in line]
+    assert not lines
+    assert not [(one["page"], one["errors"]) for one in visit[0] if one["errors"]]
+
+
+def test_both_widths_of_every_page_were_seen(visit: tuple[list[Any], str], pages: dict[Path, Page]) -> None:
+    assert len(visit[0]) == len(WIDTHS) * len(pages)
