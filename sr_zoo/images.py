@@ -17,7 +17,7 @@ from filterattr.errors import FilterAttrError
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 # what Pillow's decoders raise at files that are no images or are cut off
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class ImageError(FilterAttrError, ValueError):
@@ -86,7 +86,7 @@ def read_image(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as image:
             pixels = _rgb_pixels(image)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(
             f"a photograph must be a readable image file; got '{path}' ({type(error).__name__}: {error})."
         ) from error

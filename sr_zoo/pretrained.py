@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from filterattr.engine.foreign import read_checkpoint
-from filterattr.engine.states import plain_state
+from filterattr import load_state
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import FilterAttrError, StateMismatchError, StorageError
-from sr_zoo.models import SRCNNStyle, SRResNet, TwoBranch
+from sr_zoo.models import RRDBNet, SRCNNStyle, SRResNet, TwoBranch
+from sr_zoo.recognition import recognise
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "srresnet": SRResNet,
     "srcnn_style": SRCNNStyle,
     "two_branch": TwoBranch,
+    "rrdbnet": RRDBNet,
 }
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -30,7 +31,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build a network by name; its first weights come from PyTorch's global generator.
 
     Args:
-        architecture: ``"srresnet"``, ``"srcnn_style"`` or ``"two_branch"``.
+        architecture: ``"srresnet"``, ``"srcnn_style"``, ``"two_branch"`` or ``"rrdbnet"``.
         arguments: Keyword arguments of its constructor.
 
     Returns:
@@ -172,11 +173,96 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
         >>> torch.equal(network.conv_last.weight, trained.conv_last.weight)
         True
     """
+    _load_state(network, _foreign_state(path), path)
+
+
+def open_network(path: str | Path) -> nn.Module:
+    """Open weights of any kind, in evaluation mode.
+
+    Args:
+        path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
+
+    Returns:
+        The network on the CPU; ``upscale`` tells its factor.
+
+    Raises:
+        WeightsError: The name is unknown, or the weights are of no network that is known.
+        StorageError: A file of `save_network` is damaged.
+
+    Example:
+        >>> open_network("no-such-weights")
+        Traceback (most recent call last):
+        ...
+        sr_zoo.pretrained.WeightsError: weights must be a file or one of ...
+    """
+    found = find_weights(path)
+    return load_network(found) if found.suffix == ".safetensors" and _is_own(found) else open_checkpoint(found)
+
+
+def open_checkpoint(path: str | Path) -> nn.Module:
+    """Build the network of somebody else's checkpoint from its names and shapes, and load it, in evaluation mode.
+
+    Networks of `sr_zoo.models` in the layout of BasicSR are known: SRResNet, the SRCNN-style network, and RRDBNet (also
+    by the names of the first ESRGAN). All others are left to spandrel, which knows some forty architectures, if it is
+    installed. Nothing but tensors is unpickled.
+
+    Args:
+        path: A file of `torch.save` or a safetensors file.
+
+    Returns:
+        The network on the CPU; ``upscale`` tells its factor.
+
+    Raises:
+        WeightsError: The file cannot be read safely, or no network is known that fits.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> path = Path(tempfile.mkdtemp()) / "net_g_latest.pth"
+        >>> torch.save({"params": SRResNet(num_feat=4, num_block=2, upscale=3).state_dict()}, path)
+        >>> open_checkpoint(path).upscale
+        3
+    """
+    state = _foreign_state(path)
+    recognised = recognise(state)
+    if recognised is None:
+        return _open_with_spandrel(state, path)
+    architecture, arguments, state = recognised
+    network = build(architecture, arguments)
+    _load_state(network, state, path)
+    return network.eval()
+
+
+def _open_with_spandrel(state: dict[str, Tensor], path: str | Path) -> nn.Module:
+    """Ask the collection that knows nearly all published architectures."""
     try:
-        state = plain_state(read_checkpoint(path), f"'{path}'")
+        import spandrel  # noqa: PLC0415 - optional
+    except (ImportError, RuntimeError) as error:  # its torchvision raises a RuntimeError beside another torch
+        raise WeightsError(
+            f"'{path}' holds none of {', '.join(ARCHITECTURES)}, and the collection that knows other architectures "
+            f"cannot be imported ({error}): pip install spandrel."
+        ) from error
+    try:
+        described = spandrel.ModelLoader().load_from_state_dict(state)
+    except (spandrel.UnsupportedModelError, RuntimeError, KeyError, ValueError) as error:  # or it does not fit
+        raise WeightsError(f"'{path}' holds no network that this package or spandrel knows.") from error
+    network: nn.Module = described.model.eval()
+    setattr(network, "upscale", int(described.scale))  # noqa: B010 - no parameter, whatever mypy takes it for
+    return network
+
+
+def _foreign_state(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint; the average first."""
+    try:
+        return load_state(path)
     except (StateMismatchError, StorageError) as error:
         raise WeightsError(str(error)) from error
-    _load_state(network, state, path)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a safetensors file says of itself that it is one of `save_network`; a damaged one does, too."""
+    with path.open("rb") as stream:
+        return b'"format":"filterattr-' in stream.read(1 << 16)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

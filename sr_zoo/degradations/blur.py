@@ -253,7 +253,8 @@ class Sinc(Degradation):
         offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
         distance = torch.hypot(offsets[:, None], offsets)
         distance[radius, radius] = 1  # any number: the limit follows
-        weights = self.cutoff * torch.special.bessel_j1(self.cutoff * distance) / (2 * math.pi * distance)
+        bessel: Tensor = torch.special.bessel_j1(self.cutoff * distance)
+        weights = self.cutoff * bessel / (2 * math.pi * distance)
         weights[radius, radius] = self.cutoff**2 / (4 * math.pi)
         return weights / weights.sum()
 

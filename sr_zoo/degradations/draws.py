@@ -58,9 +58,9 @@ class Drawn(Composite):
         for names, values in self._drawn():
             for value in values:
                 dataclasses.replace(self.degradation, **dict.fromkeys(names, value))
-        for name, (low, high) in self.ranges:
+        for names, (low, high) in self._drawn()[: len(self.ranges)]:
             if low > high:
-                raise DegradationError(f"Drawn.ranges must go from low to high; got {low} to {high} for {name}.")
+                raise DegradationError(f"Drawn.ranges must go from low to high; got {low} to {high} for {names[0]}.")
 
     def _drawn(self) -> list[tuple[list[str], tuple[Any, ...]]]:
         """Fields and the values that bound or make up what can be drawn for them."""

@@ -1,0 +1,111 @@
+"""``attribute``: which kernels carry what one network can do and the other cannot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError
+from filterattr.display.plot import plot_layers, plot_path
+from sr_zoo.cli.program import Commands, add_device, device_of
+from sr_zoo.data import load_photographs
+from sr_zoo.degradations import STRENGTH_UNITS, evaluation_inputs
+from sr_zoo.models import TwoBranch
+from sr_zoo.pretrained import open_network
+from sr_zoo.samples import draw_pairs, squared_error
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser(
+        "attribute",
+        help="score every kernel of two checkpoints on a folder of photographs, for one degradation",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("base", help="weights that lack the function: a shipped name, a file, or a .pth checkpoint")
+    parser.add_argument("target", help="weights of the same network that have it")
+    parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    parser.add_argument(
+        "--degradation",
+        choices=("clean", *STRENGTH_UNITS, "all"),
+        default="blur",
+        help="what is done to the photographs; all at once with 'all'",
+    )
+    parser.add_argument("--crops", type=int, default=12, help="number of crops")
+    parser.add_argument("--size", type=int, default=128, help="width of a crop in pixels")
+    parser.add_argument("--steps", type=int, default=16, help="nodes of the integral")
+    parser.add_argument("--fraction", type=float, default=0.01, help="share of all kernels in the printed selection")
+    parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
+    parser.add_argument("--out", type=Path, default=Path("attribution"), help="folder for the file and the picture")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Attribute; a call that was killed goes on where it was."""
+    device = device_of(options)
+    base, target = (open_network(name).to(device) for name in (options.base, options.target))
+    scale = int(target.upscale)  # type: ignore[arg-type]
+    if not 0 < options.fraction < 1:
+        raise SettingError(f"fraction must lie between 0 and 1 (one per cent is 0.01); got {options.fraction}.")
+    inputs = evaluation_inputs(scale, degradations=tuple(STRENGTH_UNITS))
+    pairs = draw_pairs(
+        load_photographs(options.images),
+        {options.degradation: inputs[options.degradation]},
+        count=options.crops,
+        size=options.size,
+        scale=scale,
+        seed=options.seed,
+        margin=8 * scale,
+    )[options.degradation]
+    data = [(degraded.to(device), reference.to(device)) for degraded, reference in pairs]
+    options.out.mkdir(parents=True, exist_ok=True)
+    attribution = FilterAttributor(target).attribute(
+        base,
+        target,
+        squared_error,
+        data,
+        n_steps=options.steps,
+        # what a two-branch network says of the degradation is no part of the image
+        allow_unused=("estimate.*",) if isinstance(target, TwoBranch) else (),
+        checkpoint=options.out / "unfinished.safetensors",
+        progress=True,
+    )
+    selection = attribution.scores().top(options.fraction)
+    files = [options.out / name for name in ("attribution.safetensors", "attribution.png")]
+    attribution.save(files[0])
+    _draw(attribution, selection, options.degradation, files[1])
+    (options.out / "unfinished.safetensors").unlink()
+    sys.stdout.write(f"\n{_table(attribution, selection, options.degradation)}\n\n")
+    sys.stdout.write("".join(f"wrote {file}\n" for file in files))
+
+
+def _table(attribution: FilterAttribution, selection: FilterSelection, degradation: str) -> str:
+    """The attribution as text of at most 80 columns."""
+    chosen = selection.per_layer()
+    rows = sorted(attribution.per_layer(), key=lambda row: -row.share)
+    lines = [
+        f"{degradation} inputs: loss {attribution.loss_base:.4g} of base, {attribution.loss_target:.4g} of target",
+        f"completeness error {attribution.completeness_error:.2%}, cosine of the weights {attribution.cosine:.3f}",
+        f"{selection.count} of {selection.n_units} kernels selected",
+        "",
+        f"{'layer':<40}{'kernels':>10}{'selected':>10}{'share of scores':>18}",
+    ]
+    lines += [f"{row.name:<40}{row.n_units:>10}{chosen[row.name]:>10}{row.share:>17.1%}" for row in rows[:10]]
+    if len(rows) > 10:
+        lines.append(f"... and {len(rows) - 10} more layers")
+    return "\n".join(lines)
+
+
+def _draw(attribution: FilterAttribution, selection: FilterSelection, degradation: str, path: Path) -> None:
+    """Where the selected kernels sit, and the loss along the path."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    plot_layers({f"{degradation}: {selection.count} kernels": selection}, left)
+    left.set_title("Where the kernels with the largest scores sit (dashed: spread evenly)", fontsize=11)
+    plot_path({f"{degradation} inputs": attribution}, right)
+    right.set_title("Loss along the path from base to target", fontsize=11)
+    figure.savefig(path, dpi=120)

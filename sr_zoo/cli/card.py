@@ -1,0 +1,40 @@
+"""``card``: measure trained weights and describe them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sr_zoo.card import make_card
+from sr_zoo.cli.program import Commands
+from sr_zoo.data import load_photographs
+from sr_zoo.pretrained import find_weights
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser(
+        "card",
+        help="measure trained weights and write their card: PSNR and SSIM for clean, blurred, noisy and both inputs",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("weights", help="weights: a shipped name or a file")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on, such as set5"
+    )
+    parser.add_argument("--data", required=True, help="what the weights were trained on, with its licence")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_argument("--out", type=Path, help="file to write the card to; it is only printed if not given")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print, and write where asked."""
+    path = find_weights(options.weights)
+    folders = {folder.name: load_photographs(folder) for folder in options.images}
+    card = make_card(path, folders, data=options.data, seed=options.seed)
+    sys.stdout.write(card)
+    if options.out is not None:
+        options.out.write_text(card)
+        sys.stdout.write(f"\nwrote {options.out}\n")

@@ -1,0 +1,144 @@
+"""The commands on small photographs: what they write, what they say, and how they refuse."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from filterattr import FilterAttribution
+from sr_zoo.cli import main
+from sr_zoo.images import read_image, write_image
+from sr_zoo.models import SRResNet, TwoBranch
+from sr_zoo.pretrained import save_network
+
+SIZES = {"num_feat": 4, "num_block": 1, "upscale": 2}
+
+
+@pytest.fixture
+def folder(tmp_path, photographs):
+    for index, photograph in enumerate(photographs):
+        write_image(tmp_path / "photos" / f"{index}.png", photograph)
+    return tmp_path
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Two networks that differ."""
+    paths = []
+    for seed, name in enumerate(("base", "target")):
+        torch.manual_seed(seed)
+        paths.append(str(tmp_path / f"{name}.safetensors"))
+        save_network(paths[-1], "srresnet", SIZES, SRResNet(**SIZES).state_dict(), {})
+    return paths
+
+
+class TestDegrade:
+    def test_the_sheet_is_written(self, folder, capsys):
+        write_image(folder / "a.png", torch.randint(0, 256, (3, 120, 140), dtype=torch.uint8))
+        assert main(["degrade", str(folder / "a.png"), "--out", str(folder / "sheets" / "sheet.png")]) == 0
+        assert "wrote " in capsys.readouterr().out
+        with Image.open(folder / "sheets" / "sheet.png") as sheet:
+            assert min(sheet.size) > 1000
+
+    def test_a_photograph_that_is_too_small_is_refused(self, folder, capsys):
+        assert main(["degrade", str(folder / "photos" / "0.png"), "--out", str(folder / "sheet.png")]) == 2
+        assert "at least 96x96 pixels of a photograph; got 144 of 72x96" in capsys.readouterr().err
+        assert not (folder / "sheet.png").exists()
+
+
+class TestRestore:
+    def test_an_image_is_written_beside_it_and_twice_as_large(self, folder, weights, capsys):
+        path = folder / "photos" / "0.png"
+        before = path.read_bytes()
+        assert main(["restore", str(path), "--weights", weights[1], "--tile", "32"]) == 0
+        output = capsys.readouterr()
+        assert "0_restored.png (192x144)" in output.out
+        assert "tile" in output.err
+        assert read_image(folder / "photos" / "0_restored.png").shape == (3, 144, 192)
+        assert path.read_bytes() == before
+
+    def test_tiles_leave_no_trace_in_the_file(self, folder, weights):
+        for tile in ("16", "256"):
+            command = ["restore", str(folder / "photos" / "2.png"), "--weights", weights[1], "--tile", tile]
+            assert main([*command, "--out", str(folder / f"{tile}.png")]) == 0
+        difference = read_image(folder / "16.png").int() - read_image(folder / "256.png").int()
+        assert difference.abs().max() <= 1
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda path: None, "must be a readable file; got"),
+            (lambda path: path.write_bytes(b"no image"), "must be a readable file; got"),
+            (lambda path: Image.fromarray(np.zeros((9, 9), np.uint16)).save(path), "must hold 8 bits a channel"),
+        ],
+        ids=["missing", "no image", "16 bit"],
+    )
+    def test_what_cannot_be_restored_is_refused_in_one_line(self, folder, weights, capsys, make, message):
+        make(folder / "a.png")
+        assert main(["restore", str(folder / "a.png"), "--weights", weights[1]]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+
+    def test_unknown_weights_and_devices_are_refused(self, folder, weights, capsys):
+        path = str(folder / "photos" / "0.png")
+        assert main(["restore", path, "--weights", "nothing"]) == 2
+        assert "weights must be a file or one of" in capsys.readouterr().err
+        assert main(["restore", path, "--weights", weights[0], "--device", "abacus"]) == 2
+        assert "--device must be one that PyTorch has here; got 'abacus'" in capsys.readouterr().err
+
+
+class TestAttribute:
+    def command(self, folder, weights, *more):
+        words = ["--images", str(folder / "photos"), "--out", str(folder / "out"), "--crops", "2", "--size", "32"]
+        return main(["attribute", *weights, *words, "--steps", "4", "--device", "cpu", *more])
+
+    def test_file_picture_and_table(self, folder, weights, capsys):
+        assert self.command(folder, weights, "--degradation", "noise", "--fraction", "0.1") == 0
+        printed = capsys.readouterr().out
+        assert "noise inputs: loss" in printed
+        assert "share of scores" in printed
+        assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("wrote"))
+        attribution = FilterAttribution.load(folder / "out" / "attribution.safetensors")
+        assert attribution.n_samples == 2
+        units = sum(weight.shape[0] * weight.shape[1] for weight in SRResNet(**SIZES).parameters() if weight.ndim == 4)
+        assert f"{round(0.1 * units)} of {units} kernels selected" in printed
+        assert (folder / "out" / "attribution.png").read_bytes().startswith(b"\x89PNG")
+        assert {path.name for path in (folder / "out").iterdir()} == {"attribution.png", "attribution.safetensors"}
+
+    def test_a_two_branch_pair_can_be_attributed(self, folder, capsys):
+        arguments = {"num_feat": 4, "num_block": 1, "hidden": 2, "condition": 3, "predictor_feat": 4, "upscale": 2}
+        paths = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            network = TwoBranch(**arguments)
+            for parameter in network.parameters():
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+            paths.append(str(folder / f"{seed}.safetensors"))
+            save_network(paths[-1], "two_branch", arguments, network.state_dict(), {})
+        assert self.command(folder, paths, "--steps", "16") == 0
+        assert "predictor.convolutions" in capsys.readouterr().out
+
+    def test_networks_that_differ_and_fractions_that_are_none_are_refused(self, folder, weights, capsys):
+        other = str(folder / "other.safetensors")
+        save_network(other, "srresnet", {**SIZES, "num_feat": 5}, SRResNet(**{**SIZES, "num_feat": 5}).state_dict(), {})
+        assert self.command(folder, [weights[0], other]) == 2
+        assert "conv_first" in capsys.readouterr().err
+        assert self.command(folder, weights, "--fraction", "1") == 2
+        assert "fraction must lie between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [(), ("rain",), ("restore",), ("degrade", "a.png", "--size", "large")])
+def test_words_that_are_no_command_are_refused_with_the_usage(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "usage: python -m sr_zoo" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_said_in_one_line(monkeypatch, capsys, folder):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sr_zoo.cli.degrade.draw_contact_sheet", interrupted)
+    assert main(["degrade", str(folder / "photos" / "0.png")]) == 130
+    assert capsys.readouterr().err == "python -m sr_zoo: interrupted\n"
