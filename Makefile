@@ -26,8 +26,10 @@ test: $(STAMP) lint  ## lint, types, tests and doctests
 test-all: $(STAMP) lint  ## everything that `test` runs, and what takes minutes
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## measure speed and memory, print one table
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds
+bench: $(STAMP)  ## measure speed and memory: one table, printed and put into the docs
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest tests/benchmarks -m "not slow" --benchmark-only --benchmark-json=.benchmarks/results.json --benchmark-disable-gc --benchmark-columns=median,rounds -q
+	$(BIN)/python -m tests.benchmarks.table .benchmarks/results.json docs/explanation/benchmarks.md
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev,docs]"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from filterattr import ChannelAttributor
 from sr_zoo.models import SRResNet
+from tests.benchmarks.interleaved import record
 
 captum_attr = pytest.importorskip("captum.attr")
 
@@ -96,12 +97,8 @@ def test_one_sweep_is_faster_than_one_call_per_layer(
         problem.sweep, args=(method, n_steps, batch_nodes), setup=captum.next_part, rounds=ROUNDS, iterations=1
     )
     ratio = captum.seconds / benchmark.stats.stats.median
-    benchmark.extra_info |= {
-        "layers": len(problem.layers),
-        "captum_seconds": round(captum.seconds, 2),
-        "ratio": round(ratio, 1),
-        "threads": torch.get_num_threads(),
-    }
+    case = f"{method}, {size}x{size}, {n_steps} steps, {batch_nodes} node{'s' * (batch_nodes > 1)} a pass"
+    record(benchmark, f"time of Captum, one call a layer for {len(problem.layers)} layers, over one sweep", case, ratio)
     assert ratio >= AT_LEAST[method]
 
 
@@ -150,8 +147,13 @@ def test_memory_is_flat_in_the_number_of_steps(benchmark: Callable[..., object],
     pytest.importorskip("resource")
     peaks = {n: peak_mebibytes("sweep", method, n) for n in (20, 50, 200)}
     captum = {n: peak_mebibytes("captum", method, n) for n in (20, 50)}
-    benchmark.group = "peak memory, MiB, 32x32"
-    benchmark.extra_info |= {"sweep": peaks, "captum": captum}
     benchmark.pedantic(lambda: None, rounds=1)
+    found = ["/".join(f"{value:.0f}" for value in each.values()) for each in (peaks, captum)]
+    record(
+        benchmark,
+        "peak memory in MiB at 20/50/200 steps, one sweep; Captum's for a single layer at 20/50 steps",
+        f"{method}, 32x32",
+        "; Captum ".join(found),
+    )
     assert peaks[200] < 1.15 * peaks[20] + 8
     assert max(peaks.values()) < captum[20]
