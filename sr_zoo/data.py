@@ -112,7 +112,15 @@ class PatchSampler:
         object.__setattr__(self, "photographs", fitting)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``count`` patches: ``float32`` of shape ``(count, 3, size, size)`` in [0, 1]."""
+        """Draw patches.
+
+        Args:
+            count: How many.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            ``float32`` of shape ``(count, 3, size, size)`` in [0, 1].
+        """
         return to_float(torch.stack([self._draw_one(generator) for _ in range(count)]))
 
     def _draw_one(self, generator: torch.Generator) -> Tensor:

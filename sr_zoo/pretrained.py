@@ -301,6 +301,10 @@ def find_weights(path: str | Path) -> Path:
 
     Raises:
         WeightsError: There is no such file and no such name.
+
+    Example:
+        >>> find_weights("srresnet_x2_f32b8_base").name
+        'srresnet_x2_f32b8_base.safetensors'
     """
     shipped = WEIGHTS / f"{path}.safetensors"
     if shipped.exists():

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import math
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sr_zoo.cli.program import Commands, add_device, device_of
+from sr_zoo.cost import cost
 from sr_zoo.data import hold_out, load_photographs
 from sr_zoo.degradations import STRENGTH_UNITS, blind_inputs, clean_inputs, evaluation_inputs
 from sr_zoo.models import matched_arguments
 from sr_zoo.pretrained import WeightsError, build, describe_network, load_network, save_network
-from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError
+from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes
 
 _RATES = {"base": 2e-4, "target": 5e-5}
 
@@ -25,6 +29,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train a network: first 'base' on clean pairs, then 'target' from it on blurred and noisy ones",
+        description="A run that was killed goes on when the command is given again. In several processes: torchrun "
+        "--nproc_per_node=N -m sr_zoo train ...; the batch is shared out, and the result is that of one process.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("stage", choices=("base", "target"), help="which of the two end points")
@@ -59,6 +65,8 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validate-every", type=int, default=2000, help="also the interval of checkpoints")
+    parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard, too")
+    parser.add_argument("--dry-run", action="store_true", help="print what the training will cost, and stop")
     add_device(parser)
     parser.set_defaults(run=run)
 
@@ -69,41 +77,30 @@ def run(options: argparse.Namespace) -> None:
         raise TrainingError(
             "target is fine-tuned from base: give its weights with --from BASE.safetensors, or --from scratch."
         )
-    if options.stage == "base":
-        degradation = clean_inputs(options.upscale)
-    else:
-        degradation = blind_inputs(options.upscale, degradations=options.degradations)
-    recipe = Recipe(
-        degradation.config(),
-        iterations=options.iterations,
-        learning_rate=_RATES[options.stage] if options.learning_rate is None else options.learning_rate,
-        batch_size=options.batch_size,
-        patch_size=options.patch_size,
-        margin=16 * options.upscale if options.upscale != 2 else 16,
-        precision=options.precision,
-        seed=options.seed,
-        prediction_weight=options.prediction_weight,
-    )
-    if options.start in (None, "scratch"):
-        architecture, settings = options.network, _settings(options)
-        torch.manual_seed(options.seed)
-        network = build(architecture, settings)
-    else:
-        description = describe_network(options.start)
-        architecture, settings = description["architecture"], description["arguments"]
-        network = load_network(options.start).train()
-    photographs, validation = hold_out(load_photographs(options.images))
-    trainer = Trainer(
-        network,
-        photographs,
-        validation,
-        recipe,
-        options.out,
-        inputs=evaluation_inputs(options.upscale, degradations=options.degradations),
-        validate_every=options.validate_every,
-        device=device_of(options),
-    )
-    state = trainer.run()
+    architecture, settings, network = _network(options)
+    scale = int(network.upscale)  # type: ignore[arg-type]
+    recipe = _recipe(options, scale)
+    with joined_processes(device_of(options)) as (processes, device):
+        photographs, validation = hold_out(load_photographs(options.images, progress=processes.is_first))
+        trainer = Trainer(
+            network,
+            photographs,
+            validation,
+            recipe,
+            options.out,
+            inputs=evaluation_inputs(scale, degradations=options.degradations),
+            validate_every=options.validate_every,
+            device=device,
+            tensorboard=options.tensorboard and not options.dry_run,
+            processes=processes,
+        )
+        if options.dry_run:
+            lines = _forecast(trainer, len(photographs))
+            sys.stdout.write(lines if processes.is_first else "")
+            return
+        state = trainer.run()
+    if not processes.is_first:
+        return
     provenance = {
         "stage": options.stage,
         "degradations": options.degradations,
@@ -118,8 +115,11 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write(f"wrote {path}\n")
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of the network's constructor."""
+def _network(options: argparse.Namespace) -> tuple[str, dict[str, Any], nn.Module]:
+    """Name, constructor's arguments and first weights of the network."""
+    if options.start not in (None, "scratch"):
+        description = describe_network(options.start)
+        return description["architecture"], description["arguments"], load_network(options.start).train()
     settings: dict[str, Any] = {"upscale": options.upscale}
     if options.network == "srresnet":
         settings |= {"num_feat": options.features, "num_block": options.blocks}
@@ -129,4 +129,45 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         except ValueError as error:
             raise WeightsError(str(error)) from error
         settings["predicts"] = list(options.degradations)
-    return settings
+    torch.manual_seed(options.seed)
+    return options.network, settings, build(options.network, settings)
+
+
+def _recipe(options: argparse.Namespace, scale: int) -> Recipe:
+    """Everything else that decides the outcome."""
+    blind = options.stage == "target"
+    degradation = blind_inputs(scale, degradations=options.degradations) if blind else clean_inputs(scale)
+    return Recipe(
+        degradation.config(),
+        iterations=options.iterations,
+        learning_rate=_RATES[options.stage] if options.learning_rate is None else options.learning_rate,
+        batch_size=options.batch_size,
+        patch_size=options.patch_size,
+        margin=16 * scale if scale != 2 else 16,
+        precision=options.precision,
+        seed=options.seed,
+        prediction_weight=options.prediction_weight,
+    )
+
+
+def _forecast(trainer: Trainer, photographs: int) -> str:
+    """What the training will cost, as text."""
+    recipe, scale = trainer.recipe, trainer.scale
+    counted = cost(trainer.network, recipe.patch_size // scale, recipe.patch_size // scale)
+    step, validation = trainer.rehearse()
+    validations = math.ceil(recipe.iterations / trainer.validate_every)
+    whole = datetime.timedelta(seconds=round(recipe.iterations * step + validations * validation))
+    # the weights, their average, two moments of Adam, and the weights it started from
+    checkpoint, weights = 5 * 4 * counted.parameters / 1e6, 4 * counted.parameters / 1e6
+    return (
+        f"network      {type(trainer.network).__name__} x{scale}: {counted.parameters:,} parameters, "
+        f"{counted.multiply_adds / 1e6:,.0f} million multiply-adds a patch\n"
+        f"photographs  {photographs} to train on, {len(trainer.validation)} to validate on\n"
+        f"iteration    {step:.3f} s, {recipe.batch_size / step:.0f} patches a second ({recipe.batch_size} of "
+        f"{recipe.patch_size}x{recipe.patch_size}, {recipe.precision}, {trainer.device}, {trainer.processes.count} "
+        f"process{'es' if trainer.processes.count > 1 else ''})\n"
+        f"validation   {validation:.1f} s, {validations} times\n"
+        f"in all       {whole} for {recipe.iterations:,} iterations\n"
+        f"disk         {checkpoint:.1f} MB for the checkpoint, twice that while it is written, {weights:.1f} MB for "
+        "the weights\n"
+    )

@@ -84,10 +84,26 @@ class Degradation(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Degrade a batch that was checked already."""
+        """Degrade a batch that was checked already.
+
+        Args:
+            images: Floating tensor of shape ``(N, C, H, W)``, values in [0, 1].
+            generator: Source of randomness; ``None`` uses PyTorch's global one.
+
+        Returns:
+            A new tensor ``(N, C, h, w)``.
+        """
 
     def apply_traced(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Strengths]:
-        """Do what `apply` does, and say how strongly; kinds that hold other kinds are `Composite` and write this."""
+        """Do what `apply` does, and say how strongly; kinds that hold other kinds are `Composite` and write this.
+
+        Args:
+            images: As for `apply`.
+            generator: As for `apply`.
+
+        Returns:
+            As for `traced`.
+        """
         drawn = {name: torch.full((len(images),), value) for name, value in self.strengths().items()}
         return self.apply(images, generator), drawn
 
@@ -101,7 +117,14 @@ class Degradation(ABC):
 
     @classmethod
     def rebuild(cls, fields: dict[str, Any]) -> Degradation:
-        """Build the degradation from the fields of its `config`; kinds that hold other kinds override this."""
+        """Build the degradation from the fields of its `config`; kinds that hold other kinds override this.
+
+        Args:
+            fields: Field name to plain value.
+
+        Returns:
+            An equal degradation.
+        """
         return cls(**fields)
 
 

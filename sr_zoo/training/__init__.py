@@ -2,6 +2,7 @@
 
 from sr_zoo.training.log import draw_curves, read_log
 from sr_zoo.training.objective import Objective, wanted_estimates
+from sr_zoo.training.processes import Processes, joined_processes
 from sr_zoo.training.recipe import PRECISIONS, Batch, Recipe, TrainingError, random_patches
 from sr_zoo.training.trainer import Trainer
 
@@ -9,10 +10,12 @@ __all__ = [
     "PRECISIONS",
     "Batch",
     "Objective",
+    "Processes",
     "Recipe",
     "Trainer",
     "TrainingError",
     "draw_curves",
+    "joined_processes",
     "random_patches",
     "read_log",
     "wanted_estimates",

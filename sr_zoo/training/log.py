@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sr_zoo.training.recipe import TrainingError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
@@ -70,3 +76,37 @@ def draw_curves(folder: str | Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(folder) / "curves.png", dpi=120)
+
+
+def open_board(folder: Path, iteration: int) -> SummaryWriter:
+    """Open a log for TensorBoard.
+
+    Args:
+        folder: Where its files go.
+        iteration: Where the training goes on; later entries of a run that was killed are hidden.
+
+    Returns:
+        What `write_board` writes to.
+
+    Raises:
+        TrainingError: The package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise TrainingError("a log for TensorBoard needs its package: pip install tensorboard.") from error
+    return SummaryWriter(str(folder), purge_step=iteration + 1)
+
+
+def write_board(board: SummaryWriter, entry: Mapping[str, Any]) -> None:
+    """Write a line of the log for TensorBoard.
+
+    Args:
+        board: What `open_board` opened.
+        entry: A line of `read_log`; every number becomes a curve, ``psnr`` one for each input.
+    """
+    numbers = {name: value for name, value in entry.items() if name not in ("iteration", "psnr")}
+    numbers |= {f"psnr/{name}": value for name, value in entry.get("psnr", {}).items()}
+    for name, value in numbers.items():
+        board.add_scalar(name, value, entry["iteration"])
+    board.flush()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,13 @@ from filterattr.engine.storage import read_tensors, write_tensors
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import Degradation, evaluation_inputs
 from sr_zoo.evaluation import check_photographs, measure
-from sr_zoo.training.log import draw_curves, read_log
+from sr_zoo.training.log import draw_curves, open_board, read_log, write_board
 from sr_zoo.training.objective import Objective
+from sr_zoo.training.processes import Processes
 from sr_zoo.training.recipe import Recipe, TrainingError, random_patches
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Trainer:
@@ -43,7 +47,9 @@ class Trainer:
         inputs: Name to degradation of what to validate on; `evaluation_inputs` of the scale if not given.
         validate_every: Iterations between validations and checkpoints; a last one comes at the end.
         device: Where to train.
-        progress: Show a progress bar.
+        progress: Show a progress bar, with throughput and the time left.
+        tensorboard: Write a log that TensorBoard reads, too, into the subfolder ``tensorboard``.
+        processes: Those that share the training; all make the same call, the first one writes.
 
     Raises:
         TrainingError: The patch does not suit the scale, or ``validate_every`` is below 1.
@@ -73,6 +79,8 @@ class Trainer:
         validate_every: int = 1000,
         device: torch.device | str = "cpu",
         progress: bool = True,
+        tensorboard: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.scale = int(getattr(network, "upscale", 1))
         if recipe.patch_size % self.scale or recipe.margin % self.scale:
@@ -82,11 +90,14 @@ class Trainer:
             )
         if validate_every < 1:
             raise TrainingError(f"validate_every must be at least 1 iteration; got {validate_every}.")
+        self.processes = Processes() if processes is None else processes
+        self.processes.check(recipe.batch_size)
         check_photographs(validation, self.scale)
         self.recipe = recipe
         self.folder = Path(folder)
         self.device = torch.device(device)
-        self.progress = progress
+        self.progress = progress and self.processes.is_first
+        self.tensorboard = tensorboard and self.processes.is_first
         self.validate_every = validate_every
         self.validation = list(validation)
         self.inputs = evaluation_inputs(self.scale) if inputs is None else dict(inputs)
@@ -102,6 +113,7 @@ class Trainer:
         self.objective = Objective(self.network, recipe.precision, recipe.prediction_weight)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
         self.iteration = 0
+        self.board: SummaryWriter | None = None
 
     @property
     def _checkpoint(self) -> Path:
@@ -120,7 +132,9 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._checkpoint.exists():
             self._resume()
-        self._forget_later_reports()
+        if self.processes.is_first:
+            self._forget_later_reports()
+        self.board = open_board(self.folder / "tensorboard", self.iteration) if self.tensorboard else None
         bar = tqdm(
             total=self.recipe.iterations,
             initial=self.iteration,
@@ -137,7 +151,28 @@ class Trainer:
                 if self.iteration % 100 == 0 or self._is_checkpoint_due():
                     self._report(recent, time.perf_counter() - started, bar)
                     recent, started = [], time.perf_counter()
+        if self.board is not None:
+            self.board.close()
         return self.averaged()
+
+    def rehearse(self, steps: int = 5) -> tuple[float, float]:
+        """Find out how long the training will take; the network is worth nothing afterwards, and nothing is written.
+
+        Args:
+            steps: Iterations to measure, after two that are not.
+
+        Returns:
+            Seconds of an iteration, and of a validation, which is measured on one photograph.
+        """
+        for _ in range(2):
+            self._step()
+        started = time.perf_counter()
+        losses = [self._step() for _ in range(steps)]
+        float(losses[-1]["loss"])  # waits for the device
+        seconds = (time.perf_counter() - started) / steps
+        started = time.perf_counter()
+        measure(self.average.module, self.validation[:1], self.inputs)
+        return seconds, (time.perf_counter() - started) * len(self.validation)
 
     def averaged(self) -> dict[str, Tensor]:
         """Return a copy of the averaged weights on the CPU."""
@@ -159,12 +194,13 @@ class Trainer:
     def _step(self) -> dict[str, Tensor]:
         """One optimizer step; returns the losses without waiting for the device."""
         recipe = self.recipe
-        batch = random_patches(self.sampler, recipe, self.scale, self.iteration, self.device)
+        batch = self.processes.share(random_patches(self.sampler, recipe, self.scale, self.iteration, self.device))
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.iteration)
         total, losses = self.objective(batch.degraded, batch.reference, batch.strengths)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        losses = self.processes.average(list(self.network.parameters()), losses)
         self.optimizer.step()
         self.average.update_parameters(self.network)
         self.iteration += 1
@@ -186,6 +222,12 @@ class Trainer:
             "patches_per_second": len(recent) * self.recipe.batch_size / seconds,
             "cosine": cosine,
         }
+        bar.set_postfix(loss=f"{loss:.4f}", cos=f"{cosine:.3f}")
+        if self.processes.is_first:
+            self._write(entry)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        """Write a line of the log; with it, when it is time, validation, checkpoint and pictures."""
         due = self._is_checkpoint_due()
         if due:
             entry["psnr"] = {
@@ -200,10 +242,11 @@ class Trainer:
         # the line before the checkpoint: a kill in between costs a line that is written again, never one for good
         with (self.folder / "log.jsonl").open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
+        if self.board is not None:
+            write_board(self.board, entry)
         if due:
             self._save()
             draw_curves(self.folder)
-        bar.set_postfix(loss=f"{loss:.4f}", cos=f"{cosine:.3f}")
 
     def _save(self) -> None:
         """Write everything that the next iteration depends on."""

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
+from sr_zoo.cost import cost
 from sr_zoo.degradations import STRENGTH_UNITS, blind_inputs
 from sr_zoo.models import SRResNet, TwoBranch, matched_arguments
 from sr_zoo.models.two_branch import SpatialFeatureTransform
@@ -28,19 +28,10 @@ def shaken(network: nn.Module, rng: torch.Generator) -> nn.Module:
     return network
 
 
-def cost(make) -> tuple[int, int]:
-    """Parameters, and multiply-adds for an input of 32x32, both counted by PyTorch without computing anything."""
-    with torch.device("meta"):
-        network, degraded = make(), torch.empty(1, 3, 32, 32)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(degraded)
-    return sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops() // 2
-
-
 @pytest.mark.parametrize("sizes", [(32, 8), (64, 16)])
 def test_it_costs_what_the_one_branch_network_does(sizes):
-    one = cost(lambda: SRResNet(num_feat=sizes[0], num_block=sizes[1]))
-    two = cost(lambda: TwoBranch(**matched_arguments(*sizes)))
+    with torch.device("meta"):
+        one, two = cost(SRResNet(num_feat=sizes[0], num_block=sizes[1])), cost(TwoBranch(**matched_arguments(*sizes)))
     assert two[0] / one[0] == pytest.approx(1, abs=0.01)
     assert two[1] / one[1] == pytest.approx(1, abs=0.01)
 
@@ -48,7 +39,7 @@ def test_it_costs_what_the_one_branch_network_does(sizes):
 def test_the_cost_is_counted_right():
     """Of the one-branch network by hand: nine multiply-adds a kernel and pixel, four times as many pixels behind x2."""
     kernels = 3 * 32 + 16 * 32 * 32 + 32 * 128 + 4 * (32 * 32 + 32 * 3)
-    assert cost(lambda: SRResNet(num_feat=32, num_block=8))[1] == 9 * kernels * 32 * 32
+    assert cost(SRResNet(num_feat=32, num_block=8)).multiply_adds == 9 * kernels * 32 * 32
 
 
 def test_sizes_without_a_match_are_refused():
