@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from filterattr.analysis.prediction import Confusion
 from filterattr.analysis.record import Record
 from filterattr.analysis.results import Curve, Modulation, NullCurve, SpecificityMatrix
-from filterattr.display.page.evidence import curves_section, matrix_section, modulation_section
+from filterattr.display.page.evidence import (
+    curves_section,
+    matrix_section,
+    modulation_section,
+    predictions_section,
+)
 from filterattr.display.page.markup import Markup, element
 from filterattr.display.page.pictures import Dial, Picture, Strip, findings
 from filterattr.display.page.section import Section, Verdict
@@ -51,7 +57,7 @@ def report(
     matrix: SpecificityMatrix | None = None,
     modulations: Sequence[Modulation] = (),
     strips: Sequence[Strip | Dial] = (),
-    predictions: Tables | None = None,
+    confusions: Sequence[Confusion] = (),
     tables: Tables | None = None,
     costs: Tables | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -71,7 +77,7 @@ def report(
         matrix: The specificity matrix.
         modulations: One per function.
         strips: Pictures side by side, and dials with one row of pictures a strength.
-        predictions: Caption to a result or rows, such as a confusion matrix.
+        confusions: How often the function of an input was told, one per method.
         tables: Caption to any other result of `filterattr.analysis`, or to rows.
         costs: Caption to rows: what it took.
         provenance: Name to text, number or mapping: digests, versions, seeds, settings, time, command.
@@ -103,7 +109,7 @@ def report(
         "matrix": matrix,
         "modulations": modulations,
         "strips": strips,
-        "predictions": predictions or {},
+        "confusions": confusions,
         "tables": tables or {},
         "costs": costs or {},
         "provenance": provenance or {},
@@ -122,8 +128,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "nulls": (NullCurve,),
     "modulations": (Modulation,),
     "strips": (Strip, Dial),
+    "confusions": (Confusion,),
 }
-_TABLES = ("predictions", "tables", "costs")
+_TABLES = ("tables", "costs")
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -170,29 +177,22 @@ def _units_findings(selections: Mapping[str, FilterSelection], scores: Mapping[s
 
 def _sections(given: Mapping[str, Any]) -> list[Section]:
     """Make the sections, in the order in which they are read."""
-    sections = []
-    if given["strips"]:
-        sections.append(pictures_section(given["strips"]))
-    if given["attributions"]:
-        sections.append(path_section(given["attributions"]))
-    if given["selections"] or given["scores"]:
-        sections.append(filters_section(given["selections"], given["scores"], given["attributions"]))
-    if given["curves"]:
-        sections.append(curves_section(given["curves"], given["nulls"]))
-    if given["matrix"] is not None:
-        sections.append(matrix_section(given["matrix"]))
-    if given["modulations"]:
-        sections.append(modulation_section(given["modulations"]))
-    for key, title in (
-        ("predictions", "Which function does an input call on?"),
-        ("tables", "What else was measured?"),
-        ("costs", "What did it cost?"),
-    ):
-        if given[key]:
-            sections.append(tables_section(key, title, given[key]))
-    if given["provenance"]:
-        sections.append(provenance_section(given["provenance"]))
-    return sections
+    makers: tuple[tuple[Any, Callable[[], Section]], ...] = (
+        (given["strips"], lambda: pictures_section(given["strips"])),
+        (given["attributions"], lambda: path_section(given["attributions"])),
+        (
+            given["selections"] or given["scores"],
+            lambda: filters_section(given["selections"], given["scores"], given["attributions"]),
+        ),
+        (given["curves"], lambda: curves_section(given["curves"], given["nulls"])),
+        (given["matrix"], lambda: matrix_section(given["matrix"])),
+        (given["modulations"], lambda: modulation_section(given["modulations"])),
+        (given["confusions"], lambda: predictions_section(given["confusions"])),
+        (given["tables"], lambda: tables_section("tables", "What else was measured?", given["tables"])),
+        (given["costs"], lambda: tables_section("costs", "What did it cost?", given["costs"])),
+        (given["provenance"], lambda: provenance_section(given["provenance"])),
+    )
+    return [make() for present, make in makers if present]
 
 
 def _page(title: str, question: str, sections: Sequence[Section]) -> str:

@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 
 from filterattr import FilterAttributor, SettingError, StorageError
+from filterattr.analysis.prediction import Confusion
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.results import Curve, Modulation, NullCurve, RankingRow, RankingTable, SpecificityMatrix
 from filterattr.display.page import charts, sections, tables
+from filterattr.display.page.evidence import curves_section, modulation_section
 from filterattr.display.page.markup import element, escaped
 from filterattr.display.page.pictures import encode_png
 from filterattr.display.report import Dial, Picture, Strip, report
@@ -120,7 +122,7 @@ def everything(attribution, names=("deblurring", "blur", "noise", "caption", "ke
             Strip(caption, [picture, Picture(np.zeros((4, 4, 3), np.uint8), "two", caption)], caption),
             Dial(caption, {s: [Picture(gray(s / 2), f"{caption} {s}")] for s in (1.5, 0.0, 0.5, 1.0)}, note=caption),
         ],
-        "predictions": {caption: [{key: first, first: 3, second: 1}]},
+        "confusions": [Confusion(label, {first: {first: 3, second: 1}, second: {second: 2, "unsure": 2}})],
         "tables": {caption: rankings(label)},
         "costs": {caption: [{"step": label, "passes": 12, "seconds": 1.5}]},
         "provenance": {key: {"digest": "0" * 64, caption: [1, 2]}, "time": "2026-01-01", "command": caption},
@@ -222,7 +224,8 @@ class TestPage:
         assert levels.count(1) == 1
         assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
         assert all(one["scope"] in ("row", "col") for one in page.all("th"))
-        assert len(page.all("caption")) == len(page.all("table"))
+        ids = {one["id"] for one in page.all("p") if "id" in one}
+        assert all(one.get("aria-labelledby") in ids or one.get("aria-label") for one in page.all("table"))
 
     def test_is_small(self, page):
         assert len(page.source.encode()) < 120_000
@@ -283,7 +286,7 @@ class TestSections:
             ("matrix", "matrix"),
             ("modulations", "modulation"),
             ("strips", "pictures"),
-            ("predictions", "predictions"),
+            ("confusions", "predictions"),
             ("tables", "tables"),
             ("costs", "costs"),
         ],
@@ -328,19 +331,32 @@ class TestSections:
         assert cells == ["h8 own", "h1", "h0", "h0", "h10 own", "h4"]
 
     def test_curves_are_held_against_their_nulls(self):
-        from filterattr.display.page.evidence import curves_section
-
         section = curves_section([curve()], [null(), null(kind="layer-matched"), null("denoising")])
-        assert "removes 0.6 of blur, against 0.15 by random sets (p = 0.0323)" in section.verdicts[0].text
+        assert "removes 0.60 of blur, against 0.15 by random sets (p = 0.032)" in section.verdicts[0].text
         assert section.verdicts[0].good is True
         assert section.body.count('class="band"') == 2 * (2 + 2)  # both functions, both nulls: bands and swatches
 
-    def test_modulation_says_what_moves(self):
-        from filterattr.display.page.evidence import modulation_section
+    def test_few_draws_are_no_evidence_either_way(self):
+        few = NullCurve("random", "deblurring", "mask", (0.01,), (10,), {"blur": ((0.1, 0.2, 0.3),)})
+        (verdict,) = curves_section([curve(functions=("blur",))], [few]).verdicts
+        assert verdict.good is None
+        assert "(p = 0.250, the smallest that 3 draws allow)" in verdict.text
+        beaten = NullCurve("random", "deblurring", "mask", (0.01,), (10,), {"blur": ((0.1, 0.9, 0.3),)})
+        assert curves_section([curve(functions=("blur",))], [beaten]).verdicts[0].good is False
 
+    def test_predictions_are_counted(self, tmp_path):
+        confusion = Confusion("overlap", {"blur": {"blur": 3, "noise": 1}, "both": {"noise": 2, "unsure": 2, "x": 0}})
+        read = Page(report(tmp_path / "r.html", "t", confusions=[confusion]))
+        assert any(text.startswith("overlap: 0.38 [0.14, 0.69] of 8 samples right, 0.25 unsure") for text in read.texts)
+        headings = [text for text in read.texts if text in ("true", "blur", "both", "x", "unsure", "noise")]
+        assert headings == ["true", "blur", "both", "noise", "x", "unsure", "blur", "both"]
+        cells = [one["class"] for one in read.all("td")]
+        assert cells == ["h8 own", "h0", "h2", "h0", "h0", "h0", "h0 own", "h5", "h0", "h5"]
+
+    def test_modulation_says_what_moves(self):
         (verdict,) = modulation_section([modulation()]).verdicts
         assert verdict.good is True
-        assert verdict.text.endswith("at every step from 0 to 1, while noise moves by at most 0.2.")
+        assert verdict.text.endswith("at every step from 0 to 1, while noise moves by at most 0.20.")
 
 
 class TestCharts:
@@ -373,12 +389,15 @@ class TestCharts:
 class TestTables:
     def test_fold_intervals_into_one_column(self):
         shown = tables.table(tables.folded([{"a": 0.51, "a_low": 0.44, "a_high": 0.7}]), "t")
-        assert ">0.51 [0.44, 0.7]</td>" in shown
+        assert ">0.51 [0.44, 0.70]</td>" in shown
         assert 'data-value="0.51" data-low="0.44" data-high="0.7"' in shown
 
     def test_keep_small_numbers(self):
-        assert tables.estimate_text(Estimate(0.00123, 0.0009, 0.002)) == "0.0012 [0.0009, 0.002]"
-        assert tables.estimate_text(Estimate(12345.0)) == "1.2e+04"
+        assert tables.estimate_text(Estimate(0.00123, 0.0009, 0.002)) == "0.00123 [0.00090, 0.00200]"
+        assert tables.estimate_text(Estimate(-0.001, -0.002, 0.1), 2) == "0.00 [0.00, 0.10]"
+        assert tables.estimate_text(Estimate(12345.0, 12000.0, 13000.0)) == "12,345 [12,000, 13,000]"
+        assert tables.estimate_text(Estimate(1.0, 1.0, 1.0)) == "1 [1, 1]"
+        assert tables.estimate_text(Estimate(float("nan")), 2) == "n/a"
 
     def test_align_numbers_alone(self):
         shown = tables.table([{"a": 1, "b": "x", "c": True}, {"a": None, "b": 2, "c": False}], "t")

@@ -109,7 +109,7 @@ def line_chart(lines: Sequence[Line], axes: Axes, *, title: str, description: st
     """
     ordered = sorted(lines, key=lambda line: line.slot is not None)
     content = [_frame(axes), *(_ribbon(line, axes) for line in ordered), *(_stroke(line, axes) for line in ordered)]
-    return _figure(content, HEIGHT, title, description, [(line.label, line.slot) for line in lines])
+    return _figure(content, HEIGHT, title, description, [(line.label, _swatch(line.slot)) for line in lines])
 
 
 def bar_chart(
@@ -161,11 +161,13 @@ def bar_chart(
                     class_=f"fill s{slot % SLOTS}",
                 )
             )
-    return _figure(content, height, title, description, [(label, slot) for slot, (label, _) in enumerate(values)])
+    return _figure(
+        content, height, title, description, [(label, _block(slot)) for slot, (label, _) in enumerate(values)]
+    )
 
 
 def _figure(
-    content: Sequence[Markup], height: float, title: str, description: str, legend: Sequence[tuple[str, int | None]]
+    content: Sequence[Markup], height: float, title: str, description: str, legend: Sequence[tuple[str, Markup]]
 ) -> Markup:
     key = "c" + hashlib.sha256(joined(title, description, *content).encode()).hexdigest()[:12]
     drawing = element(
@@ -177,7 +179,7 @@ def _figure(
         role="img",
         aria_labelledby=f"{key}t {key}d",
     )
-    entries = [element("li", _swatch(slot), label) for label, slot in legend]
+    entries = [element("li", swatch, label) for label, swatch in legend]
     return element(
         "figure",
         element("figcaption", title),
@@ -203,6 +205,12 @@ def _swatch(slot: int | None) -> Markup:
         stroke_dasharray=_DASHES[slot % SLOTS] or None,
     )
     return element("svg", line, _mark(15, 6, slot), viewBox="0 0 30 12", width=30, height=12, aria_hidden="true")
+
+
+def _block(slot: int) -> Markup:
+    """The same bar as in the chart, beside its name."""
+    inside = element("rect", x=0, y=0, width=12, height=12, class_=f"fill s{slot % SLOTS}")
+    return element("svg", inside, viewBox="0 0 12 12", width=12, height=12, aria_hidden="true")
 
 
 def _frame(axes: Axes) -> Markup:

@@ -1,19 +1,22 @@
-"""Sections for what the evaluation finds: curves with their nulls, the specificity matrix, modulation."""
+"""Sections for what the evaluation finds: curves with their nulls, specificity, modulation, predictions."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from filterattr.analysis.prediction import UNSURE, Confusion
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.results import Curve, Modulation, NullCurve, SpecificityMatrix, bounded
 from filterattr.display.page.charts import Axes, Line, line_chart, round_range
 from filterattr.display.page.markup import Markup, element, joined, number
 from filterattr.display.page.section import Section, Verdict, details, side_by_side
-from filterattr.display.page.tables import estimate_text, folded, table
+from filterattr.display.page.tables import boxed, estimate_text, folded, table
 
 _HIGHEST_SHARE = 1.5
+_SIGNIFICANT = 0.05
 
 
 def curves_section(curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Section:
@@ -63,8 +66,8 @@ def modulation_section(modulations: Sequence[Modulation]) -> Section:
     verdicts = []
     for one in modulations:
         monotone = one.is_monotone()
-        rest = [(name, one.flatness(name)) for name in one.shares if name != one.function]
-        moved = "; ".join(f"{name} moves by at most {number(round(flat, 3))}" for name, flat in rest)
+        rest = [name for name in one.shares if name != one.function and one.loss_target[name] < one.loss_base[name]]
+        moved = "; ".join(f"{name} moves by at most {one.flatness(name):.2f}" for name in rest)
         verdicts.append(
             Verdict(
                 f"Dialling the units of {one.function}: it gets better at "
@@ -87,30 +90,19 @@ def matrix_section(matrix: SpecificityMatrix) -> Section:
         The section.
     """
     functions = list(next(iter(matrix.shares.values())))
-    head = [element("th", "masked set", scope="col"), *(element("th", name, scope="col") for name in functions)]
-    body = [
-        element(
-            "tr",
-            element("th", f"{name} ({number(matrix.counts[name])})", scope="row"),
-            [_heat_cell(share, own=function == name) for function, share in row.items()],
-        )
+    rows = [
+        (f"{name} ({number(matrix.counts[name])})", [_share_cell(row[one], own=one == name) for one in functions])
         for name, row in matrix.shares.items()
     ]
-    whole = element(
-        "table",
-        element("caption", "Removed of every function (columns) by masking the set of every function (rows)"),
-        element("thead", element("tr", head)),
-        element("tbody", body),
-        class_="heat",
-    )
-    box = element("div", whole, class_="scroll", role="region", aria_label="Specificity matrix", tabindex="0")
+    caption = "Removed of every function (columns) by masking the set of every function (rows)"
+    box = _heat_table("masked set", functions, rows, caption)
     confidence = f"{matrix.confidence:.0%}"
     if matrix.is_diagonal_dominant:
         verdict = "Every set removes its own function most, and every function is removed most by its own set"
         verdict += f": all {confidence} intervals of the margins exclude 0."
     else:
         missing = [
-            f"{name} against {other} ({estimate_text(margin)})"
+            f"{name} against {other} ({estimate_text(margin, 2)})"
             for margins in (matrix.row_margins, matrix.column_margins)
             for name, row in margins.items()
             for other, margin in row.items()
@@ -126,6 +118,40 @@ def matrix_section(matrix: SpecificityMatrix) -> Section:
     hidden = details("All margins", table(folded(matrix.rows()), "Specificity"))
     verdicts = (Verdict(verdict, matrix.is_diagonal_dominant),)
     return Section("matrix", "Are they specific?", verdicts, joined(box, note, hidden))
+
+
+def predictions_section(confusions: Sequence[Confusion]) -> Section:
+    """Show how often the function that an input calls on was told.
+
+    Args:
+        confusions: One per method.
+
+    Returns:
+        The section.
+    """
+    boxes, verdicts = [], []
+    for one in confusions:
+        answers = sorted({answer for row in one.counts.values() for answer in row} - set(one.counts) - {UNSURE})
+        columns = [*one.counts, *answers, UNSURE]
+        rows = [(label, _answer_cells(label, row, columns)) for label, row in one.counts.items()]
+        boxes.append(_heat_table("true", columns, rows, f"{one.method}: answers (columns) for true labels (rows)"))
+        verdicts.append(
+            Verdict(
+                f"{one.method}: {estimate_text(one.accuracy, 2)} of {number(one.n_samples)} samples right, "
+                f"{one.unsure_share.value:.2f} unsure."
+            )
+        )
+    return Section("predictions", "Which function does an input call on?", tuple(verdicts), joined(boxes))
+
+
+def _answer_cells(label: str, row: Mapping[str, int], columns: Sequence[str]) -> list[Markup]:
+    whole = sum(row.values())
+    cells = []
+    for answer in columns:
+        count = row.get(answer, 0)
+        share = count / whole if whole else math.nan
+        cells.append(_heat_cell(number(count), f"{share:.1%}" if count else "", share, own=answer == label))
+    return cells
 
 
 def _share_range(lines: Sequence[Line]) -> tuple[float, float]:
@@ -178,7 +204,7 @@ def _area(curve: Curve, function: str) -> float:
 
 def _at(line: Line, place: float) -> str:
     nearest = min(range(len(line.xs)), key=lambda index: abs(math.log(line.xs[index] / place)))
-    return f"{number(round(line.ys[nearest], 2))} at {number(line.xs[nearest])} %"
+    return f"{line.ys[nearest]:.2f} at {number(line.xs[nearest])} %"
 
 
 def _estimates_line(label: str, places: Sequence[float], estimates: Sequence[Estimate], slot: int) -> Line:
@@ -227,15 +253,22 @@ def _null_verdicts(function: str, curves: Sequence[Curve], nulls: Sequence[NullC
     nearest = min((row["units (%)"] for row in rows if row["units (%)"] > 0), key=lambda size: abs(math.log(size)))
     here = [row for row in rows if row["units (%)"] == nearest]
     done = {"mask": ("Masking", "removes"), "graft": ("Grafting", "brings")}[curve.intervention]
-    against = " and ".join(
-        f"{number(round(row['mean of null'], 2))} by {row['null']} sets (p = {number(round(row['p'], 4))})"
-        for row in here
-    )
+    against = " and ".join(f"{row['mean of null']:.2f} by {row['null']} sets ({_p_text(row)})" for row in here)
+    doubtful = any(row["p"] > _SIGNIFICANT and not _is_smallest(row) for row in here)
     yield Verdict(
-        f"{done[0]} the first {number(nearest)} % of {curve.ranking} {done[1]} {number(round(here[0]['share'], 2))} of "
-        f"{function}, against {against}.",
-        all(row["p"] <= 0.05 for row in here),
+        f"{done[0]} the first {number(nearest)} % of {curve.ranking} {done[1]} {here[0]['share']:.2f} of {function}, "
+        f"against {against}.",
+        False if doubtful else True if all(row["p"] <= _SIGNIFICANT for row in here) else None,
     )
+
+
+def _p_text(row: Mapping[str, Any]) -> str:
+    few = f", the smallest that {row['draws']} draws allow" if _is_smallest(row) and row["p"] > _SIGNIFICANT else ""
+    return f"p = {row['p']:.3f}{few}"
+
+
+def _is_smallest(row: Mapping[str, Any]) -> bool:
+    return bool(row["p"] * (1 + row["draws"]) < 1.5)
 
 
 def _modulation_chart(one: Modulation) -> Markup:
@@ -244,18 +277,29 @@ def _modulation_chart(one: Modulation) -> Markup:
     ]
     ticks = tuple((strength, number(strength)) for strength in one.strengths)
     axes = Axes("strength of the units", "removed", ticks, _share_range(lines), rules=(0.0,))
-    words = "; ".join(
-        f"{line.label}: from {number(round(line.ys[0], 2))} to {number(round(line.ys[-1], 2))}" for line in lines
-    )
+    words = "; ".join(f"{line.label}: from {line.ys[0]:.2f} to {line.ys[-1]:.2f}" for line in lines)
     title = f"Dialling {number(one.count)} units of {one.function}"
     ends = f"{number(one.strengths[0])} to {number(one.strengths[-1])}"
     description = f"Share removed while the strength goes from {ends}: {words}."
     return line_chart(lines, axes, title=title, description=description)
 
 
-def _heat_cell(share: Estimate, *, own: bool) -> Markup:
-    level = 0 if math.isnan(share.value) else round(10 * bounded(share.value))
+def _heat_table(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, list[Markup]]], caption: str) -> Markup:
+    """A table whose cells are the darker the closer their share is to 1."""
+    head = [element("th", name, scope="col") for name in (corner, *columns)]
+    body = [element("tr", element("th", name, scope="row"), cells) for name, cells in rows]
+    key = "h" + hashlib.sha256(joined(caption, head, body).encode()).hexdigest()[:12]
+    parts = (element("thead", element("tr", head)), element("tbody", body))
+    return boxed(element("table", *parts, class_="heat", aria_labelledby=key), caption, key)
+
+
+def _share_cell(share: Estimate, *, own: bool) -> Markup:
     known = share.low == share.low and share.high == share.high
-    value, _, ends = estimate_text(share).partition(" ")
-    inside = (element("strong", value), element("span", ends) if known else None)
+    value, _, ends = estimate_text(share, 2).partition(" ")
+    return _heat_cell(value, ends if known else "", share.value, own=own)
+
+
+def _heat_cell(value: str, below: str, share: float, *, own: bool) -> Markup:
+    level = 0 if math.isnan(share) else round(10 * bounded(share))
+    inside = (element("strong", value), element("span", below) if below else None)
     return element("td", *inside, class_=f"h{level}{' own' if own else ''}")

@@ -72,8 +72,12 @@ function csvOf(table) {
   return [names, ...lines].map((line) => line.join(",")).join("\r\n") + "\r\n";
 }
 
+function captionOf(table) {
+  return document.getElementById(table.getAttribute("aria-labelledby")).textContent;
+}
+
 function download(table) {
-  const name = table.caption.textContent.replace(/[^\p{L}\p{N}]+/gu, "_").slice(0, 60);
+  const name = captionOf(table).replace(/[^\p{L}\p{N}]+/gu, "_").slice(0, 60);
   const address = URL.createObjectURL(new Blob(["\ufeff", csvOf(table)], { type: "text/csv" }));
   make("a", { href: address, download: `${name}.csv` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
@@ -100,7 +104,7 @@ function addTools(table) {
     tools.append(make("label", {}, "Filter ", field), count);
   }
   const save = make("button", { type: "button" }, "Download CSV");
-  save.setAttribute("aria-label", `Download CSV: ${table.caption.textContent}`);
+  save.setAttribute("aria-label", `Download CSV: ${captionOf(table)}`);
   save.addEventListener("click", () => download(table));
   tools.append(save);
   table.parentElement.before(tools);

@@ -37,11 +37,11 @@ def path_section(attributions: Mapping[str, FilterAttribution]) -> Section:
             "inputs": label,
             "loss of base": one.loss_base,
             "loss of target": one.loss_target,
-            "barrier": f"{one.barrier:.1%}",
+            "barrier (%)": 100 * one.barrier,
             "monotony": one.monotony,
             "cosine": one.cosine,
-            "completeness error": f"{one.completeness_error:.2%}",
-            "not scored": f"{one.remainder_share:.1%}",
+            "completeness error (%)": 100 * one.completeness_error,
+            "not scored (%)": 100 * one.remainder_share,
             "samples": attributions[label].n_samples,
         }
         for label, one in health.items()
@@ -160,7 +160,7 @@ def provenance_section(provenance: Mapping[str, Any]) -> Section:
         element("tr", element("th", name, scope="row"), element("td", element("code", text)))
         for name, text in _flat(provenance)
     ]
-    whole = element("table", element("caption", "Provenance"), element("tbody", rows), class_="pairs")
+    whole = element("table", element("tbody", rows), class_="pairs", aria_label="Provenance")
     return Section("provenance", "Where does this come from?", (), whole)
 
 
@@ -182,7 +182,9 @@ def _path_chart(label: str, health: PathHealth, slot: int) -> Markup:
         f"value on the way is {number(max(health.losses))}; barrier {health.barrier:.1%}."
     )
     places = tuple((place / 4, number(place / 4)) for place in range(5))
-    axes = Axes("place on the path (0 base, 1 target)", "loss", places, (ticks[0], ticks[-1]), rules=(higher,))
+    axes = Axes(
+        "place on the path (0 base, 1 target)", "loss / larger end", places, (ticks[0], ticks[-1]), rules=(higher,)
+    )
     lines = [Line(label, health.places, losses, slot=slot)]
     if health.barrier:
         level = tuple(higher for _ in health.places)
@@ -209,7 +211,7 @@ def _size_verdicts(selections: Mapping[str, FilterSelection]) -> Iterator[Verdic
         for second in labels[place + 1 :]:
             if selections[first].parameters == selections[second].parameters:
                 shared = selections[first].overlap(selections[second])
-                yield Verdict(f"{first} and {second} share {shared:.0%} of their units.")
+                yield Verdict(f"{first} and {second} share {f'{shared:.0%} of their units' if shared else 'no unit'}.")
 
 
 def _units_table(

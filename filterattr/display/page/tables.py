@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from filterattr.analysis.record import Estimate
-from filterattr.display.page.markup import Markup, element, number
+from filterattr.display.page.markup import Markup, element, joined, number
 
 PRINTED_ROWS = 20
 
@@ -51,7 +53,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str, *, tools: bool = True
 
     Example:
         >>> print(table([{"layer": "<body>", "share": 0.5}], "Layers"))
-        <div ...<td>&lt;body&gt;</td><td class="number" data-value="0.5">0.5</td></tr></tbody></table></div>
+        <div><p ...<td>&lt;body&gt;</td><td class="number" data-value="0.5">0.5</td></tr></tbody></table></div></div>
     """
     headings = list(dict.fromkeys(key for row in rows for key in row))
     cells = {key: [row.get(key) for row in rows] for key in headings}
@@ -61,41 +63,67 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str, *, tools: bool = True
         for key in headings
     ]
     body = [element("tr", [_cell(row.get(key), kinds[key]) for key in headings]) for row in rows]
+    key = "t" + hashlib.sha256(joined(caption, head, body).encode()).hexdigest()[:12]
     whole = element(
         "table",
-        element("caption", caption),
         element("thead", element("tr", head)),
         element("tbody", body),
+        aria_labelledby=key,
         data_tools=tools,
     )
-    box = element("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0")
-    if len(rows) <= PRINTED_ROWS:
-        return box
-    note = element("p", f"On paper: the first {PRINTED_ROWS} of {number(len(rows))} rows.", class_="paper")
-    return element("div", box, note, class_="long")
+    long = len(rows) > PRINTED_ROWS
+    note = f"On paper: the first {PRINTED_ROWS} of {number(len(rows))} rows."
+    return element(
+        "div", boxed(whole, caption, key), element("p", note, class_="paper") if long else None, class_=long and "long"
+    )
 
 
-def estimate_text(estimate: Estimate) -> str:
+def boxed(table: Markup, caption: str, key: str) -> Markup:
+    """Put a table below its caption, in a box that scrolls by itself.
+
+    Args:
+        table: The table.
+        caption: What it shows; the script puts its tools below it.
+        key: What the table calls the caption.
+
+    Returns:
+        Caption and box.
+    """
+    box = element("div", table, class_="scroll", role="region", aria_labelledby=key, tabindex="0")
+    return joined(element("p", caption, class_="caption", id=key), box)
+
+
+def estimate_text(estimate: Estimate, decimals: int | None = None) -> str:
     """Write a number with its interval.
 
     Args:
         estimate: The number.
+        decimals: How many; by default so many that two digits of half the interval are left.
 
     Returns:
-        ``"0.5 [0.4, 0.7]"``, or the number alone where its spread is not known.
+        ``"0.50 [0.40, 0.70]"``, or the number alone where its spread is not known.
 
     Example:
-        >>> estimate_text(Estimate(0.5, 0.4, 0.7)), estimate_text(Estimate(0.5))
-        ('0.5 [0.4, 0.7]', '0.5')
+        >>> estimate_text(Estimate(0.5, 0.4, 0.7)), estimate_text(Estimate(0.5)), estimate_text(Estimate(0.5), 2)
+        ('0.50 [0.40, 0.70]', '0.5', '0.50')
     """
-    value = _short(estimate.value)
-    known = estimate.low == estimate.low and estimate.high == estimate.high
-    return f"{value} [{_short(estimate.low)}, {_short(estimate.high)}]" if known else value
+    half = (estimate.high - estimate.low) / 2
+    if decimals is None and not 0 < half < math.inf:
+        text = number(estimate.value)
+        return text if math.isnan(half) else f"{text} [{number(estimate.low)}, {number(estimate.high)}]"
+    if decimals is None:
+        decimals = min(max(1 - math.floor(math.log10(half)), 0), 8)
+    value, low, high = (_fixed(one, decimals) for one in (estimate.value, estimate.low, estimate.high))
+    return value if math.isnan(half) else f"{value} [{low}, {high}]"
 
 
-def _short(value: float) -> str:
-    """Two decimals say enough beside an interval, unless nothing would be left of the number."""
-    return number(round(value, 2)) if 0.1 <= abs(value) < 1000 else number(float(f"{value:.2g}"))
+def _fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals; nothing is below 0 that rounds to it."""
+    return (
+        f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "\u2212")
+        if math.isfinite(value)
+        else number(value)
+    )
 
 
 def _kind(values: Sequence[Any]) -> str:
