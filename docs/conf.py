@@ -31,7 +31,7 @@ extensions = [
     "mathml",
     "short_names",
     "program_help",
-    "returns",
+    "docstrings",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 exclude_patterns = ["_build", "tutorials/*"]
@@ -41,7 +41,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     # private parts of the library, and types that its own aliases are made of
     ("py:.*", r".*\b_\w+$"),
-    ("py:.*", r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Axes)"),
+    ("py:.*", r"filterattr\.engine\..*|sr_zoo\..*\.(Composite|EllipticBlur)"),
+    # how Sphinx writes aliases of unions inside of other annotations
+    ("py:.*", r"TypeAliasForwardRef|'\w+'"),
+    ("py:.*", r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Intervention|Rank)"),
     # single letters, numbers and words in single backticks of docstrings that name no object
     ("py:obj", r".*"),
 ]
@@ -136,4 +139,4 @@ copybutton_exclude = ".linenos, .gp, .go"
 ogp_site_url = os.environ.get("DOCS_URL", "")
 ogp_site_name = "filterattr"
 ogp_enable_meta_description = True
-ogp_social_cards = {"line_color": "#D55E00", "image": "_static/logo.png"}
+ogp_social_cards = {"line_color": "#D55E00", "image": "_static/logo.png", "font": "DejaVu Sans"}

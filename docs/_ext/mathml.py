@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
@@ -12,6 +13,10 @@ from sphinx.errors import ExtensionError
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.writers.html5 import HTML5Translator
+
+# docutils sets the index of an accented letter under it; without a font for formulas, browsers set a bar into the letter
+_INDEXED = re.compile(r"<munderover>\s*(<mi>.*?</mi>)\s*(<mi>.*?</mi>)\s*(<mo [^>]*>ˉ</mo>)\s*</munderover>")
+_BAR = re.compile(r"<mover accent=\"true\">(\s*<mi>.*?</mi>\s*<mo [^>]*>ˉ</mo>\s*</mover>)")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -31,6 +36,7 @@ def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
 
 def _converted(formula: str, *, as_block: bool = False) -> str:
     try:
-        return tex2mathml(formula, as_block=as_block)
+        markup = tex2mathml(formula, as_block=as_block)
     except MathError as error:
         raise ExtensionError(f"a formula cannot be drawn: {formula}", error) from error
+    return _BAR.sub(r"<mover>\1", _INDEXED.sub(r"<msub><mover>\1\3</mover>\2</msub>", markup))

@@ -23,6 +23,7 @@ _FULL |= {
     "Axes": "matplotlib.axes.Axes",
     "Path": "pathlib.Path",
     "FilePath": "pathlib.Path",
+    "PathLike": "os.PathLike",
     "np.ndarray": "numpy.ndarray",
     "pd.DataFrame": "pandas.DataFrame",
 }

@@ -2,10 +2,11 @@
 Coming from Captum
 ==================
 
-`Captum <https://captum.ai>`_ :footcite:p:`kokhlikyan2020` asks what an output owes to the *inputs* or to
-*activations*. This library asks what a change of the loss owes to the *change of the weights*. The mathematics is the
-same, integrated gradients :footcite:p:`sundararajan2017`, and so are many words. This page asks the same questions in
-both libraries, side by side, and compares the answers.
+`Captum <https://captum.ai>`_ :footcite:p:`kokhlikyan2020` asks what an output owes to
+the *inputs* or to *activations*. This library asks what a change of the loss owes to
+the *change of the weights*. The mathematics is the same, integrated gradients
+:footcite:p:`sundararajan2017`, and so are many words. This page asks the same
+questions in both libraries, side by side, and compares the answers.
 
 .. list-table::
    :header-rows: 1
@@ -63,22 +64,30 @@ def network() -> nn.Module:
 
 
 base, target = network(), network()
-target.load_state_dict({name: value + 0.05 * torch.randn_like(value) for name, value in base.state_dict().items()})
+target.load_state_dict(
+    {
+        name: value + 0.05 * torch.randn_like(value)
+        for name, value in base.state_dict().items()
+    }
+)
 degraded, reference = torch.rand(2, 1, 1, 16, 16)
 
 # %%
 # One question: what did the changed weights do to the loss?
 # ----------------------------------------------------------
-# Captum has no attributor for weights. One can make one: call the weights inputs, and the network a function of them.
-# A leading axis is needed, because Captum puts the steps of the path there, and a loop over it, because the network
-# takes one set of weights at a time.
+# Captum has no attributor for weights. One can make one: call the weights inputs, and
+# the network a function of them. A leading axis is needed, because Captum puts the
+# steps of the path there, and a loop over it, because the network takes one set of
+# weights at a time.
 names = list(base.state_dict())
 
 
 def loss_of_weights(*weights: torch.Tensor) -> torch.Tensor:
     losses = []
     for row in zip(*weights, strict=True):
-        restored = torch.func.functional_call(base, dict(zip(names, row, strict=True)), (degraded,))
+        restored = torch.func.functional_call(
+            base, dict(zip(names, row, strict=True)), (degraded,)
+        )
         losses.append((restored - reference).square().sum())
     return torch.stack(losses)
 
@@ -100,7 +109,9 @@ def loss(model: nn.Module) -> torch.Tensor:
     return (model(degraded) - reference).square().sum()
 
 
-attribution = FilterAttributor(target, unit="weight", select="*").attribute(base, target, loss, n_steps=16)
+attribution = FilterAttributor(target, unit="weight", select="*").attribute(
+    base, target, loss, n_steps=16
+)
 
 # %%
 # And the same answer:
@@ -111,20 +122,26 @@ for name, value in zip(names, with_captum, strict=True):
 axis.set(title="Attributions of all weights", xlabel="Captum", ylabel="filterattr")
 axis.legend(frameon=False, fontsize=7)
 plt.show()
-largest = max(float((ours[name] - value[0]).abs().max()) for name, value in zip(names, with_captum, strict=True))
-print(f"largest difference {largest:.1e}, of attributions up to {ours.flat().abs().max():.2f}")
-print(f"convergence delta {float(delta):.1e}; completeness error {attribution.completeness_error:.1e}")
+largest = max(
+    float((ours[name] - value[0]).abs().max())
+    for name, value in zip(names, with_captum, strict=True)
+)
+print(f"largest difference {largest:.1e}, of up to {ours.flat().abs().max():.2f}")
+print(f"convergence delta  {float(delta):.1e}")
+print(f"completeness error {attribution.completeness_error:.1e}")
 
 # %%
-# So what is the difference? With Captum, memory grows with the steps unless they are batched by hand; batch
-# normalization, dropout, tied weights and modules with two names are yours to look after (`torch.func.functional_call`
-# leaves modules with two names damaged behind); and so are units, samples, selections and their tests. Here they are
-# the point.
+# So what is the difference? With Captum, memory grows with the steps unless they are
+# batched by hand; batch normalization, dropout, tied weights and modules with two
+# names are yours to look after (`torch.func.functional_call` leaves modules with two
+# names damaged behind); and so are units, samples, selections and their tests. Here
+# they are the point.
 #
 # Another question: which channels carry a change of the input?
 # -------------------------------------------------------------
-# Captum's layer methods follow the activations while the *input* moves from a baseline to what you look at. For that
-# question there is `ChannelAttributor`, with Captum's definitions. Captum is asked for one layer at a time:
+# Captum's layer methods follow the activations while the *input* moves from a
+# baseline to what you look at. For that question there is `ChannelAttributor`, with
+# Captum's definitions. Captum is asked for one layer at a time:
 clean = reference
 
 
@@ -135,24 +152,36 @@ def output(restored: torch.Tensor) -> torch.Tensor:
 layers = ["0", "2", "4"]
 by_layer = {}
 for name in layers:
-    conductance = LayerConductance(lambda image: output(target(image)), target.get_submodule(name))
-    by_layer[name] = conductance.attribute(degraded, clean, n_steps=20, method="riemann_right")
+    conductance = LayerConductance(
+        lambda image: output(target(image)), target.get_submodule(name)
+    )
+    by_layer[name] = conductance.attribute(
+        degraded, clean, n_steps=20, method="riemann_right"
+    )
 
 # %%
 # Here, all layers are seen in the same passes:
-channels = ChannelAttributor(target).attribute(degraded, clean, output, n_steps=20, quadrature="riemann_right")
+channels = ChannelAttributor(target).attribute(
+    degraded, clean, output, n_steps=20, quadrature="riemann_right"
+)
 for name in layers:
-    difference = (by_layer[name] - channels[name]).abs().max() / channels[name].abs().max()
+    difference = (by_layer[name] - channels[name]).abs().max() / channels[
+        name
+    ].abs().max()
     print(f"layer {name}: largest relative difference {difference.item():.0e}")
-print(f"passes: {channels.n_passes} for all layers together; Captum needs as many for each of the {len(layers)}")
+print(
+    f"{channels.n_passes} passes for all; Captum needs as many for each of {len(layers)}"
+)
 
 # %%
 # Which question is yours?
 # ------------------------
 # - *What in this picture made the network say "cat"?* Captum, on inputs.
-# - *Which channels respond, on the way from this input to that one?* Captum's layer methods, or `ChannelAttributor`
+# - *Which channels respond, on the way from this input to that one?* Captum's layer
+#   methods, or `ChannelAttributor`
 #   for all layers.
-# - *Where did fine-tuning put what it taught?* `FilterAttributor`. You need the checkpoint from before; without one
+# - *Where did fine-tuning put what it taught?* `FilterAttributor`. You need the
+#   checkpoint from before; without one
 #   there is no
 #   change to attribute.
 #

@@ -2,9 +2,10 @@
 Reading the numbers
 ===================
 
-An attribution always returns scores. Whether they mean something is another question, and it has four parts: was the
-integral resolved, does the path make sense, does the selection beat chance, and would other samples have given the
-same? This page answers them for one attribution, in that order.
+An attribution always returns scores. Whether they mean something is another question,
+and it has four parts: was the integral resolved, does the path make sense, does the
+selection beat chance, and would other samples have given the same? This page answers
+them for one attribution, in that order.
 """
 
 import warnings
@@ -23,7 +24,9 @@ base = load_network("srresnet_x2_f32b8_base")
 target = load_network("srresnet_x2_f32b8_target")
 search_photographs, test_photographs = bundled_photographs()
 inputs = {"blur": evaluation_inputs(scale=2)["blur"]}
-samples = draw_pairs(search_photographs, inputs, count=8, size=64, scale=2, seed=0)["blur"]
+samples = draw_pairs(search_photographs, inputs, count=8, size=64, scale=2, seed=0)[
+    "blur"
+]
 attributor = FilterAttributor(target)
 attribution = attributor.attribute(base, target, squared_error, samples, n_steps=16)
 print(attribution)
@@ -31,59 +34,78 @@ print(attribution)
 # %%
 # 1. Was the integral resolved? Completeness
 # ------------------------------------------
-# The attributions of all parameters must sum to the change of the loss: that is a theorem, so what is missing is the
-# error of the quadrature. It shrinks with more nodes. Above 1 % the library warns.
+# The attributions of all parameters must sum to the change of the loss: that is a
+# theorem, so what is missing is the error of the quadrature. It shrinks with more
+# nodes. Above 1 % the library warns.
 for count in (1, 2, 4, 8, 16):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # we know, that is the point
-        coarse = attributor.attribute(base, target, squared_error, samples[:2], n_steps=count)
+        coarse = attributor.attribute(
+            base, target, squared_error, samples[:2], n_steps=count
+        )
     print(f"{count:>2} nodes: completeness error {coarse.completeness_error:.2%}")
 
 # %%
-# **What it does not say:** that the right kernels are at the top. Give every kernel an equal share of the loss
-# change, and completeness is perfect. A tiny error is necessary, not sufficient; do not compare methods by it.
+# **What it does not say:** that the right kernels are at the top. Give every kernel
+# an equal share of the loss change, and completeness is perfect. A tiny error is
+# necessary, not sufficient; do not compare methods by it.
 #
-# The remainder is the part of weights that are not scored, such as biases. If it is large, the story is not in the
-# kernels.
+# The remainder is the part of weights that are not scored, such as biases. If it is
+# large, the story is not in the kernels.
 change = attribution.loss_target - attribution.loss_base
 print(f"not scored (biases): {attribution.remainder / change:.1%} of the loss change")
 
 # %%
 # 2. Does the path make sense? Barrier and cosine
 # -----------------------------------------------
-# Let us build a path that makes no sense: from a network that is target with its channels *permuted*. It computes
-# exactly the same function, so the loss at both ends is equal, yet the straight line between the two leads through
-# networks that can do nothing.
+# Let us build a path that makes no sense: from a network that is target with its
+# channels *permuted*. It computes exactly the same function, so the loss at both ends
+# is equal, yet the straight line between the two leads through networks that can do
+# nothing.
 permuted = {name: value.clone() for name, value in target.state_dict().items()}
 order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
 for block in range(8):
     permuted[f"body.{block}.conv1.weight"] = permuted[f"body.{block}.conv1.weight"][order]
     permuted[f"body.{block}.conv1.bias"] = permuted[f"body.{block}.conv1.bias"][order]
-    permuted[f"body.{block}.conv2.weight"] = permuted[f"body.{block}.conv2.weight"][:, order]
+    permuted[f"body.{block}.conv2.weight"] = permuted[f"body.{block}.conv2.weight"][
+        :, order
+    ]
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    senseless = attributor.attribute(permuted, target, squared_error, samples[:2], n_steps=16)
+    senseless = attributor.attribute(
+        permuted, target, squared_error, samples[:2], n_steps=16
+    )
 
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-for label, one in (("fine-tuned from base", attribution), ("the same function, permuted", senseless)):
+for label, one in (
+    ("fine-tuned from base", attribution),
+    ("the same function, permuted", senseless),
+):
     relative = [value / attribution.loss_base for value in one.path_losses]
     axis.plot(one.path_places, relative, marker="o", ms=3, label=label)
-axis.set(title="The loss along two paths", xlabel="t (0 base, 1 target)", ylabel="loss / loss of base", ylim=(0, None))
+axis.set(
+    title="The loss along two paths",
+    xlabel="t (0 base, 1 target)",
+    ylabel="loss / loss of base",
+    ylim=(0, None),
+)
 axis.legend(frameon=False)
 plt.show()
-print(f"fine-tuned: barrier {attribution.barrier / attribution.loss_base:6.1%}, cosine {attribution.cosine:.3f}")
-print(f"permuted:   barrier {senseless.barrier / attribution.loss_base:6.1%} , cosine {senseless.cosine:.3f}")
+for label, one in (("fine-tuned", attribution), ("permuted", senseless)):
+    height = one.barrier / attribution.loss_base
+    print(f"{label:<10} barrier {height:6.1%} of base's loss, cosine {one.cosine:.3f}")
 
 # %%
-# Completeness holds on the senseless path, too. Only the barrier gives it away. The cosine between all weights is a
-# hint that costs nothing: fine-tuned pairs above .9 were specific in our experiments, pairs at .6 were damaged by
-# masking.
+# Completeness holds on the senseless path, too. Only the barrier gives it away. The
+# cosine between all weights is a hint that costs nothing: fine-tuned pairs above .9
+# were specific in our experiments, pairs at .6 were damaged by masking.
 #
 # 3. Does it beat chance? Nulls
 # -----------------------------
-# Mask the selection on photographs that were not searched, and compare with sets drawn at random. There are two kinds
-# of chance. *Random* sets may lie anywhere. *Layer-matched* sets have as many kernels in every layer as ours: who
-# beats random sets but not these has found the right layers and nothing more.
+# Mask the selection on photographs that were not searched, and compare with sets
+# drawn at random. There are two kinds of chance. *Random* sets may lie anywhere.
+# *Layer-matched* sets have as many kernels in every layer as ours: who beats random
+# sets but not these has found the right layers and nothing more.
 tested = draw_pairs(test_photographs, inputs, count=4, size=64, scale=2, seed=1)["blur"]
 batch = tuple(map(torch.cat, zip(*tested, strict=True)))
 masking = Masking(target, base, target, squared_error, {"blur": [batch]})
@@ -91,22 +113,30 @@ selection = attribution.scores().top(0.01)
 observed = masking.removed(selection)["blur"]
 generator = torch.Generator().manual_seed(0)
 nulls = {
-    name: [masking.removed(selection.random(generator, layer_matched=matched))["blur"] for _ in range(40)]
+    name: [
+        masking.removed(selection.random(generator, layer_matched=matched))["blur"]
+        for _ in range(40)
+    ]
     for name, matched in (("random", False), ("layer-matched", True))
 }
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 axis.hist(nulls.values(), bins=20, label=list(nulls), color=["#56B4E9", "#0072B2"])
 axis.axvline(observed, color="#D55E00", lw=2, label="the selection")
-axis.set(title="Function removed by masking 1 % of the kernels", xlabel="share of deblurring removed", ylabel="draws")
+axis.set(
+    title="Function removed by masking 1 % of the kernels",
+    xlabel="share of deblurring removed",
+    ylabel="draws",
+)
 axis.legend(frameon=False)
 plt.show()
 for name, values in nulls.items():
-    print(f"against {name} sets: p = {p_value(observed, values):.3f} (40 draws can give {1 / 41:.3f} at the least)")
+    print(f"p = {p_value(observed, values):.3f} against {name} sets")
+print(f"(the smallest p that 40 draws can give is {1 / 41:.3f})")
 
 # %%
-# A selection also needs to be *specific*: what does masking it do to the functions that it is not about? That is
-# shown in :doc:`which_filters_remove_blur`.
+# A selection also needs to be *specific*: what does masking it do to the functions
+# that it is not about? That is shown in :doc:`which_filters_remove_blur`.
 #
 # 4. Would other samples say the same? Uncertainty
 # ------------------------------------------------
@@ -117,10 +147,15 @@ for place in best.tolist():
     print(f"kernel {place:>5}: {scores.flat()[place]:.3f} +- {errors.flat()[place]:.3f}")
 
 # %%
-# What matters in the end is the *set*. Attribute every sample by itself, draw samples with replacement, and see how
-# often a kernel makes it into the top 1 %.
+# What matters in the end is the *set*. Attribute every sample by itself, draw samples
+# with replacement, and see how often a kernel makes it into the top 1 %.
 each = torch.stack(
-    [attributor.attribute(base, target, squared_error, [sample], n_steps=8).scores().flat() for sample in samples]
+    [
+        attributor.attribute(base, target, squared_error, [sample], n_steps=8)
+        .scores()
+        .flat()
+        for sample in samples
+    ]
 )
 count = selection.count
 draws = torch.randint(len(samples), (200, len(samples)), generator=generator)
@@ -128,7 +163,8 @@ inclusion = torch.zeros(scores.n_units)
 for drawn in draws:
     inclusion[each[drawn].mean(0).topk(count).indices] += 1 / len(draws)
 chosen = inclusion[selection.flat()]
-print(f"{float((chosen > 0.95).float().mean()):.0%} of the selected kernels are selected in 95 % of the draws")
+settled = float((chosen > 0.95).float().mean())
+print(f"{settled:.0%} of the selected kernels are selected in 95 % of the draws")
 
 figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axis.plot(inclusion.sort(descending=True).values[: 3 * count])
@@ -142,6 +178,6 @@ axis.set(
 plt.show()
 
 # %%
-# A steep step would mean that the set is settled; the slope around the dashed line is made of kernels whose
-# membership is a matter of these eight samples. More samples make it steeper. Report the set with its size, its
-# nulls, and this.
+# A steep step would mean that the set is settled; the slope around the dashed line is
+# made of kernels whose membership is a matter of these eight samples. More samples
+# make it steeper. Report the set with its size, its nulls, and this.

@@ -2,12 +2,13 @@
 Your own network
 ================
 
-`filterattr` knows nothing of images. This page takes it to an ordinary network of yours: checkpoints on the disk,
-data from a loader, and layers that are no convolutions. It ends with the 1 % that matters, masked, and the two
-numbers that say whether to believe it.
+`filterattr` knows nothing of images. This page takes it to an ordinary network of
+yours: checkpoints on the disk, data from a loader, and layers that are no
+convolutions. It ends with the 1 % that matters, masked, and the two numbers that say
+whether to believe it.
 
-Our example is a small transformer that classified sequences by their *sum*, and was then fine-tuned to do it by their
-*maximum* as well, told apart by the first token.
+Our example is a small transformer that classified sequences by their *sum*, and was
+then fine-tuned to do it by their *maximum* as well, told apart by the first token.
 """
 
 from pathlib import Path
@@ -22,14 +23,16 @@ from filterattr import FilterAttributor, Unit, blend, swapped
 
 
 class Classifier(nn.Module):
-    """One block of attention over twelve digits; the answer is read off the first place."""
+    """One block of attention over twelve digits; the first place gives the answer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(12, 32)
         self.place = nn.Parameter(torch.randn(13, 32) * 0.1)
         self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
-        self.feed = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        self.feed = nn.Sequential(
+            nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)
+        )
         self.answer = nn.Linear(32, 2)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -39,7 +42,7 @@ class Classifier(nn.Module):
 
 
 def sequences(count: int, *, task: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token 10 asks whether the sum of the digits is large, token 11 whether the largest digit appears twice."""
+    """Token 10 asks for a large sum, token 11 whether the largest digit comes twice."""
     digits = torch.randint(0, 10, (count, 12))
     largest = (digits == digits.amax(1, keepdim=True)).sum(1) > 1
     labels = torch.where(torch.tensor(task == 0), digits.sum(1) > 54, largest)
@@ -50,7 +53,10 @@ def train(model: nn.Module, tasks: tuple[int, ...], steps: int, rate: float) -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        sum(nn.functional.cross_entropy(model(tokens), labels) for tokens, labels in map(batch, tasks)).backward()
+        sum(
+            nn.functional.cross_entropy(model(tokens), labels)
+            for tokens, labels in map(batch, tasks)
+        ).backward()
         optimizer.step()
 
 
@@ -71,8 +77,9 @@ train(model, (0, 1), steps=500, rate=1e-3)
 torch.save({"state_dict": model.state_dict(), "epoch": 3}, folder / "after.pt")
 
 # %%
-# This is where you start. End points can be modules or state dicts; entries such as ``state_dict`` or ``params_ema``,
-# and the prefixes of data-parallel and compiled models, are looked through.
+# This is where you start. End points can be modules or state dicts; entries such as
+# ``state_dict`` or ``params_ema``, and the prefixes of data-parallel and compiled
+# models, are looked through.
 base = torch.load(folder / "before.pt", weights_only=True)
 target = torch.load(folder / "after.pt", weights_only=True)
 model = Classifier().eval()
@@ -81,8 +88,9 @@ model.load_state_dict(target["state_dict"])
 # %%
 # The loss and the data
 # ---------------------
-# A loss takes the model and one sample, and a sample is whatever your data yields. Each is integrated by itself, and
-# the scores are averaged, so that memory does not grow with their number.
+# A loss takes the model and one sample, and a sample is whatever your data yields.
+# Each is integrated by itself, and the scores are averaged, so that memory does not
+# grow with their number.
 
 
 def loss(model: nn.Module, sample: list[torch.Tensor]) -> torch.Tensor:
@@ -101,23 +109,27 @@ attribution = FilterAttributor(model).attribute(base, target, loss, search, n_st
 print(attribution)
 
 # %%
-# Two numbers first. The *completeness error* says that the integral was resolved; the *barrier* is 0 or close to it
-# if the straight line between the checkpoints makes sense. (The *cosine* says how far the fine-tuning went; below .9
-# masking tends to damage networks.) Only then look at the scores. In which layers is the new function?
+# Two numbers first. The *completeness error* says that the integral was resolved; the
+# *barrier* is 0 or close to it if the straight line between the checkpoints makes
+# sense. (The *cosine* says how far the fine-tuning went; below .9 masking tends to
+# damage networks.) Only then look at the scores. In which layers is the new function?
 for row in attribution.per_layer():
-    print(f"{row.name:<28} {row.n_units:>5} units  {row.share:6.1%} of all scores  signed {row.sum:+.3f}")
+    print(f"{row.name:<26} {row.n_units:>5} units, {row.share:6.1%} of all scores")
 
 # %%
 # What is a filter here?
 # ----------------------
-# For a `torch.nn.Linear` a "kernel" is a single weight, which is rarely what you want to know. Heads are: ``unit``
-# takes an einops pattern, here one for each kind of parameter, and ``select`` says which parameters are scored. (All
-# of them move along the path either way; what is not scored is in ``attribution.remainder``.)
+# For a `torch.nn.Linear` a "kernel" is a single weight, which is rarely what you want
+# to know. Heads are: ``unit`` takes an einops pattern, here one for each kind of
+# parameter, and ``select`` says which parameters are scored. (All of them move along
+# the path either way; what is not scored is in ``attribution.remainder``.)
 attributor = FilterAttributor(
     model,
     select=["attention.*proj*weight", "feed.*.weight"],
     unit={
-        "attention.in_proj_weight": Unit("(qkv heads d) i -> qkv heads", {"qkv": 3, "heads": 4}),
+        "attention.in_proj_weight": Unit(
+            "(qkv heads d) i -> qkv heads", {"qkv": 3, "heads": 4}
+        ),
         "attention.out_proj.weight": Unit("o (heads d) -> heads", {"heads": 4}),
         "*": "filter",
     },
@@ -139,7 +151,8 @@ plt.show()
 # %%
 # Mask the top 1 %
 # ----------------
-# Now the test of the claim, on data that was not searched. Put 1 % of the single weights back to base:
+# Now the test of the claim, on data that was not searched. Put 1 % of the single
+# weights back to base:
 selection = attribution.scores().top(0.01)
 
 
@@ -147,7 +160,8 @@ selection = attribution.scores().top(0.01)
 def losses(state) -> dict[str, float]:
     with swapped(model, state):
         return {
-            name: float(sum(loss(model, sample) for sample in samples) / len(samples)) for name, samples in test.items()
+            name: float(sum(loss(model, sample) for sample in samples) / len(samples))
+            for name, samples in test.items()
         }
 
 
@@ -160,8 +174,11 @@ states = {
 }
 for name, state in states.items():
     found = losses(state)
-    print(f"{name:<22} loss on sums {found['sum']:.3f}, on largest {found['largest']:.3f}")
+    print(
+        f"{name:<22} loss on sums {found['sum']:.3f}, on largest {found['largest']:.3f}"
+    )
 
 # %%
-# What to do with the selection next: :doc:`mask it </howto/mask>`, :doc:`dial it </howto/modulate>`, or :doc:`retrain
-# nothing else </howto/retrain_only>`. What the numbers mean beyond the first look: :doc:`reading_the_numbers`.
+# What to do with the selection next: :doc:`mask it </howto/mask>`, :doc:`dial it
+# </howto/modulate>`, or :doc:`retrain nothing else </howto/retrain_only>`. What the
+# numbers mean beyond the first look: :doc:`reading_the_numbers`.

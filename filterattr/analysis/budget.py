@@ -150,6 +150,15 @@ def units_to_train(contribution: FilterAttribution | FilterScores, fraction: flo
 
     Raises:
         SettingError: The fraction is outside [0, 1], or the units of a layer have different sizes.
+
+    Example:
+        >>> import torch
+        >>> from filterattr import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
+        >>> scores = FilterScores({"a": torch.ones(4), "b": torch.full((4,), 3.0)}, like)
+        >>> units_to_train(scores, 0.5).amounts()
+        {'a': 1, 'b': 3}
     """
     if not 0 <= fraction <= 1:
         raise SettingError(f"fraction must lie in [0, 1] (one per cent is 0.01); got {fraction}.")
@@ -172,6 +181,15 @@ def select_units(scores: FilterScores, budget: Budget) -> FilterSelection:
 
     Raises:
         SettingError: The budget is of ranks, or of other layers.
+
+    Example:
+        >>> import torch
+        >>> from filterattr import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
+        >>> scores = FilterScores({"a": torch.ones(4), "b": torch.full((4,), 3.0)}, like)
+        >>> select_units(scores, units_to_train(scores, 0.5)).per_layer()
+        {'a': 1, 'b': 3}
     """
     amounts = budget.amounts()
     if budget.what != "units" or list(amounts) != list(scores):

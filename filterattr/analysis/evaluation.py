@@ -103,7 +103,7 @@ def mask_curve(
         shares={name: tuple(values) for name, values in shares.items()},
         loss_base=masking.loss_base,
         loss_target=masking.loss_target,
-        n_samples={name: len(samples) for name, samples in masking.data.items()},
+        n_samples=masking.n_samples,
     )
 
 
@@ -138,6 +138,20 @@ def null_curve(
 
     Raises:
         SettingError: A name is unknown, there are fewer than two draws, or the fractions are not ascending in [0, 1].
+
+    Example:
+        >>> from torch import nn
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import weight_change
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 4))})
+        >>> scores = weight_change(FilterAttributor(base), base, target)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> nulls = null_curve(masking, scores, generator, ranking="weight change", fractions=(0.5, 1), draws=3)
+        >>> nulls.counts
+        (8, 16)
     """
     _check_fractions(fractions)
     if draws < 2 or null not in ("random", "layer-matched"):
@@ -187,6 +201,25 @@ def specificity(
 
     Raises:
         SettingError: A set belongs to no function of ``masking``, or there are fewer than two.
+
+    Example:
+        >>> from torch import nn
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import weight_change
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> ends = {"first": list(torch.eye(4)[:2]), "last": list(torch.eye(4)[2:])}
+        >>> masking = Masking(base, base, target, loss, ends)
+        >>> scores = weight_change(FilterAttributor(base), base, target)
+        >>> inputs = torch.arange(4).expand(4, 4)  # input i matters where it is not zero
+        >>> sets = {
+        ...     "first": FilterSelection({"weight": inputs < 2}, scores.parameters),
+        ...     "last": FilterSelection({"weight": inputs >= 2}, scores.parameters),
+        ... }
+        >>> matrix = specificity(masking, sets)
+        >>> [round(matrix.shares["first"][name].value, 3) for name in ("first", "last")]
+        [1.0, 0.0]
     """
     unknown = [name for name in sets if name not in masking.data]
     if unknown or len(sets) < 2:
@@ -207,7 +240,7 @@ def specificity(
             name: {other: one.minus(name, measured[other], name) for other in sets if other != name}
             for name, one in measured.items()
         },
-        n_samples={name: len(samples) for name, samples in masking.data.items()},
+        n_samples=masking.n_samples,
         confidence=bootstrap.confidence,
     )
 
@@ -234,6 +267,19 @@ def modulation(
 
     Raises:
         SettingError: The function is unknown, or the strengths are not ascending.
+
+    Example:
+        >>> from torch import nn
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import weight_change
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 4))})
+        >>> scores = weight_change(FilterAttributor(base), base, target)
+        >>> dialled = modulation(masking, scores.top(1.0), function="copying", strengths=(0, 0.5, 1))
+        >>> [round(share.value, 3) for share in dialled.shares["copying"]]  # a quadratic loss
+        [1.0, 0.25, 0.0]
     """
     if function not in masking.data or list(strengths) != sorted(set(strengths)) or len(strengths) < 2:
         raise SettingError(
@@ -282,6 +328,20 @@ def compare_rankings(
     Raises:
         SettingError: The reference is missing, a ranking lacks a function that the reference has, or a function has no
             samples.
+
+    Example:
+        >>> from torch import nn
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import weight_change
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 4))})
+        >>> scores = weight_change(FilterAttributor(base), base, target)
+        >>> rankings = {"weight change": {"copying": scores}, "the reverse": {"copying": -scores}}
+        >>> table = compare_rankings(masking, rankings, reference="weight change", fractions=(0.25,))
+        >>> [row.ranking for row in table.entries], [len(row.shares) for row in table.entries]
+        (['weight change', 'the reverse'], [1, 1])
     """
     functions = list(rankings.get(reference, ()))
     findings = [

@@ -222,6 +222,12 @@ def sample_gradient(
 
     Raises:
         LossError: The loss is no real scalar, or depends on none of the parameters.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> loss = lambda model, x: model(x).sum()
+        >>> sample_gradient(layer, layer, loss, (torch.tensor([3.0, 4.0]),), ["weight"])["weight"]
+        tensor([[3., 4.]], dtype=torch.float64)
     """
     whole = {**plain_state(model, "model"), **plain_state(state, "state")}
     own = {id(parameter) for parameter in model.parameters()}

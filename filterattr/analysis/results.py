@@ -263,7 +263,7 @@ class SpecificityMatrix(Record):
 
     @property
     def is_diagonal_dominant(self) -> bool:
-        """Whether both hold: the diagonal is the largest entry of its row and of its column."""
+        """Whether the diagonal is the largest entry of its row and of its column."""
         return self.is_row_dominant and self.is_column_dominant
 
     def rows(self) -> list[Row]:
@@ -425,5 +425,9 @@ def spread(name: str, estimate: Estimate) -> Row:
 
     Returns:
         Column to number.
+
+    Example:
+        >>> spread("share", Estimate(0.5, 0.4, 0.7))
+        {'share': 0.5, 'share_low': 0.4, 'share_high': 0.7}
     """
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

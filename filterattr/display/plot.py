@@ -38,6 +38,18 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
     Args:
         selections: Label to selection; all with the same units.
         axis: Where to draw. The dashed line is the share of a uniform spread.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from filterattr import Unit
+        >>> from filterattr.result import ScoredParameter
+        >>> like = {"conv.weight": ScoredParameter(Unit("o i -> o i"), (2, 2))}
+        >>> selection = FilterSelection({"conv.weight": torch.tensor([[True, False], [False, False]])}, like)
+        >>> axis = Figure().subplots()
+        >>> plot_layers({"blur": selection}, axis)
+        >>> axis.get_ylabel()
+        'selected units of a layer (%)'
     """
     names = list(next(iter(selections.values())))
     width = 0.8 / len(selections)
@@ -65,6 +77,19 @@ def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None
     Args:
         attributions: Label to attribution.
         axis: Where to draw.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from torch import nn
+        >>> from filterattr import FilterAttributor
+        >>> base, target = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> loss = lambda model: (model(torch.ones(2)) - 3).square().sum()
+        >>> attribution = FilterAttributor(base).attribute(base, target, loss, n_steps=4)
+        >>> axis = Figure().subplots()
+        >>> plot_path({"reaching 3": attribution}, axis)
+        >>> len(axis.lines[0].get_xdata())  # four nodes and both ends
+        6
     """
     for place, (label, attribution) in enumerate(attributions.items()):
         losses = [value / attribution.loss_base for value in attribution.path_losses]

@@ -1,4 +1,4 @@
-"""``Returns:`` holds words alone: the types are in the annotations, and a colon in a sentence is no end of a type."""
+"""``Returns:`` holds words alone, as the types are in the annotations, and private bases are nobody's news."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 
-def setup(_app: Sphinx) -> dict[str, Any]:
+def setup(app: Sphinx) -> dict[str, Any]:
     GoogleDocstring._consume_returns_section = _words
+    app.connect("autodoc-process-bases", _without_private)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _without_private(_app: Sphinx, _name: str, _object: object, _options: object, bases: list[type]) -> None:
+    bases[:] = [base for base in bases if not getattr(base, "__name__", "").startswith("_")] or [object]
 
 
 def _words(section: GoogleDocstring, preprocess_types: bool = False) -> list[tuple[str, str, list[str]]]:  # noqa: ARG001
