@@ -21,7 +21,7 @@ from filterattr.analysis.results import Intervention
 from filterattr.attribution import Loss
 from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
-from filterattr.errors import SettingError, name_some
+from filterattr.errors import LossError, SettingError, name_some
 from filterattr.intervention import blend, swapped
 from filterattr.result import FilterSelection
 
@@ -33,18 +33,24 @@ class Masking:
         model: The network that both end points fit.
         base: Weights that lack the functions.
         target: Weights that have them.
-        loss: ``loss(model, sample)``, one scalar; the same as for the attribution. Randomness inside is the same for
-            all networks and does not touch the caller's.
+        loss: ``loss(model, sample)``, one scalar; the same as for the attribution. With batches for samples it may
+            return one number per row, shape ``(N,)``, and each row counts as a sample. Randomness inside is the same
+            for all networks and does not touch the caller's.
         data: Name of a function (an input, a task) to its samples, which are kept and walked through repeatedly. Use
-            other samples than those that the selection was found with. Intervals are over the samples, so do not join
-            them to batches; if sample i of every function comes from one source, differences of functions are paired.
+            other samples than those that the selection was found with. Intervals are over the samples: a batch with a
+            scalar loss is a single one. If sample i of every function comes from one source, differences of functions
+            are paired.
 
     Attributes:
         loss_base: Function to mean loss of base.
         loss_target: Function to mean loss of target.
+        samples_base: Function to the loss of base on every sample, shape ``(n_samples,)``.
+        samples_target: Function to the loss of target on every sample.
+        n_samples: Function to number of samples.
 
     Raises:
         SettingError: A function has no samples.
+        LossError: The loss returns neither a number nor one per row.
 
     Example:
         >>> from filterattr import FilterAttributor
@@ -82,6 +88,7 @@ class Masking:
         self.samples_target = self.sample_losses(self.target)
         self.loss_base = _means(self.samples_base)
         self.loss_target = _means(self.samples_target)
+        self.n_samples = {name: len(losses) for name, losses in self.samples_base.items()}
 
     @torch.no_grad()
     def sample_losses(self, state: Mapping[str, Tensor]) -> dict[str, Array]:
@@ -98,10 +105,10 @@ class Masking:
             with swapped(self.model, state) as model:
                 losses = {}
                 for name, samples in self.data.items():
-                    values = []
+                    values: list[float] = []
                     for seed, sample in enumerate(samples):
                         seed_all(seed)
-                        values.append(float(self.loss(model, sample)))
+                        values += _numbers(self.loss(model, sample))
                     losses[name] = np.array(values)
                 return losses
         finally:
@@ -182,8 +189,7 @@ class Masking:
         Returns:
             The bootstrap.
         """
-        sizes = {name: len(samples) for name, samples in self.data.items()}
-        return Bootstrap(sizes, draws=draws, confidence=confidence, seed=seed, paired=paired)
+        return Bootstrap(self.n_samples, draws=draws, confidence=confidence, seed=seed, paired=paired)
 
 
 class Measured:
@@ -194,6 +200,15 @@ class Measured:
         state: Weights of the network.
         bootstrap: The draws.
         intervention: Where shares start: at target for ``"mask"``, at base for ``"graft"``.
+
+    Example:
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 4))})
+        >>> Measured(masking, masking.base, masking.bootstrap()).share("copying").value  # everything is back at base
+        1.0
     """
 
     def __init__(
@@ -214,21 +229,51 @@ class Measured:
             self._shares[name] = float(_ratio(values.mean(), start.mean(), end.mean())), _ratio(*drawn)
 
     def loss(self, name: str) -> Estimate:
-        """Mean loss on a function."""
+        """Mean loss on a function.
+
+        Args:
+            name: The function.
+
+        Returns:
+            The loss with its interval.
+        """
         values = self._losses[name]
         return self._bootstrap.estimate(float(values.mean()), self._bootstrap.means(name, values))
 
     def share(self, name: str) -> Estimate:
-        """What is removed of a function, or brought."""
+        """What is removed of a function, or brought.
+
+        Args:
+            name: The function.
+
+        Returns:
+            The share with its interval; 0 nothing, 1 all of it.
+        """
         return self._bootstrap.estimate(*self._shares[name])
 
     def minus(self, name: str, other: Measured, other_name: str) -> Estimate:
-        """Difference of two shares, draw by draw."""
+        """Difference of two shares, draw by draw.
+
+        Args:
+            name: A function.
+            other: The network to compare with, on the same draws.
+            other_name: A function of that network.
+
+        Returns:
+            The difference with its interval.
+        """
         (value, drawn), (other_value, other_drawn) = self._shares[name], other._shares[other_name]
         return self._bootstrap.estimate(value - other_value, drawn - other_drawn)
 
     def minus_largest_other(self, name: str) -> Estimate:
-        """Difference to the largest share of the functions that target has learnt, draw by draw."""
+        """Difference to the largest share of the functions that target has learnt, draw by draw.
+
+        Args:
+            name: A function.
+
+        Returns:
+            The difference with its interval; not a number if there is no other function.
+        """
         others = [self._shares[other] for other in self._better if other != name]
         if not others:
             return Estimate(float("nan"))
@@ -241,6 +286,16 @@ def _ratio(value: Any, start: Any, end: Any) -> Any:
     """Way from start to value as a part of the way from start to end; not a number if that has no length."""
     whole = np.asarray(end - start, dtype=np.float64)
     return (value - start) / np.where(whole == 0, np.nan, whole)
+
+
+def _numbers(loss: Any) -> list[float]:
+    """One loss, or one per row of a batch."""
+    if isinstance(loss, Tensor) and loss.ndim > 1:
+        raise LossError(
+            f"loss must return one scalar, or one number per row of a batch; got shape {tuple(loss.shape)}. Sum or "
+            "average the other axes."
+        )
+    return [float(value) for value in loss.reshape(-1).tolist()] if isinstance(loss, Tensor) else [float(loss)]
 
 
 def _means(losses: Mapping[str, Array]) -> dict[str, float]:

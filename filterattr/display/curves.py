@@ -102,18 +102,22 @@ def plot_confusion(confusion: Confusion, axis: Axes) -> None:
 def plot_modulation(modulation: Modulation, axis: Axes) -> None:
     """Draw what every function loses as the units of one are dialled between base and target.
 
+    Functions that target is not better at than base have no share, and are left out.
+
     Args:
         modulation: The result.
         axis: Where to draw.
     """
-    for place, (name, shares) in enumerate(modulation.shares.items()):
+    better = [name for name, loss in modulation.loss_target.items() if loss < modulation.loss_base[name]]
+    for place, name in enumerate(better):
         label = f"{name} (own)" if name == modulation.function else name
-        _line(axis, modulation.strengths, shares, label, place)
+        _line(axis, modulation.strengths, modulation.shares[name], label, place)
     axis.axhline(0, color="0.6", lw=0.8)
     axis.axvline(1, color="0.6", lw=0.8, ls=":")
     axis.set(
         xlabel=f"strength of the {modulation.function} units (0 base, 1 target)", ylabel="share of the function removed"
     )
+    axis.set_ylim(-0.3, 1.5)
     _finish(axis)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,12 +79,14 @@ def test_matrices_show_numbers_and_frame_their_diagonal(masking, scores) -> None
     assert "not diagonal-dominant" in axis.get_title()
 
 
-def test_modulation_has_one_line_a_function(masking, scores) -> None:
+def test_modulation_has_one_line_a_function_that_target_has_learnt(masking, scores) -> None:
     axis = Figure().subplots()
     dial = modulation(masking, scores.top(1), function="first")
+    dial = replace(dial, loss_base={**dial.loss_base, "third": 0.0})
     plot_modulation(dial, axis)
     assert list(axis.lines[0].get_ydata()) == [estimate.value for estimate in dial.shares["first"]]
     assert axis.get_legend().get_texts()[0].get_text() == "first (own)"
+    assert len(axis.get_legend().get_texts()) == 2
 
 
 def test_rankings_are_sorted_and_the_reference_has_its_own_colour(masking, scores) -> None:

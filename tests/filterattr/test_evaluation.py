@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterScores, FilterSelection, SettingError
+from filterattr import FilterAttributor, FilterScores, FilterSelection, LossError, SettingError
 from filterattr.analysis.evaluation import (
     Masking,
     compare_rankings,
@@ -307,3 +307,19 @@ def test_randomness_in_the_loss_is_the_same_for_all_networks_and_not_the_callers
     masking = Masking(ends[0], *ends, noisy, {"one": [image(1), image(2)]})
     assert masking.losses_of(masking.target) == masking.loss_target
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_losses_per_row_of_a_batch_are_samples_of_their_own(held_out, ends, scores) -> None:
+    def by_row(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (model(batch[0]) - batch[1]).square().sum((1, 2, 3))
+
+    data = held_out.data
+    batches = {name: [tuple(map(torch.cat, zip(*data[name], strict=True)))] for name in data}
+    batched = Masking(ends[0], *ends, by_row, batches)
+    assert batched.n_samples == {"one": 6, "two": 6}
+    alone, together = (mask_curve(one, scores, ranking="x", fractions=(0.2,)) for one in (held_out, batched))
+    for name in data:
+        first, second = alone.shares[name][0], together.shares[name][0]
+        assert (first.value, first.low, first.high) == pytest.approx((second.value, second.low, second.high), rel=1e-9)
+    with pytest.raises(LossError, match=r"one number per row of a batch; got shape \(6, 1"):
+        Masking(ends[0], *ends, lambda model, batch: model(batch[0]), batches)

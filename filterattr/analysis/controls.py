@@ -1,0 +1,154 @@
+"""Controls for a selection: is it the places, the values in them, or how the places are connected?"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from filterattr.analysis.knockout import unit_labels
+from filterattr.engine.slots import Slots
+from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.engine.units import Unit
+from filterattr.errors import SettingError, StateMismatchError, name_some
+from filterattr.result import FilterSelection, ScoredParameter
+
+
+def scrambled(
+    target: StateLike,
+    selection: FilterSelection,
+    how: Literal["permute", "flip"],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Keep the places of a selection and spoil the values in them.
+
+    Args:
+        target: The weights.
+        selection: The units.
+        how: ``"permute"`` gives every chosen unit the values of another chosen unit of the same parameter (units of
+            one size; a parameter with a single chosen unit keeps it), ``"flip"`` turns the sign of each chosen unit
+            with probability one half.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        A state dict; all other weights stay as they are, bit for bit.
+
+    Raises:
+        SettingError: ``how`` is unknown.
+        StateMismatchError: A selected parameter is missing or misshapen.
+
+    Example:
+        >>> chosen = FilterSelection({"w": torch.tensor([True, True, False])},
+        ...                          {"w": ScoredParameter(Unit("o i -> o"), (3, 2))})
+        >>> target = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}
+        >>> scrambled(target, chosen, "permute", torch.Generator().manual_seed(1))["w"].tolist()
+        [[3.0, 4.0], [1.0, 2.0], [5.0, 6.0]]
+    """
+    if how not in ("permute", "flip"):
+        raise SettingError(f'how must be "permute" or "flip"; got {how!r}.')
+    state = {name: value.detach().clone() for name, value in plain_state(target, "target").items()}
+    misfits = [
+        name for name, one in selection.parameters.items() if name not in state or tuple(state[name].shape) != one.shape
+    ]
+    if misfits:
+        raise StateMismatchError(
+            f"target must hold the selected parameters in their shapes; {name_some(misfits)} differ."
+        )
+    for name, one in selection.parameters.items():
+        places = torch.nonzero(selection[name].reshape(-1).cpu()).reshape(-1)
+        # rows of weights, one unit a row, in the order of the parameter
+        order = torch.sort(unit_labels(one).reshape(-1), stable=True).indices
+        rows = state[name].reshape(-1).cpu()[order].reshape(selection[name].numel(), -1).clone()
+        if how == "permute":
+            rows[places] = rows[places[torch.randperm(len(places), generator=generator)]]
+        else:
+            signs = 2 * torch.randint(0, 2, (len(places), 1), generator=generator) - 1
+            rows[places] = rows[places] * signs.to(rows.dtype)
+        flat = torch.empty_like(rows.reshape(-1))
+        flat[order] = rows.reshape(-1)
+        state[name] = flat.reshape(one.shape).to(state[name].device)
+    return state
+
+
+def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tries: int = 20) -> FilterSelection:
+    """Keep how many chosen kernels every channel has, and shuffle which channels they connect.
+
+    A kernel is an edge from an input channel to an output channel. Pairs of edges of one layer exchange their ends as
+    long as no edge would be there twice, so that all in- and out-degrees stay what they are.
+
+    Args:
+        selection: Kernels; parameters whose scores do not have two axes stay as they are.
+        generator: Source of randomness, on the CPU.
+        tries: Exchanges that are tried per edge.
+
+    Returns:
+        A selection with the same number of kernels in every row and column of every layer.
+
+    Example:
+        >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (2, 2, 3, 3))}
+        >>> edges = FilterSelection({"w": torch.eye(2, dtype=torch.bool)}, like)
+        >>> shuffled_edges(edges, torch.Generator().manual_seed(0))["w"].sum(0)
+        tensor([1, 1])
+
+    References:
+        Maslov and Sneppen, "Specificity and Stability in Topology of Protein Networks", Science 2002.
+    """
+    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    tensors = {}
+    for name, chosen in selection.items():
+        tensors[name] = chosen.clone()
+        edges = torch.nonzero(chosen).tolist()
+        if chosen.ndim != 2 or len(edges) < 2:
+            continue
+        present = {tuple(edge) for edge in edges}
+        for first, second in random.integers(len(edges), size=(tries * len(edges), 2)):
+            (out, into), (other_out, other_into) = edges[first], edges[second]
+            new = (out, other_into), (other_out, into)
+            if out == other_out or into == other_into or new[0] in present or new[1] in present:
+                continue
+            present -= {(out, into), (other_out, other_into)}
+            present |= set(new)
+            edges[first], edges[second] = list(new[0]), list(new[1])
+        tensors[name] = torch.zeros_like(chosen)
+        for out, into in edges:
+            tensors[name][out, into] = True
+    return FilterSelection(tensors, selection.parameters)
+
+
+def with_biases(selection: FilterSelection, model: nn.Module) -> FilterSelection:
+    """Add the biases of the chosen output channels, so that whole channels are masked.
+
+    Args:
+        selection: Of ``unit="filter"``: one entry per output channel.
+        model: The network.
+
+    Returns:
+        The same selection with the parameter ``bias`` beside every chosen ``weight`` that has one.
+
+    Raises:
+        SettingError: The selection is not of output channels.
+
+    Example:
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import magnitude
+        >>> layer = nn.Linear(2, 3)
+        >>> channels = magnitude(FilterAttributor(layer, unit="filter"), layer).top(2)
+        >>> with_biases(channels, layer).per_layer()
+        {'weight': 2, 'bias': 2}
+    """
+    inner = Slots(unwrap_model(model)).parameters
+    tensors, parameters, findings = {}, {}, []
+    for name, chosen in selection.items():
+        tensors[name], parameters[name] = chosen, selection.parameters[name]
+        bias = f"{name.removesuffix('weight')}bias"
+        if not name.endswith("weight") or bias not in inner or bias in selection:
+            continue
+        if chosen.shape != inner[bias].shape:
+            findings.append(name)
+            continue
+        tensors[bias], parameters[bias] = chosen, ScoredParameter(Unit("... -> ..."), tuple(chosen.shape))
+    if findings:
+        raise SettingError(f'the selection must be of output channels (unit="filter"); {name_some(findings)} are not.')
+    return FilterSelection(tensors, parameters)
