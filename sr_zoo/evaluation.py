@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sr_zoo.degradations import Degradation
+from sr_zoo.degradations import Degradation, Strengths
 from sr_zoo.images import ImageError, to_float
 from sr_zoo.metrics import psnr, ssim
 
@@ -33,10 +33,32 @@ def degrade_photograph(photograph: Tensor, degradation: Degradation, scale: int,
         >>> tuple(degraded.shape), tuple(reference.shape)
         ((1, 3, 16, 24), (1, 3, 32, 48))
     """
+    return traced_photograph(photograph, degradation, scale, seed)[:2]
+
+
+def traced_photograph(
+    photograph: Tensor, degradation: Degradation, scale: int, seed: int
+) -> tuple[Tensor, Tensor, Strengths]:
+    """Do what `degrade_photograph` does, and say how strongly it was degraded.
+
+    Args:
+        photograph: ``uint8`` of shape ``(3, H, W)``.
+        degradation: What to apply.
+        scale: Factor that height and width must be multiples of.
+        seed: Seed of the degradation's randomness.
+
+    Returns:
+        ``degraded``, ``reference``, and the strengths, as `Degradation.traced` gives them.
+
+    Example:
+        >>> from sr_zoo.degradations import GaussianNoise
+        >>> traced_photograph(torch.zeros(3, 33, 48, dtype=torch.uint8), GaussianNoise(0.1), scale=2, seed=0)[2]
+        {'noise': tensor([0.1000])}
+    """
     height, width = (length - length % scale for length in photograph.shape[-2:])
     reference = to_float(photograph[None, :, :height, :width])
-    generator = torch.Generator().manual_seed(seed)
-    return degradation(reference, generator), reference
+    degraded, strengths = degradation.traced(reference, torch.Generator().manual_seed(seed))
+    return degraded, reference, strengths
 
 
 def check_photographs(photographs: Sequence[Tensor], scale: int) -> None:

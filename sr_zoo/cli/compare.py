@@ -1,0 +1,53 @@
+"""``compare``: one branch or two? Networks side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from filterattr import SettingError
+from sr_zoo.cli.program import Commands, add_device, device_of
+from sr_zoo.comparison import compare, comparison_table
+from sr_zoo.data import load_photographs
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser(
+        "compare",
+        help="measure networks side by side, over several seeds: one branch or two?",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--network",
+        dest="networks",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("LABEL", "WEIGHTS"),
+        help="a label and the weights of one seed or more; give it once for each network",
+    )
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    add_device(parser)
+    parser.add_argument("--out", type=Path, help="file for the table (.md); the numbers go beside it (.json)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and print."""
+    labels = [words[0] for words in options.networks]
+    if len(set(labels)) < len(labels):
+        raise SettingError(f"every --network needs a label of its own; got {', '.join(labels)}.")
+    networks = {words[0]: words[1:] for words in options.networks}
+    folders = {folder.name: load_photographs(folder) for folder in options.images}
+    result = compare(networks, folders, seed=options.seed, device=device_of(options))
+    table = comparison_table(result)
+    sys.stdout.write(table)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(table)
+        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        sys.stdout.write(f"\nwrote {options.out} and {options.out.with_suffix('.json').name}\n")
