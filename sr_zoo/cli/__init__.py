@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from filterattr.errors import FilterAttrError
-from sr_zoo.cli import attribute, card, compare, degrade, demo, restore, train
+from sr_zoo.cli import attribute, card, compare, degrade, demo, report, restore, study, train
 
 # each module has add(commands), which also says what to run
-COMMANDS = (demo, degrade, train, restore, attribute, card, compare)
+COMMANDS = (demo, degrade, train, restore, attribute, study, report, card, compare)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
