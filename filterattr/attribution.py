@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path as FilePath
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -22,7 +22,6 @@ from filterattr.engine.claim import Claim
 from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.path import Path, Side
-from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.randomness import RandomState
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
@@ -36,13 +35,14 @@ from filterattr.errors import (
     name_some,
 )
 from filterattr.estimates.job import Job, Precision, Run, check_precision
-from filterattr.estimates.per_sample import FixedRun
-from filterattr.estimates.waypoints import WaypointRun
+from filterattr.estimates.plan import Plan
+from filterattr.estimates.pooled import Until
 from filterattr.pathloss import Loss as Loss
 from filterattr.result import FilterAttribution, ScoredParameter
 from filterattr.walk import Walk, job_environment
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
+Aggregate: TypeAlias = Literal["per_sample", "pooled"]
 Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 
 _COMPLETENESS_LIMIT = 0.01
@@ -100,8 +100,11 @@ class FilterAttributor:
         loss: Loss,
         data: Iterable[Any] | None = None,
         *,
-        method: str = "gausslegendre",
-        n_steps: int = 16,
+        method: str | None = None,
+        n_steps: int | None = None,
+        tolerance: float | None = None,
+        aggregate: Aggregate = "per_sample",
+        until: Until | None = None,
         waypoints: Iterable[StateLike] = (),
         buffers: Side | None = None,
         allow_unused: str | Sequence[str] = (),
@@ -113,7 +116,8 @@ class FilterAttributor:
         """Integrate from base to target.
 
         With ``checkpoint``, the sums are put on the disk after every sample, in one atomic step. A call that was
-        killed at any moment and is made again skips what is done, loses at most the sample it was working on, and
+        killed at any moment and is made again skips what is done, loses at most the sample it was working on (with
+        ``aggregate="pooled"``, whose sums are as large as the weights and put away more rarely, at most 16), and
         returns the same bits as an uninterrupted call; a finished job returns at once, and goes on if data has got
         more samples. The file knows its job: other weights, settings, units, train flags or samples, or another loss
         at base, are refused; another PyTorch version, processor or number of threads is warned about. The randomness
@@ -138,10 +142,23 @@ class FilterAttributor:
                 pixels and channels.
             data: Samples, in any iterable; each is integrated by itself and the scores are averaged. It is passed
                 through once.
-            method: Rule of the integral: ``"gausslegendre"``, ``"riemann_right"`` (the published code's),
-                ``"riemann_left"``, ``"riemann_middle"`` or ``"riemann_trapezoid"``.
-            n_steps: Number of nodes on the path; each costs one forward-backward pass per sample. With waypoints, the
-                number in every segment.
+            method: Rule of the integral: ``"gausslegendre"`` (the default), ``"riemann_right"`` (the published code's),
+                ``"riemann_left"``, ``"riemann_middle"``, ``"riemann_trapezoid"``, or ``"adaptive"``, which takes 7, 15,
+                31, ... nodes for each sample until ``tolerance`` is reached and keeps every gradient.
+            n_steps: Number of nodes on the path, 16 by default; each costs one forward-backward pass per sample. With
+                waypoints, the number in every segment. For ``"adaptive"`` the largest number that a sample may take,
+                127 by default. For ``aggregate="pooled"`` the number of drawn nodes per sample, 1 by default.
+            tolerance: For ``"adaptive"``, 0.01 by default: a sample is done when its completeness error is at most
+                this, and at most this part of its top 1 % of units (by ``"sum_of_abs"``) would still change with more
+                nodes, which is taken as half of what changed with the last refinement.
+            aggregate: ``"per_sample"`` takes absolute values for every sample before the mean over samples (the
+                paper's). ``"pooled"`` takes them after it: then one drawn node per sample is enough, at a sixteenth of
+                the time, but weights whose attributions have different signs in different samples get lower scores.
+                Losses and completeness error are NaN then, as no sample but the first is seen at the ends.
+            until: For ``"pooled"``, when to stop before the data end; asked after 16, 24, 32, 48, 64, 96, ... samples.
+                ``"settled"`` stops when 95 % of the top 1 % of units are expected to be those of infinitely many
+                samples (`FilterAttribution.agreement`). A function is given the attribution so far and returns whether
+                it is good enough; with ``distributed`` every rank calls it with the same one.
             waypoints: Weights that the path passes through on its way from base to target, such as those that a
                 `PathRecorder` kept of the training. The signed contributions of the straight segments add up before
                 absolute values are taken; completeness holds as ever, and the places t are spread evenly over the
@@ -171,17 +188,16 @@ class FilterAttributor:
         ranks = Ranks.joined() if distributed else Ranks()
         claim, mode, entered = Claim(self.model), GradientMode(), RandomState()
 
-        def prepare() -> tuple[tuple[Run, JobFile | None], Message]:
+        def prepare() -> tuple[tuple[Run[Any], JobFile | None], Message]:
             claim.take()
             mode.enter()
-            quadrature = Quadrature.rule(method, n_steps)
-            job = self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision)
-            run = WaypointRun(job, quadrature) if job.path.waypoints else FixedRun(job, quadrature)
+            plan = Plan(method, n_steps, tolerance, aggregate, until)
+            run = plan.run(self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision))
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
             identity = run.identity(with_data=data is not None)
             file = None if checkpoint is None else _job_file(checkpoint, identity, ranks if distributed else None, run)
-            return (run, file), {**identity, "checkpoint": file is not None}
+            return (run, file), {**identity, "checkpoint": file is not None, "until": until is None}
 
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
@@ -200,14 +216,9 @@ class FilterAttributor:
             mode.restore()
             claim.release()
         attribution = run.result()
-        if attribution.completeness_error > _COMPLETENESS_LIMIT and n_steps > 1:
-            warnings.warn(
-                f"the attributions should sum to the loss change {attribution.loss_target - attribution.loss_base:.4g} "
-                f"but sum to {attribution.total:.4g} (relative error {attribution.completeness_error:.2g}); use more "
-                f"steps than {n_steps} or another method than {method!r}.",
-                FilterAttrWarning,
-                stacklevel=2,
-            )
+        reason = _doubt(attribution)
+        if reason:
+            warnings.warn(reason, FilterAttrWarning, stacklevel=2)
         return attribution
 
     def _job(
@@ -291,7 +302,24 @@ class FilterAttributor:
         return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: Run) -> JobFile:
+def _doubt(attribution: FilterAttribution) -> str | None:
+    """What a reader of the numbers must know first."""
+    if attribution.n_unsettled:
+        return (
+            f"{attribution.n_unsettled} of {attribution.n_samples} samples have not reached the tolerance "
+            f"{attribution.tolerance} with {attribution.n_steps} nodes (completeness error "
+            f"{attribution.completeness_error:.2g} over all); allow more with n_steps, or a larger tolerance."
+        )
+    if attribution.completeness_error > _COMPLETENESS_LIMIT and attribution.n_steps > 1:
+        return (
+            f"the attributions should sum to the loss change {attribution.loss_target - attribution.loss_base:.4g} "
+            f"but sum to {attribution.total:.4g} (relative error {attribution.completeness_error:.2g}); use more "
+            f"steps than {attribution.n_steps} or another method than {attribution.method!r}."
+        )
+    return None
+
+
+def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: Run[Any]) -> JobFile:
     """The file that keeps a job; each rank has its own."""
     if not isinstance(checkpoint, str | PathLike):
         raise SettingError(f"checkpoint must be a path; got {type(checkpoint).__name__}.")

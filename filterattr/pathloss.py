@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.hooks import GradientSums, first_nonfinite_output
+from filterattr.engine.hooks import GradientHooks, first_nonfinite_output
 from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.randomness import seed_all
@@ -20,11 +20,12 @@ from filterattr.errors import LossError, ModelChangedError, NonFiniteError, name
 Loss: TypeAlias = Callable[..., Tensor]
 Leaves: TypeAlias = Mapping[str, nn.Parameter]
 Answer = TypeVar("Answer")
+G = TypeVar("G", bound=GradientHooks)
 
 _LARGEST_BLOCK = 30 * 2**20  # glibc looks no further than 32 MiB
 
 
-class PathLoss:
+class PathLoss(Generic[G]):
     """The user's loss at places of the path, one sample at a time; the model is given back after every place.
 
     Args:
@@ -32,6 +33,7 @@ class PathLoss:
         slots: Its slots.
         path: The path.
         loss: The user's loss.
+        gradients: Takes the gradients, of the parameters that change along the path.
         autocast: What the loss is evaluated in; the default leaves that to the user.
 
     Attributes:
@@ -41,11 +43,17 @@ class PathLoss:
     """
 
     def __init__(
-        self, model: nn.Module, slots: Slots, path: Path, loss: Loss, autocast: Autocast | None = None
+        self,
+        model: nn.Module,
+        slots: Slots,
+        path: Path,
+        loss: Loss,
+        gradients: G,
+        autocast: Autocast | None = None,
     ) -> None:
         _keep_freed_memory()
         self._moved = path.moved()
-        self.gradients = GradientSums({name: path.base[name] for name in self._moved})
+        self.gradients = gradients
         self.losses: dict[float, Tensor] = {}
         self._model = model
         self._slots = slots

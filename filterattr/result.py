@@ -360,12 +360,26 @@ class FilterSelection(_PerParameter):
         return sum(int(tensor.sum()) for tensor in self.values())
 
     def overlap(self, other: FilterSelection) -> float:
-        """Share of the smaller set that is also in the other, in [0, 1]; 1 if one of them is empty."""
+        """Share of the smaller set that is also in the other.
+
+        Args:
+            other: A selection of the same units.
+
+        Returns:
+            A number in [0, 1]; 1 if one of them is empty.
+        """
         smaller = min(self.count, other.count)
         return (self & other).count / smaller if smaller else 1.0
 
     def jaccard(self, other: FilterSelection) -> float:
-        """Size of the intersection over size of the union, in [0, 1]; 1 if both are empty."""
+        """Size of the intersection over size of the union.
+
+        Args:
+            other: A selection of the same units.
+
+        Returns:
+            A number in [0, 1]; 1 if both are empty.
+        """
         union = (self | other).count
         return (self & other).count / union if union else 1.0
 
@@ -454,6 +468,13 @@ class FilterAttribution:
         means: Reduction to parameter name to mean scores over the samples.
         mean_squares: The same for the squared scores.
         n_segments: Number of straight parts of the path, 1 without waypoints; each is as long in ``path_places``.
+        aggregate: ``"per_sample"`` or ``"pooled"``. A pooled attribution has seen no sample at both ends, so that its
+            losses and its completeness error are NaN.
+        precision: ``"bf16"`` if the loss was evaluated under autocast by this library.
+        tolerance: What ``method="adaptive"`` was to reach.
+        n_unsettled: Number of samples that did not reach it; ``n_steps`` is then the most nodes that a sample took.
+        agreement: Of a pooled attribution, the share of its top 1 % that infinitely many samples would keep, estimated
+            from two halves of the samples.
     """
 
     loss_base: float
@@ -472,18 +493,32 @@ class FilterAttribution:
     means: Mapping[Reduction, Mapping[str, Tensor]]
     mean_squares: Mapping[Reduction, Mapping[str, Tensor]]
     n_segments: int = 1
+    aggregate: str = "per_sample"
+    precision: str | None = None
+    tolerance: float | None = None
+    n_unsettled: int = 0
+    agreement: float | None = None
 
     def __repr__(self) -> str:
         units = sum(tensor.numel() for tensor in self.means["sum"].values())
+        rule = f"{self.method} {self.n_steps}{f' in each of {self.n_segments} segments' * (self.n_segments > 1)}"
+        if self.tolerance is not None:
+            rule = f"{self.method} to {self.tolerance:g} with {self.mean_steps:.3g} nodes in the mean"
+        if self.aggregate == "pooled":
+            rule += f", pooled, agreement {self.agreement:.3g}"
         return (
-            f"FilterAttribution({units} units in {len(self.parameters)} parameters, {self.n_samples} samples, "
-            f"{self.method} {self.n_steps}{f' in each of {self.n_segments} segments' * (self.n_segments > 1)})\n"
+            f"FilterAttribution({units} units in {len(self.parameters)} parameters, {self.n_samples} samples, {rule})\n"
             f"  loss            {self.loss_base:.6g} (base) -> {self.loss_target:.6g} (target), "
             f"barrier {self.barrier:.3g}\n"
             f"  attribution     {self.total:.6g} in all, {self.remainder:.6g} of it not scored\n"
             f"  completeness    relative error {self.completeness_error:.2g}\n"
             f"  cosine          {self.cosine:.4f} between base and target"
         )
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean number of nodes of a sample; ``n_steps`` unless the nodes are refined."""
+        return self.n_passes / (self.n_samples * self.n_segments)
 
     @property
     def barrier(self) -> float:
@@ -569,7 +604,7 @@ class FilterAttribution:
             for reduction, scores in getattr(self, statistic).items()
             for name, tensor in scores.items()
         }
-        description: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        description: dict[str, Any] = {name: getattr(self, name) for name in (*_PLAIN_FIELDS, *_OPTIONAL_FIELDS)}
         description["parameters"] = _described(self.parameters)
         write_tensors(path, "attribution", tensors, description)
 
@@ -590,6 +625,7 @@ class FilterAttribution:
         with _incomplete(path, "attribution"):
             parameters = _parameters_of(description)
             fields = {name: _plain(name, description[name]) for name in _PLAIN_FIELDS}
+            fields |= {name: _optional(name, description[name]) for name in _OPTIONAL_FIELDS}
             means, mean_squares = (
                 {
                     reduction: {
@@ -618,7 +654,10 @@ _PLAIN_FIELDS: dict[str, type] = {
     "method": str,
     "n_steps": int,
     "n_segments": int,
+    "aggregate": str,
+    "n_unsettled": int,
 }
+_OPTIONAL_FIELDS: dict[str, type] = {"precision": str, "tolerance": float, "agreement": float}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -630,6 +669,13 @@ def _plain(name: str, value: Any) -> Any:
     ):
         raise TypeError(f"{name} must be {kind.__name__}")
     return tuple(value) if kind is list else value
+
+
+def _optional(name: str, value: Any) -> Any:
+    """Check one field of a file that may be missing in the result, but not in the file."""
+    if value is not None and type(value) is not _OPTIONAL_FIELDS[name]:
+        raise TypeError(f"{name} must be {_OPTIONAL_FIELDS[name].__name__}")
+    return value
 
 
 def _described(parameters: Mapping[str, ScoredParameter]) -> list[list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ class SampleRun(Protocol):
     """What a walk needs of the computation."""
 
     sums: SampleSums
+    keeps_every: int
 
     def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
         """Add one sample to the sums and return its losses along the path, base first and target last."""
@@ -34,6 +35,12 @@ class SampleRun(Protocol):
 
     def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
         """Return the loss of a sample at base."""
+
+    def is_due(self, before: int, count: int) -> bool:
+        """Whether `is_enough` is to be asked, after so many samples of all processes."""
+
+    def is_enough(self, add_up: Callable[[Tensor], Tensor]) -> bool:
+        """Whether further samples are not needed."""
 
 
 class Walk:
@@ -55,6 +62,7 @@ class Walk:
         self._random_state = torch.get_rng_state()
         self._digests: list[str] = []  # of the samples of this process that are in the sums
         self._first_losses = (0.0, 0.0)
+        self._unwritten = False
         self._met = 0  # samples of this process that the walk has come to
 
     def through(self, data: Iterable[Any] | None) -> None:
@@ -79,10 +87,25 @@ class Walk:
             number, answers = self.ranks.together(lambda begin=begin: self._round(samples, stream, begin, seed))  # type: ignore[misc]
             self.ranks.agree(answers, "data")
             begin += number
+            if self.run.is_due(begin - number, begin) and self._is_enough():
+                break
         if begin == 0:
             raise SettingError("data must hold at least one sample; it is empty.")
+        if self._unwritten:
+            self._write()
         if self.ranks.size > 1:
             self.run.sums.merge(self.ranks.add_up)
+
+    def _is_enough(self) -> bool:
+        """Ask the computation whether it can stop; all processes come to the same answer.
+
+        Sums that hold more samples than the walk has come to were taken from a file, and were not enough at this point.
+        """
+        _, answers = self.ranks.together(lambda: (None, {"ahead": self.run.sums.count > self._met}))
+        if any(answer["ahead"] for answer in answers):
+            return False
+        _, answers = self.ranks.together(lambda: (None, {"enough": self.run.is_enough(self.ranks.add_up)}))
+        return any(answer["enough"] for answer in answers)
 
     def _take_up(self) -> tuple[bool, Message]:
         """Load what is done already, or make sure before all work that it can be kept."""
@@ -171,7 +194,9 @@ class Walk:
             if place == 0:
                 self._first_losses = losses[0], losses[-1]
             self._digests.append(digest)
-            self._write()
+            self._unwritten = True
+            if self._met % self.run.keeps_every == 0:
+                self._write()
 
     def _check_loss(self, value: float) -> None:
         """Functions cannot be compared; what they return can."""
@@ -195,6 +220,7 @@ class Walk:
             torch.frombuffer(flat, dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8)
         ).reshape(-1, _DIGEST_BYTES)
         tensors["random_state"] = self._random_state
+        self._unwritten = False
         self.file.write(tensors, {"n_samples": self.run.sums.count, "first_losses": list(self._first_losses)})
 
 

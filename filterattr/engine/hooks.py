@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,29 +15,18 @@ from filterattr.errors import LossError, name_some
 _PIECE = 2**18  # entries that are float64 at a time: a whole gradient would double the memory of its parameter
 
 
-class GradientSums:
-    r"""Add up :math:`\sum_j c_j\, \partial L / \partial \gamma_j` in float64, one tensor per parameter.
+class GradientHooks(ABC):
+    """Take every gradient of a backward pass as soon as it is complete, and drop it.
 
-    A hook on each leaf adds the gradient as soon as it is complete and drops it, so that at most one gradient is alive,
-    and a parameter that is used several times counts with its full sum. The hooks belong to our own leaves and die with
-    them.
+    A hook on each leaf does so, so that at most one gradient is alive, and a parameter that is used several times
+    counts with its full sum. The hooks belong to our own leaves and die with them.
 
-    Args:
-        parameters: Name to a tensor whose shape and device the sums take.
+    Attributes:
+        reached: The parameters that got a gradient since the last `reset`.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self.sums = {
-            name: torch.zeros_like(
-                tensor,
-                dtype=torch.complex128 if tensor.is_complex() else torch.float64,
-                memory_format=torch.contiguous_format,
-                requires_grad=False,
-            )
-            for name, tensor in parameters.items()
-        }
+    def __init__(self) -> None:
         self.reached: set[str] = set()
-        self._wide: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def watch(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
         """Observe the next backward pass; call it after the forward pass.
@@ -55,34 +45,76 @@ class GradientSums:
                 "torch.autograd.grad inside."
             )
         for name, leaf in leaves.items():
-            leaf.register_post_accumulate_grad_hook(self._adder(name, coefficient))  # type: ignore[no-untyped-call]
+            leaf.register_post_accumulate_grad_hook(self._taker(name, coefficient))  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
+        """Take one gradient.
+
+        Args:
+            name: Name of its parameter.
+            gradient: Dense, of the parameter's shape, in any layout; it is dropped afterwards.
+            coefficient: What it is to be multiplied with.
+        """
+
+    @abstractmethod
+    def find_nonfinite(self) -> dict[str, float]:
+        """Name the parameters that got an infinite gradient, or one that is not a number, with a sum over it."""
+
+    def reset(self) -> None:
+        """Start with the next sample."""
+        self.reached = set()
+
+    def _taker(self, name: str, coefficient: float) -> Callable[[Tensor], None]:
+        def take(leaf: Tensor) -> None:
+            gradient = leaf.grad
+            leaf.grad = None
+            if gradient is None:
+                return
+            gradient = gradient.detach()
+            self.take(name, gradient.to_dense() if gradient.is_sparse else gradient, coefficient)
+            self.reached.add(name)
+
+        return take
+
+
+class GradientSums(GradientHooks):
+    r"""Add up :math:`\sum_j c_j\, \partial L / \partial \gamma_j` in float64, one tensor per parameter.
+
+    Args:
+        parameters: Name to a tensor whose shape and device the sums take.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.sums = {
+            name: torch.zeros_like(
+                tensor,
+                dtype=torch.complex128 if tensor.is_complex() else torch.float64,
+                memory_format=torch.contiguous_format,
+                requires_grad=False,
+            )
+            for name, tensor in parameters.items()
+        }
+        self._wide: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
+        """See `GradientHooks.take`."""
+        total = self.sums[name]
+        for piece, part in zip(_pieces(total.view(-1)), _pieces(gradient.reshape(-1)), strict=True):
+            piece.add_(self._widened(part, total), alpha=coefficient)
 
     def find_nonfinite(self) -> dict[str, float]:
-        """Name the parameters that got an infinite gradient, or one that is not a number, with its sum."""
+        """See `GradientHooks.find_nonfinite`."""
         parts = {name: torch.view_as_real(total) if total.is_complex() else total for name, total in self.sums.items()}
         found = {name: float(part.sum()) for name, part in parts.items()}
         return {name: value for name, value in found.items() if not math.isfinite(value)}
 
     def reset(self) -> None:
         """Start the next integral from zero."""
+        super().reset()
         for total in self.sums.values():
             total.zero_()
-        self.reached = set()
-
-    def _adder(self, name: str, coefficient: float) -> Callable[[Tensor], None]:
-        def add(leaf: Tensor) -> None:
-            gradient = leaf.grad
-            leaf.grad = None
-            if gradient is None:
-                return
-            gradient = gradient.detach()
-            flat = gradient.to_dense() if gradient.is_sparse else gradient
-            total = self.sums[name]
-            for piece, part in zip(_pieces(total.view(-1)), _pieces(flat.reshape(-1)), strict=True):
-                piece.add_(self._widened(part, total), alpha=coefficient)
-            self.reached.add(name)
-
-        return add
 
     def _widened(self, part: Tensor, like: Tensor) -> Tensor:
         """A piece in the type of the sums; the memory is the same every time, so that it stays in the cache."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from filterattr.errors import StorageError, name_some
+
+_MESSAGE_NUMBERS = 2**20
 
 
 class SampleSums:
@@ -20,6 +22,7 @@ class SampleSums:
     Args:
         shapes: Name to a tensor whose shape and device the sum takes; it may be on the meta device for its shape
             alone, which puts the sum on the CPU.
+        single: Names of sums that are kept in float32, because few digits of them are needed.
 
     Example:
         >>> sums = SampleSums({"loss": torch.zeros(2)})
@@ -29,8 +32,17 @@ class SampleSums:
         ({'loss': tensor([4., 6.], dtype=torch.float64)}, 2)
     """
 
-    def __init__(self, shapes: Mapping[str, Tensor]) -> None:
-        self.tensors = {name: torch.zeros_like(like, dtype=torch.float64) for name, like in shapes.items()}
+    def __init__(self, shapes: Mapping[str, Tensor], single: Iterable[str] = ()) -> None:
+        narrow = frozenset(single)
+        self.tensors = {
+            name: torch.zeros_like(
+                like,
+                dtype=torch.float32 if name in narrow else torch.float64,
+                memory_format=torch.contiguous_format,
+                requires_grad=False,
+            )
+            for name, like in shapes.items()
+        }
         self.count = 0
 
     def add(self, terms: Iterable[tuple[str, Tensor]]) -> None:
@@ -73,10 +85,19 @@ class SampleSums:
         Args:
             add_up: Turns one vector of this process into the sum of all processes' vectors.
         """
-        parts = [total.reshape(-1).cpu() for total in self.tensors.values()]
-        flat = add_up(torch.cat([torch.tensor([self.count], dtype=torch.float64), *parts]))
-        self.count = int(flat[0])
-        for total, part in zip(
-            self.tensors.values(), torch.split(flat[1:], [part.numel() for part in parts]), strict=True
-        ):
-            total.copy_(part.reshape(total.shape))
+        self.count = int(add_up(torch.tensor([self.count])))
+        for batch in self._batches():
+            flat = add_up(torch.cat([total.reshape(-1).cpu().double() for total in batch]))
+            for total, part in zip(batch, torch.split(flat, [total.numel() for total in batch]), strict=True):
+                total.copy_(part.reshape(total.shape))
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        """Few large messages are faster than many small ones, and need less memory than a single one."""
+        batch: list[Tensor] = []
+        for total in self.tensors.values():
+            batch.append(total)
+            if sum(one.numel() for one in batch) >= _MESSAGE_NUMBERS:
+                yield batch
+                batch = []
+        if batch:
+            yield batch

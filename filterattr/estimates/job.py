@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Generic, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -16,9 +16,10 @@ from filterattr.engine.path import Path
 from filterattr.engine.slots import Slots
 from filterattr.engine.sums import SampleSums
 from filterattr.errors import SettingError, name_some
-from filterattr.pathloss import Loss, PathLoss
+from filterattr.pathloss import G, Loss, PathLoss
 from filterattr.result import FilterAttribution, ScoredParameter
 
+AddUp: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Precision: TypeAlias = Literal["bf16"]
 PRECISIONS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16}
 
@@ -78,7 +79,7 @@ class Job:
         }
 
 
-class Run(ABC):
+class Run(ABC, Generic[G]):
     """One call on its way: samples come in one after the other, the result comes out at the end.
 
     Attributes:
@@ -89,14 +90,16 @@ class Run(ABC):
 
     Args:
         job: What is to be done.
+        gradients: What takes the gradients.
     """
 
     passes: int | None
     sums: SampleSums
+    keeps_every = 1  # number of samples after which it is worth while to put the sums on the disk
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, gradients: G) -> None:
         self.job = job
-        self.path_loss = PathLoss(job.model, job.slots, job.path, job.loss, job.autocast())
+        self.path_loss = PathLoss(job.model, job.slots, job.path, job.loss, gradients, job.autocast())
         self.advance: Callable[[], None] = lambda: None
 
     @abstractmethod
@@ -124,6 +127,23 @@ class Run(ABC):
         """Count the passes of a sample that is in the sums already."""
         for _ in range(self.passes or 0):
             self.advance()
+
+    def is_due(self, before: int, count: int) -> bool:  # noqa: ARG002 - for those that can stop
+        """Whether `is_enough` is to be asked.
+
+        Args:
+            before: Number of samples of all processes when it was asked the last time, or could have been.
+            count: Their number now.
+        """
+        return False
+
+    def is_enough(self, add_up: AddUp) -> bool:  # noqa: ARG002 - for those that can stop
+        """Whether further samples are not needed.
+
+        Args:
+            add_up: Turns a tensor of this process into the sum over all processes.
+        """
+        return False
 
     def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
         """Evaluate the loss of a sample at base, as `add_sample` does."""

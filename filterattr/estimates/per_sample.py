@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from filterattr.engine.hooks import GradientSums
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import Job, Run
@@ -20,19 +21,21 @@ POWERS = ("means", "mean_squares")
 _TOTALS = ("total", "remainder", "gap", "scale")
 
 
-class PerSampleRun(Run):
+class PerSampleRun(Run[GradientSums]):
     """What runs have in common that integrate every sample by itself; memory does not grow with samples nor nodes.
 
     Args:
         job: What is to be done.
         places: The places on the path that every sample visits, with both ends.
+        counts: Name to length of further numbers that are added up over the samples.
     """
 
-    def __init__(self, job: Job, places: tuple[float, ...]) -> None:
-        super().__init__(job)
+    def __init__(self, job: Job, places: tuple[float, ...], counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(job, GradientSums({name: job.path.base[name] for name in job.path.moved()}))
         self.places = places
         self.attributions = Attributions(job.path, job.parameters)
         shapes = {"losses": torch.empty(len(places)), "totals": torch.empty(len(_TOTALS))}
+        shapes |= {name: torch.empty(length) for name, length in (counts or {}).items()}
         self.units = units_of(job.parameters)
         for name, shape in self.units.items():
             units = torch.empty(shape, device=job.device)
@@ -92,6 +95,7 @@ class PerSampleRun(Run):
             "completeness_error": gap / scale if scale else 0.0,
             "path_places": self.places,
             "path_losses": losses,
+            "precision": self.job.precision,
             "cosine": self.job.path.cosine(),
             "n_samples": count,
             "parameters": dict(self.job.parameters),

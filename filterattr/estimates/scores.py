@@ -11,6 +11,8 @@ from torch import Tensor
 from filterattr.engine.path import Path
 from filterattr.result import REDUCTIONS, Reduction, ScoredParameter
 
+TOP = 0.01
+
 
 class Totals(NamedTuple):
     """Sums over all parameters.
@@ -112,3 +114,23 @@ class Attributions:
 def _with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:
     known: dict[Reduction, Tensor] = {"abs_of_sum": scores["sum"].abs(), **scores}
     return {reduction: known[reduction] for reduction in REDUCTIONS}
+
+
+def top_set(scores: Tensor, n_units: int) -> Tensor:
+    """Mark the 1 % of the units with the highest scores, at least one; the earlier one wins among equals.
+
+    Args:
+        scores: One number per unit that can have a score.
+        n_units: Number of all units.
+
+    Returns:
+        Booleans of the same shape.
+
+    Example:
+        >>> top_set(torch.tensor([0.1, 0.4, 0.3]), 3)
+        tensor([False,  True, False])
+    """
+    order = torch.sort(scores, descending=True, stable=True).indices
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[order[: max(1, round(TOP * n_units))]] = True
+    return chosen
