@@ -1,0 +1,114 @@
+"""``study``: every claim about discovered kernels as a measurement, on a shipped pair or the user's own."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from sr_zoo.cli.program import Commands
+from sr_zoo.degradations import STRENGTH_UNITS
+from sr_zoo.pretrained import ARCHITECTURES
+from sr_zoo.study import STAGES, Settings, Sources, StudyError, make_plan, open_archive, open_subject, quick_settings
+from sr_zoo.study import run_study as run_stages
+from sr_zoo.study.page import write_report
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser(
+        "study",
+        help="test every claim about discovered kernels on a pair of networks, with nulls and intervals",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    sources = Sources()
+    parser.add_argument("--base", default=sources.base, help="weights: a shipped name or a file")
+    parser.add_argument("--target", default=sources.target, help="weights: a shipped name or a file")
+    parser.add_argument("--model", choices=tuple(ARCHITECTURES), help="network of files that do not say it (BasicSR's)")
+    parser.add_argument(
+        "--model-arguments",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="such as num_feat=64 num_block=16 upscale=2",
+    )
+    parser.add_argument("--search", type=Path, help="folder of photographs to find kernels on")
+    parser.add_argument("--test", type=Path, help="folder of other photographs to evaluate on")
+    parser.add_argument("--images", type=Path, help="one folder for both: every second photograph is tested on")
+    parser.add_argument(
+        "--degradations",
+        nargs="+",
+        choices=tuple(STRENGTH_UNITS),
+        default=list(sources.degradations),
+        help="what target has learnt to undo",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("study_output"), help="folder of the study; an old one goes on"
+    )
+    parser.add_argument("--quick", action="store_true", help="small numbers: minutes instead of hours")
+    parser.add_argument("--stages", nargs="+", choices=[stage.name for stage in STAGES], help="only these")
+    parser.add_argument("--dry-run", action="store_true", help="only say what it costs")
+    for name, help_text in (
+        ("crop", "width of a crop in pixels"),
+        ("search-crops", "crops to search on"),
+        ("test-crops", "crops to evaluate on"),
+        ("retrain-seeds", "trainings of every set of places"),
+        ("retrain-iterations", "iterations of each"),
+        ("adaptive-iterations", "iterations of tuning the patches"),
+        ("seed", "seed of everything random"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=argparse.SUPPRESS, help=f"{help_text} (instead of the preset)"
+        )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=argparse.SUPPRESS, help="of trainings")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Say what it costs, run it, and write its page."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    changes: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
+    settings = quick_settings(**changes) if options.quick else Settings(**changes)
+    sources = Sources(
+        base=options.base,
+        target=options.target,
+        model=options.model,
+        arguments=_arguments(options.model_arguments, options.model),
+        search=options.search,
+        test=options.test,
+        images=options.images,
+        degradations=tuple(options.degradations),
+    )
+    subject = open_subject(sources, settings)
+    stages = [stage for stage in STAGES if options.stages is None or stage.name in options.stages]
+    plan = make_plan(subject, settings, open_archive(options.out), stages)
+    sys.stdout.write(f"{plan}\n")
+    if options.dry_run:
+        return
+    archive = run_stages(subject, settings, options.out, stages=stages, report=_say)
+    for file in write_report(archive):
+        sys.stdout.write(f"wrote {file}\n")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _arguments(pairs: list[str], model: str | None) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` pairs; values are Python literals, or texts."""
+    if pairs and model is None:
+        raise StudyError("--model-arguments belong to a network: name it with --model.")
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise StudyError(f"--model-arguments must be NAME=VALUE; got {', '.join(wrong)}.")
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[name] = value
+    return found

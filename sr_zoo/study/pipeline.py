@@ -1,0 +1,256 @@
+"""Run the stages of a study one after the other, skip what is done, and say beforehand what the rest costs."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import filterattr
+from filterattr.attribution import Progress
+from filterattr.engine.identity import digest_of
+from sr_zoo.study.archive import Archive
+from sr_zoo.study.samples import draw_samples, restoration_error
+from sr_zoo.study.settings import Settings, StudyError
+from sr_zoo.study.stage import Context, Cost, Stage
+from sr_zoo.study.stages.adaptive import ADAPTIVE
+from sr_zoo.study.stages.depth import DEPTH
+from sr_zoo.study.stages.gradient_maps import GRADIENT_MAPS
+from sr_zoo.study.stages.masking import CURVES, MODULATION, NULLS, SPECIFICITY
+from sr_zoo.study.stages.pictures import PICTURES, Pictures
+from sr_zoo.study.stages.places import PLACES
+from sr_zoo.study.stages.prediction import PREDICTION
+from sr_zoo.study.stages.ranking import COMPARISON, ORACLE, RANKINGS
+from sr_zoo.study.stages.retraining import RETRAINING
+from sr_zoo.study.stages.search import SANITY, SEARCH, STABILITY
+from sr_zoo.study.subject import Subject, network_text
+
+_FORMAT = 1  # raise it when a stage computes something else from the same inputs
+
+STAGES: tuple[Stage, ...] = (
+    SEARCH,
+    SANITY,
+    STABILITY,
+    DEPTH,
+    CURVES,
+    NULLS,
+    SPECIFICITY,
+    MODULATION,
+    RANKINGS,
+    COMPARISON,
+    ORACLE,
+    GRADIENT_MAPS,
+    PREDICTION,
+    PLACES,
+    RETRAINING,
+    ADAPTIVE,
+    PICTURES,
+)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What one stage will take.
+
+    Attributes:
+        stage: The stage.
+        digest: Digest of its inputs.
+        cost: Its passes.
+        seconds: About how long it takes; 0 if its results are there.
+        is_done: Whether they are.
+    """
+
+    stage: Stage
+    digest: str
+    cost: Cost
+    seconds: float
+    is_done: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will take.
+
+    Attributes:
+        stages: Every stage, in order.
+    """
+
+    stages: tuple[PlannedStage, ...]
+
+    @property
+    def minutes(self) -> float:
+        """Minutes for what is not done yet."""
+        return sum(one.seconds for one in self.stages) / 60
+
+    def __str__(self) -> str:
+        """A table of at most 80 columns."""
+        lines = [f"{'stage':<15}{'forward':>10}{'fwd-bwd':>10}{'minutes':>10}"]
+        lines += [
+            f"{one.stage.name:<15}{one.cost.forwards:>10.0f}{one.cost.passes:>10.0f}"
+            + (f"{'done':>10}" if one.is_done else f"{one.seconds / 60:>10.1f}")
+            for one in self.stages
+        ]
+        lines.append(f"{'in all':<35}{self.minutes:>10.1f}")
+        return "\n".join(lines)
+
+
+def open_archive(folder: str | Path) -> Archive:
+    """Open the folder of a study.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The archive, which knows all results of a study.
+    """
+    return Archive(folder, (Pictures,))
+
+
+def make_plan(subject: Subject, settings: Settings, archive: Archive, stages: Sequence[Stage] = STAGES) -> Plan:
+    """Look at what is done, time a pass, and estimate the rest.
+
+    Args:
+        subject: What is studied.
+        settings: How much is done.
+        archive: Where results are kept.
+        stages: Which stages; those that they need must be among them or done.
+
+    Returns:
+        The plan.
+    """
+    digests = stage_digests(subject, settings)
+    seconds = _seconds_per_pass(subject, settings)
+    planned = []
+    for stage in stages:
+        cost = stage.cost(subject, settings)
+        is_done = archive.is_done(stage.name, digests[stage.name])
+        estimate = 0.0 if is_done else cost.forwards * seconds[0] + cost.passes * seconds[1]
+        planned.append(PlannedStage(stage, digests[stage.name], cost, estimate, is_done))
+    return Plan(tuple(planned))
+
+
+def stage_digests(subject: Subject, settings: Settings) -> dict[str, str]:
+    """Digest of everything that decides the results of every stage.
+
+    Args:
+        subject: What is studied.
+        settings: How much is done.
+
+    Returns:
+        Name of the stage to digest.
+    """
+    digests: dict[str, str] = {}
+    for stage in STAGES:
+        inputs = {
+            "format": _FORMAT,
+            "stage": stage.name,
+            "subject": subject.digest,
+            "settings": settings.chosen(stage.uses),
+            "needs": {name: digests[name] for name in stage.needs},
+        }
+        digests[stage.name] = digest_of(inputs)
+    return digests
+
+
+def run_study(
+    subject: Subject,
+    settings: Settings,
+    folder: str | Path,
+    *,
+    stages: Sequence[Stage] = STAGES,
+    progress: Progress = None,
+    report: Callable[[str], None] | None = None,
+) -> Archive:
+    """Run the stages that are not done yet.
+
+    Args:
+        subject: What is studied.
+        settings: How much is done.
+        folder: Where results are kept; a study that was interrupted goes on there.
+        stages: Which stages.
+        progress: As in `FilterAttributor.attribute`.
+        report: Gets a line of text before every stage.
+
+    Returns:
+        The archive with all results.
+
+    Raises:
+        StudyError: A stage needs another one that is neither among ``stages`` nor done.
+        StorageError: Results cannot be written, or are damaged.
+    """
+    archive = open_archive(folder)
+    say = report or (lambda _: None)
+    digests = stage_digests(subject, settings)
+    names = {stage.name for stage in stages}
+    lacking = [
+        f"{stage.name} needs {need}"
+        for stage in stages
+        for need in stage.needs
+        if need not in names and not archive.is_done(need, digests[need])
+    ]
+    if lacking:
+        raise StudyError("every stage needs those before it: " + "; ".join(lacking) + ".")
+    for place, stage in enumerate(stages, 1):
+        digest = digests[stage.name]
+        label = f"[{place}/{len(stages)}] {stage.name}: {stage.title}"
+        if archive.is_done(stage.name, digest):
+            say(f"{label} (done)")
+            continue
+        say(label)
+        started = time.monotonic()
+        context = Context(subject, settings, archive, archive.work(stage.name, digest), progress)
+        results = stage.compute(context)
+        cost = stage.cost(subject, settings)
+        notes = {
+            "seconds": time.monotonic() - started,
+            "forwards": cost.forwards,
+            "passes": cost.passes,
+            "settings": settings.chosen(stage.uses),
+            "subject": {
+                **subject.names,
+                "digest": subject.digest,
+                "network": network_text(subject.architecture, subject.arguments),
+                "functions": ", ".join(subject.functions),
+                "inputs": {name: str(one) for name, one in subject.inputs.items()},
+            },
+            "environment": _environment(),
+        }
+        archive.store(stage.name, digest, results, notes)
+    return archive
+
+
+def _seconds_per_pass(subject: Subject, settings: Settings) -> tuple[float, float]:
+    """Median seconds of a forward pass, and of a forward-backward pass, of one crop."""
+    sample = draw_samples(
+        subject.search, subject.inputs, count=1, size=settings.crop, scale=subject.scale, seed=settings.seed
+    )["clean"][0]
+    parameters = [one for one in subject.target.parameters() if one.requires_grad]
+    forwards, passes = [], []
+    for _ in range(3):
+        started = time.perf_counter()
+        with torch.no_grad():
+            restoration_error(subject.target, sample)
+        forwards.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        loss = restoration_error(subject.target, sample)
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+        passes.append(time.perf_counter() - started)
+    return statistics.median(forwards), statistics.median(passes)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "filterattr": filterattr.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "command": "python -m sr_zoo " + shlex.join(sys.argv[1:]),
+    }
