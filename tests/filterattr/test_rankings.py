@@ -328,3 +328,43 @@ def test_channel_ranking_refuses_other_units() -> None:
             FilterAttributor(model, select="*", unit="filter"), model, [image()], lambda x: (x, 0 * x),
             lambda out, x: out.sum(),
         )  # fmt: skip
+
+
+def test_an_interrupted_knock_out_keeps_what_it_has(tmp_path) -> None:
+    base, target = relu_network(), relu_network()
+    calls = 0
+
+    def interrupted(model: nn.Module, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 40:
+            raise KeyboardInterrupt
+        return squared_sum(model, x)
+
+    def job() -> KnockOutJob:
+        return KnockOutJob(
+            FilterAttributor(base), base, target, interrupted, [image()], checkpoint=tmp_path / "job.safetensors"
+        )
+
+    before = dict(base.named_parameters())
+    with pytest.raises(KeyboardInterrupt, match="^$"):
+        job().run(progress=False)
+    assert all(value is before[name] for name, value in base.named_parameters())
+    # 6 + 36 + 6 units in groups of 16 of one parameter: at least one group was done
+    assert 0 < job().cost().n_units < 48
+    slow = knock_outs(base, target, squared_sum, [image()])
+    found = job().run(progress=False).scores
+    assert found.flat().tolist() == pytest.approx([slow[place] for place in kernel_places(found)], rel=1e-9, abs=1e-11)
+
+
+def test_knock_out_checkpoints_that_hold_something_else_are_refused(tmp_path) -> None:
+    base = relu_network()
+    path = tmp_path / "job.safetensors"
+
+    def job(**options: object) -> KnockOutJob:
+        return KnockOutJob(FilterAttributor(base), base, relu_network(), squared_sum, [image()], **options)
+
+    weight_change(FilterAttributor(base), base, base).save(path)
+    with pytest.raises(StorageError, match="must be a checkpoint file"):
+        job(checkpoint=path)
+    assert str(job().cost()).startswith("48 units, 48 forward passes, about ")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from filterattr import SettingError, StorageError
+from filterattr.analysis.progress import counted
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import Bootstrap, interval
 from filterattr.analysis.results import area_under, bounded
@@ -129,3 +130,27 @@ def test_areas_are_means_of_bounded_shares() -> None:
     assert area_under([0.0, 0.01, 0.1, 1.0], [7.0, 0.0, 1.0, 1.0], "log") == pytest.approx(0.75)
     assert math.isnan(area_under([0.5], [1.0]))
     assert math.isnan(bounded(math.nan))
+
+
+def test_progress_is_a_bar_a_function_or_nothing(capsys) -> None:
+    for progress in (True, False, None):
+        with counted(progress, 3, "draw", done=1) as step:
+            step()
+            step()
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "draw" in shown
+    seen: list[tuple[int, int | None]] = []
+    with counted(lambda done, total: seen.append((done, total)), 3, "draw", done=1) as step:
+        step()
+    assert seen == [(2, 3)]
+
+
+def test_files_of_another_result_are_refused_by_path(record, tmp_path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text('{"record": "Curve"}')
+    with pytest.raises(StorageError, match=r"result\.json': the JSON must hold a Everything"):
+        Everything.load(path)
+    path.write_text(record.to_json().replace('"kind": "a"', '"kind": "c"'))
+    with pytest.raises(StorageError, match="kind must be one of 'a', 'b'; it is 'c'"):
+        Everything.load(path)

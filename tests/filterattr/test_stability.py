@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -199,3 +200,10 @@ def test_agreement_refuses_units_that_the_oracle_does_not_know() -> None:
     truth = torch.tensor([1.0, -torch.inf, 2.0, 3.0])
     with pytest.raises(SettingError, match="got 4, 3 of them finite"):
         agreement(scores_of(truth), {}, scores_of(truth).top(1.0), function="task")
+
+
+def test_tests_and_correlations_say_that_they_need_scipy(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    truth = scores_of(torch.arange(4.0))
+    with pytest.raises(SettingError, match=r"pip install 'filterattr\[stats\]'"):
+        agreement(truth, {}, truth.top(1.0), function="task")
