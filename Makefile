@@ -39,9 +39,8 @@ docs: $(DOCS_STAMP)  ## the site, executed, into docs/_build/html, and its check
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m pytest tests/docs -m site
 
-study: $(STAMP)  ## the masking study on your own photographs: make study SEARCH=dir TEST=dir [CROPS=30]
-	@test -n "$(SEARCH)" -a -n "$(TEST)" || { echo "name two folders of photographs: make study SEARCH=... TEST=..."; exit 2; }
-	$(BIN)/python -m sr_zoo demo --search "$(SEARCH)" --test "$(TEST)" --crops $(or $(CROPS),30) --out study_output
+study: $(STAMP)  ## every claim tested: make study [SEARCH=dir TEST=dir] [FULL=1] (minutes, hours if full; goes on where it was)
+	$(BIN)/python -m sr_zoo study $(if $(FULL),,--quick) $(if $(SEARCH),--search "$(SEARCH)") $(if $(TEST),--test "$(TEST)") --out study_output
 
 lint: $(STAMP)  ## style, types, spelling
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttrError, FilterAttributor
+from filterattr.analysis.agreement import load_scipy
 from filterattr.engine.identity import digest_of
 from sr_zoo.degradations import Degradation, evaluation_inputs
 from sr_zoo.demo import bundled_photographs
@@ -138,6 +139,7 @@ def open_subject(sources: Sources, settings: Settings) -> Subject:
     scale = int(target[0].upscale) if target is not None else 2  # type: ignore[arg-type]
     inputs = attempt(lambda: evaluation_inputs(scale, degradations=sources.degradations))
     folders = attempt(lambda: _photographs(sources, settings.seed))
+    attempt(load_scipy)
     if base is not None and target is not None:
         findings += _pair_findings(base, target)
     if len(set(sources.degradations)) < 2:
