@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.writers.html5 import HTML5Translator
 
-# docutils sets the index of an accented letter under it; without a font for formulas, browsers set a bar into the letter
+# docutils sets the index of an accented letter under it; without a formula font, browsers set a bar into the letter
 _INDEXED = re.compile(r"<munderover>\s*(<mi>.*?</mi>)\s*(<mi>.*?</mi>)\s*(<mo [^>]*>ˉ</mo>)\s*</munderover>")
 _BAR = re.compile(r"<mover accent=\"true\">(\s*<mi>.*?</mi>\s*<mo [^>]*>ˉ</mo>\s*</mover>)")
 

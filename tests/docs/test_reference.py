@@ -1,0 +1,199 @@
+"""Every public name is in the reference, with arguments, returns, errors and an example; so is every error message."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import pytest
+
+import filterattr
+import filterattr.errors
+import sr_zoo.cli
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "reference").glob("*.md")))
+LISTED = set(re.findall(r"^\s+((?:filterattr|sr_zoo)[\w.]*)$", REFERENCE, re.MULTILINE))
+LISTED |= {f"filterattr.{name}" for name in re.findall(r"\.\. autoexception:: (\w+)", REFERENCE)}
+
+# rooms whose modules are public as a whole; the engine is no part of the interface
+PUBLIC_ROOMS = ("filterattr.analysis", "filterattr.display", "sr_zoo")
+INSIDE = {"filterattr.display.page": "the parts of a report, which filterattr.display.report puts together"}
+# tutorials, gallery and how-tos are run, by `make docs` and by the tests
+RUN_PAGES = "\n".join(
+    path.read_text()
+    for folder, kind in (("docs/tutorials", "*.py"), ("examples", "*.py"), ("docs/howto", "*.md"))
+    for path in sorted((ROOT / folder).glob(kind))
+)
+# too slow for a doctest, or nothing to show in one: what runs them instead
+SHOWN_ELSEWHERE = {
+    "sr_zoo.card.make_card": "tests/sr_zoo/test_training.py",
+    "sr_zoo.cli.main": "docs/reference/command_line.md",
+    "sr_zoo.demo.bundled_photographs": "docs/tutorials/which_filters_remove_blur.py",
+    "sr_zoo.demo.draw_pictures": "tests/sr_zoo/test_demo.py",
+    "sr_zoo.demo.find_and_mask": "tests/sr_zoo/test_demo.py",
+    "sr_zoo.demo.table": "tests/sr_zoo/test_demo.py",
+}
+
+
+def public_modules() -> list[str]:
+    """The modules of the public rooms; a package that says what it exports stands for the modules inside."""
+    return [
+        found.name
+        for room in PUBLIC_ROOMS
+        for found in pkgutil.iter_modules(importlib.import_module(room).__path__, f"{room}.")
+        if not found.name.rpartition(".")[2].startswith("_") and found.name not in INSIDE
+    ]
+
+
+def described_by(name: str) -> Iterator[tuple[str, object]]:
+    """The functions, classes and methods that the page of a listed name shows."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        owner, _, last = name.rpartition(".")
+        yield name, getattr(importlib.import_module(owner), last)
+        return
+    public = getattr(module, "__all__", None)
+    for last, value in vars(module).items():
+        is_own = getattr(value, "__module__", None) == name
+        if isinstance(value, type | FunctionType) and (last in public if public else is_own and last[0] != "_"):
+            yield f"{name}.{last}", value
+
+
+def public_objects() -> list[tuple[str, object]]:
+    top = [(f"filterattr.{name}", getattr(filterattr, name)) for name in filterattr.__all__ if name != "__version__"]
+    found = dict(top)
+    for name in sorted(LISTED):
+        found |= dict(described_by(name))
+    for name, value in list(found.items()):
+        if isinstance(value, type):
+            for last, method in vars(value).items():
+                is_inherited = any(last in vars(parent) for parent in value.__mro__[1:])  # the parent says it
+                if (
+                    last[0] != "_"
+                    and isinstance(method, FunctionType | classmethod | staticmethod)
+                    and not is_inherited
+                ):
+                    found[f"{name}.{last}"] = getattr(method, "__func__", method)
+    return sorted(found.items())
+
+
+OBJECTS = public_objects()
+TOPS = [(name, value) for name, value in OBJECTS if isinstance(value, FunctionType) and "." not in value.__qualname__]
+TOPS += [(name, value) for name, value in OBJECTS if isinstance(value, type) and not issubclass(value, Exception)]
+
+
+@pytest.mark.parametrize("name", [name for name in filterattr.__all__ if name != "__version__"])
+def test_every_public_name_of_the_library_is_in_the_reference(name: str) -> None:
+    value = getattr(filterattr, name)
+    assert {f"filterattr.{name}", f"{value.__module__}.{name}", value.__module__} & LISTED
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_every_public_module_is_in_the_reference(name: str) -> None:
+    assert name in LISTED, f"add {name} to a page in docs/reference"
+
+
+@pytest.mark.parametrize("name", sorted(LISTED))
+def test_every_name_in_the_reference_exists(name: str) -> None:
+    assert list(described_by(name)) or isinstance(importlib.import_module(name), ModuleType)
+
+
+@pytest.mark.parametrize(("name", "value"), OBJECTS, ids=[name for name, _ in OBJECTS])
+def test_docstring_says_what_a_caller_must_know(name: str, value: object) -> None:
+    text = inspect.getdoc(value) or ""
+    assert text, f"{name} has no docstring"
+    missing = [section for section in wanted_sections(value) if f"{section}:" not in text]
+    if isinstance(value, FunctionType):
+        missing += [f"argument {argument}" for argument in arguments_of(value) if not explained(argument, text)]
+    assert not missing, f"{name} lacks {', '.join(missing)}"
+
+
+@pytest.mark.parametrize(("name", "value"), TOPS, ids=[name for name, _ in TOPS])
+def test_every_function_and_class_has_a_running_example(name: str, value: object) -> None:
+    is_used = re.search(rf"\b{name.rpartition('.')[2]}\b", RUN_PAGES) is not None
+    if is_used or name in SHOWN_ELSEWHERE or is_record(value):  # records come out of functions that have examples
+        return
+    texts = [inspect.getdoc(value) or ""]
+    if isinstance(value, type):
+        texts += [inspect.getdoc(method) or "" for method in vars(value).values()]
+    assert any(">>>" in text for text in texts), f"{name} has no example; doctests run with `make test`"
+
+
+def arguments_of(function: FunctionType) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.name not in ("self", "cls") and one.name[0] != "_"]
+
+
+def explained(argument: str, text: str) -> bool:
+    return re.search(rf"^\s+\*{{0,2}}{argument}\b.*:", text, re.MULTILINE) is not None
+
+
+def is_record(value: object) -> bool:
+    return isinstance(value, type) and bool(fields(value) if is_dataclass(value) else hasattr(value, "_fields"))
+
+
+def wanted_sections(value: object) -> list[str]:
+    if isinstance(value, type):
+        if issubclass(value, Exception):
+            return []
+        return ["Attributes"] if is_record(value) and "Args:" not in (inspect.getdoc(value) or "") else []
+    assert isinstance(value, FunctionType)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value))))
+    wanted = ["Args"] if arguments_of(value) else []
+    if any(isinstance(node, ast.Raise) and node.exc is not None for node in ast.walk(tree)):
+        wanted.append("Raises")
+    if any(isinstance(node, ast.Yield) for node in ast.walk(tree)):
+        wanted.append("Yields")
+    elif value.__annotations__.get("return") != "None" and arguments_of(value):
+        wanted.append("Returns")
+    return wanted
+
+
+def messages() -> str:
+    """Every text in the library's code, with `...` for what is filled in."""
+    texts = []
+    for path in (ROOT / "filterattr").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_every_message_of_the_errors_page_is_one_of_the_library() -> None:
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    quoted = [text for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for text in re.findall(r"`(.*?)`", row)]
+    known = messages()
+    assert len(quoted) > 20
+    assert not [text for text in quoted if text not in known]
+
+
+def test_every_error_class_is_on_the_errors_page() -> None:
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    classes = [name for name, value in vars(filterattr.errors).items() if name.endswith(("Error", "Warning"))]
+    assert not [name for name in classes if f"autoexception:: {name}" not in page]
+
+
+def test_the_zoo_is_a_package_of_the_reference() -> None:
+    assert any(name.startswith(f"{sr_zoo.__name__}.") for name in LISTED)
+
+
+def test_every_command_is_on_the_page_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        sr_zoo.cli.main(["--help"])
+    commands = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    page = (ROOT / "docs" / "reference" / "command_line.md").read_text()
+    assert "demo" in commands
+    assert not [name for name in commands if f"## {name}\n" not in page]
