@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from filterattr.analysis.results import Curve, NullCurve
 from filterattr.result import FilterAttribution, FilterSelection
 
 if TYPE_CHECKING:
@@ -32,8 +34,70 @@ def short_name(name: str) -> str:
     return re.sub(r"\.weight$", "", name)
 
 
+def short_names(names: Sequence[str], width: int = 28) -> list[str]:
+    """Shorten the parameter names of one network for an axis, so that they stay apart.
+
+    Args:
+        names: Names of parameters or groups.
+        width: Characters above which the middle is left out.
+
+    Returns:
+        The names without a trailing ``.weight`` and without the modules that all of them begin with; long ones with an
+        ellipsis, unless that would make two names equal.
+
+    Example:
+        >>> short_names(["bert.encoder.layer.0.attention.self.query.weight", "bert.pooler.weight"], width=20)
+        ['encoder.l…self.query', 'pooler']
+    """
+    parts = [short_name(name).split(".") for name in names]
+    levels = zip(*(one[:-1] for one in parts), strict=False)
+    common = len(list(takewhile(lambda level: len(set(level)) == 1, levels))) if len(parts) > 1 else 0
+    whole = [".".join(one[common:]) for one in parts]
+    head = (width - 1) // 2
+    elided = [name if len(name) <= width else f"{name[:head]}…{name[head + 1 - width :]}" for name in whole]
+    seen = Counter(elided)
+    return [short if seen[short] == 1 else long for short, long in zip(elided, whole, strict=True)]
+
+
+def join_layers(names: Sequence[str], limit: int = 60) -> dict[str, list[str]]:
+    """Join the layers of a deep network into blocks, few enough to be read on one axis.
+
+    Args:
+        names: Names of parameters or groups, in the order of the network.
+        limit: Largest number of blocks.
+
+    Returns:
+        Block to the names in it. Up to ``limit`` names are their own blocks. Beyond that, names are cut after as many
+        levels of modules as keep the number within the limit; where that leaves less than a fifth of it, as many names
+        as needed that follow each other are joined instead.
+
+    Example:
+        >>> join_layers(["a.0.q", "a.0.k", "a.1.q", "a.1.k"], limit=3)
+        {'a.0': ['a.0.q', 'a.0.k'], 'a.1': ['a.1.q', 'a.1.k']}
+        >>> list(join_layers([f"layer{index}" for index in range(100)], limit=3))
+        ['layer0 … layer33', 'layer34 … layer67', 'layer68 … layer99']
+    """
+    if len(names) <= limit:
+        return {name: [name] for name in names}
+    parts = [short_name(name).split(".") for name in names]
+    for depth in range(max(map(len, parts)), 0, -1):
+        blocks: dict[str, list[str]] = {}
+        for name, one in zip(names, parts, strict=True):
+            blocks.setdefault(".".join(one[:depth]), []).append(name)
+        if len(blocks) <= limit:
+            break
+    if limit / 5 <= len(blocks) <= limit:
+        return blocks
+    size = math.ceil(len(names) / limit)
+    runs = [list(names[begin : begin + size]) for begin in range(0, len(names), size)]
+    labels = [short_names([run[0], run[-1]]) if len(run) > 1 else [short_name(run[0])] for run in runs]
+    return {" … ".join(label): run for label, run in zip(labels, runs, strict=True)}
+
+
 def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
     """Draw which share of every layer's units was selected, one colour a selection.
+
+    More than 60 layers are joined into blocks by `join_layers`.
 
     Args:
         selections: Label to selection; all with the same units.
@@ -51,16 +115,16 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
         >>> axis.get_ylabel()
         'selected units of a layer (%)'
     """
-    names = list(next(iter(selections.values())))
-    width = 0.8 / len(selections)
-    for place, (label, selection) in enumerate(selections.items()):
-        shares = [100 * float(selection[name].float().mean()) for name in names]
-        offsets = [index + (place + 0.5) * width - 0.4 for index in range(len(names))]
-        axis.bar(offsets, shares, width, label=label, color=COLOURS[place % len(COLOURS)])
+    blocks = join_layers(list(next(iter(selections.values()))))
+    shares = {}
+    for label, selection in selections.items():
+        counts = [sum(int(selection[name].sum()) for name in names) for names in blocks.values()]
+        sizes = [sum(selection[name].numel() for name in names) for names in blocks.values()]
+        shares[label] = [100 * count / size for count, size in zip(counts, sizes, strict=True)]
         uniform = 100 * selection.count / selection.n_units
+    _draw_bars(blocks, shares, axis)
     axis.axhline(uniform, color="0.4", ls="--", lw=1)
-    axis.set_xticks(range(len(names)), [short_name(name) for name in names], rotation=90, fontsize=8)
-    axis.set(ylabel="selected units of a layer (%)", xlim=(-0.6, len(names) - 0.4))
+    axis.set_ylabel("selected units of a layer (%)")
     # small layers are often taken whole while large ones hold most of the units: both must be seen
     axis.set_yscale("symlog", linthresh=1)
     axis.set_ylim(0, 100)
@@ -69,10 +133,59 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None:
+    """Draw which share of all scores every layer has, one colour an attribution, on a logarithmic scale.
+
+    More than 60 layers are joined into blocks by `join_layers`.
+
+    Args:
+        attributions: Label to attribution; all with the same units.
+        axis: Where to draw. It spans at most four decades; smaller shares are left out.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from torch import nn
+        >>> from filterattr import FilterAttributor
+        >>> base, target = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> loss = lambda model: model(torch.ones(2)).square().sum()
+        >>> axis = Figure().subplots()
+        >>> plot_shares({"task": FilterAttributor(base).attribute(base, target, loss)}, axis)
+        >>> axis.get_yscale()
+        'log'
+    """
+    rows = {label: {row.name: row.share for row in one.per_layer()} for label, one in attributions.items()}
+    blocks = join_layers(list(next(iter(rows.values()))))
+    shares = {
+        label: [100 * math.fsum(row[name] for name in names) for names in blocks.values()]
+        for label, row in rows.items()
+    }
+    _draw_bars(blocks, shares, axis)
+    axis.set_yscale("log")
+    seen = [value for values in shares.values() for value in values if value > 0] or [100.0]
+    axis.set_ylim(max(min(seen) / 2, max(seen) * 1e-4), max(seen) * 2)
+    axis.set_ylabel("share of all scores (%)")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_bars(blocks: Mapping[str, Sequence[str]], heights: Mapping[str, Sequence[float]], axis: Axes) -> None:
+    """Draw a cluster of bars for every block, with names below that stay readable."""
+    width = 0.8 / len(heights)
+    for place, (label, values) in enumerate(heights.items()):
+        offsets = [index + (place + 0.5) * width - 0.4 for index in range(len(blocks))]
+        axis.bar(offsets, values, width, label=label, color=COLOURS[place % len(COLOURS)])
+    fontsize = 8 if len(blocks) <= 30 else 6
+    axis.set_xticks(range(len(blocks)), short_names(list(blocks)), rotation=90, fontsize=fontsize)
+    axis.set_xlim(-0.6, len(blocks) - 0.4)
+
+
 def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None:
     """Draw the loss along the path from base to target, relative to base.
 
-    A hump means that the end points are separated by a barrier, and that the attribution means little.
+    A hump means that the end points are separated by a barrier, and that the attribution means little. Thin lines mark
+    the waypoints, if the path has some.
 
     Args:
         attributions: Label to attribution.
@@ -95,45 +208,10 @@ def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None
         losses = [value / attribution.loss_base for value in attribution.path_losses]
         colour = COLOURS[place % len(COLOURS)]
         axis.plot(attribution.path_places, losses, marker="o", ms=3, label=label, color=colour)
+        for index in range(1, attribution.n_segments):
+            axis.axvline(index / attribution.n_segments, color=colour, lw=0.5, alpha=0.5)
     axis.set(xlabel="place on the path t (0 base, 1 target)", ylabel="loss / loss of base")
     axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def plot_masking(curve: Curve, nulls: Mapping[str, NullCurve], function: str, axis: Axes) -> None:
-    """Draw what a ranking's first units remove of a function (or bring, for grafts), against random units.
-
-    Args:
-        curve: What the ranked units do; the bars are its intervals over the samples.
-        nulls: Label to what as many random units do: the mean, and a band that holds 95 % of the draws.
-        function: Which function.
-        axis: Where to draw. The scale of the fractions is logarithmic, so a fraction of 0 is left out.
-    """
-    for place, (label, null) in enumerate(nulls.items(), start=1):
-        bands = null.bands(function)
-        percents = [100 * fraction for fraction in null.fractions]
-        colour = COLOURS[place % len(COLOURS)]
-        axis.plot(percents, [band.mean for band in bands], marker="o", ms=3, label=label, color=colour)
-        lows, highs = [band.low for band in bands], [band.high for band in bands]
-        axis.fill_between(percents, lows, highs, color=colour, alpha=0.2, lw=0)
-    drawn = [pair for pair in zip(curve.fractions, curve.shares[function], strict=True) if pair[0] > 0]
-    axis.errorbar(
-        [100 * fraction for fraction, _ in drawn],
-        [share.value for _, share in drawn],
-        yerr=[[share.value - share.low for _, share in drawn], [share.high - share.value for _, share in drawn]],
-        marker="o",
-        ms=4,
-        capsize=2,
-        label=curve.ranking,
-        color=COLOURS[0],
-    )
-    verb = {"mask": "removed", "graft": "brought"}[curve.intervention]
-    axis.set(xscale="log", xlabel="units (%)", ylabel=f"{verb} of {function}")
-    ticks = [100 * fraction for fraction, _ in drawn]
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
