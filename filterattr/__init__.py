@@ -2,6 +2,7 @@
 
 from filterattr.attribution import FilterAttributor
 from filterattr.channels import ChannelAttribution, ChannelAttributor
+from filterattr.display.report import report
 from filterattr.engine.units import Group, Unit
 from filterattr.errors import (
     DistributedError,
@@ -52,6 +53,7 @@ __all__ = [
     "load_state",
     "output_channels",
     "recurrent_gates",
+    "report",
     "swapped",
     "train_only",
 ]

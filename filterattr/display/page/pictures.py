@@ -48,6 +48,12 @@ class Strip:
         title: What they show.
         pictures: From left to right.
         note: A sentence for the reader.
+
+    Example:
+        >>> black, white = np.zeros((4, 4)), np.ones((4, 4))
+        >>> strip = Strip("Two grounds", [Picture(black, "black"), Picture(white, "white")])
+        >>> [picture.caption for picture in strip.pictures]
+        ['black', 'white']
     """
 
     title: str
@@ -66,6 +72,11 @@ class Dial:
         frames: Strength to the pictures at that strength, side by side.
         start: The strength that is seen first; 1 by default if there is such a frame, otherwise the last.
         note: A sentence for the reader.
+
+    Example:
+        >>> frames = {level: [Picture(np.full((4, 4), level), f"level {level}")] for level in (0.0, 0.5, 1.0)}
+        >>> len(Dial("From black to white", frames).frames)
+        3
     """
 
     title: str
@@ -134,7 +145,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     best = abs(coded.astype(np.int8).astype(np.int16)).sum(2).argmin(0)
     rows = np.concatenate([best[:, None].astype(np.uint8), coded[best, np.arange(height)]], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[step], 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
