@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
+from sr_zoo.comparison import measure_estimates
 from sr_zoo.degradations import evaluation_inputs, from_config
 from sr_zoo.evaluation import measure
-from sr_zoo.pretrained import describe_network, load_network
+from sr_zoo.models import TwoBranch
+from sr_zoo.pretrained import WeightsError, describe_network, load_network, save_network
+
+Table: TypeAlias = dict[str, dict[str, dict[str, float]]]
+Folders: TypeAlias = Mapping[str, Sequence[Tensor]]
+
+HALF_TOLERANCE = 0.01
 
 
-def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: str, seed: int = 0) -> str:
+def make_card(weights: Path, folders: Folders, *, data: str, seed: int = 0, table: Table | None = None) -> str:
     """Measure weights and describe them.
 
     Args:
@@ -21,10 +29,11 @@ def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: s
         folders: Name of a test set to its ``uint8`` photographs of shape ``(3, H, W)``.
         data: What the weights were trained on, with its licence.
         seed: Seed of the noise.
+        table: What `measure_weights` found, if it was asked already.
 
     Returns:
         The card as Markdown, with architecture, recipe, command, seed, data, and a table of PSNR (dB) and SSIM on RGB
-        and luma for clean, blurred, noisy and both inputs.
+        and luma for clean, blurred, noisy and both inputs; of a two-branch network also what its predictor tells.
     """
     description = describe_network(weights)
     provenance = description["provenance"]
@@ -36,7 +45,8 @@ def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: s
         f"# {weights.stem}",
         "",
         f"- network: `{type(network).__name__}({arguments})`, "
-        f"{sum(parameter.numel() for parameter in network.parameters())} parameters, averaged weights (EMA)",
+        f"{sum(parameter.numel() for parameter in network.parameters())} parameters, averaged weights (EMA)"
+        + (", stored in half precision" if provenance.get("precision") == "half" else ""),
         f"- stage: {provenance['stage']}; it learned to undo `{from_config(recipe['degradation'])}`",
         f"- trained on: {data}; {provenance['photographs']} photographs, the others held out for validation",
         f"- recipe: {recipe['iterations']} iterations, batch {recipe['batch_size']}, patch {recipe['patch_size']}, "
@@ -44,6 +54,7 @@ def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: s
         f"{recipe['precision']}, seed {recipe['seed']}",
         f"- command: `{provenance['command']}` (torch {provenance['torch']})",
         f"- cosine to the weights it started from: {provenance['cosine_to_first_weights']:.3f}",
+        *_first_losses(provenance),
         "",
         f"PSNR in dB and SSIM, border of {scale} pixels left out, noise seed {seed}; measured by "
         f"`python -m sr_zoo card {weights.stem} --images {' '.join(folders)}`:",
@@ -51,13 +62,115 @@ def make_card(weights: Path, folders: Mapping[str, Sequence[Tensor]], *, data: s
         "| photographs | input | PSNR RGB | SSIM RGB | PSNR luma | SSIM luma |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    inputs = evaluation_inputs(scale, degradations=provenance.get("degradations", ("blur", "noise")))
-    with torch.no_grad():
-        for name, photographs in folders.items():
-            rows = measure(network, photographs, inputs, seed=seed, progress=True)
-            lines += [
-                f"| {name} ({len(photographs)}) | {condition} | {row['psnr']:.2f} | {row['ssim']:.4f} | "
-                f"{row['psnr_luma']:.2f} | {row['ssim_luma']:.4f} |"
-                for condition, row in rows.items()
-            ]
+    for name, rows in (measure_weights(weights, folders, seed=seed) if table is None else table).items():
+        lines += [
+            f"| {name} ({len(folders[name])}) | {condition} | {row['psnr']:.2f} | {row['ssim']:.4f} | "
+            f"{row['psnr_luma']:.2f} | {row['ssim_luma']:.4f} |"
+            for condition, row in rows.items()
+        ]
+    if isinstance(network, TwoBranch):
+        lines += _predictions(network, folders, _names(provenance), seed)
     return "\n".join(lines) + "\n"
+
+
+def measure_weights(weights: str | Path, folders: Folders, *, seed: int = 0) -> Table:
+    """Measure weights on every test set, with the inputs that they were trained for.
+
+    Args:
+        weights: A file of `sr_zoo.pretrained.save_network`, or the name of shipped weights.
+        folders: Name of a test set to its ``uint8`` photographs of shape ``(3, H, W)``.
+        seed: Seed of the noise.
+
+    Returns:
+        Name of the test set to input to PSNR and SSIM; see `sr_zoo.evaluation.measure`.
+
+    Example:
+        >>> import torch
+        >>> flat = [torch.zeros(3, 32, 32, dtype=torch.uint8)]
+        >>> table = measure_weights("srresnet_x2_f32b8_target", {"flat": flat})
+        >>> list(table["flat"])
+        ['clean', 'blur', 'noise', 'both']
+    """
+    network = load_network(weights)
+    names = _names(describe_network(weights)["provenance"])
+    inputs = evaluation_inputs(int(network.upscale), degradations=names)  # type: ignore[arg-type]
+    return {
+        name: measure(network, photographs, inputs, seed=seed, progress=True) for name, photographs in folders.items()
+    }
+
+
+def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0) -> Table:
+    """Write weights in half precision, if that changes no PSNR by more than .01 dB.
+
+    Args:
+        weights: A file of `sr_zoo.pretrained.save_network`.
+        out: The file to write.
+        folders: Test sets to measure both on.
+        seed: Seed of the noise.
+
+    Returns:
+        What `measure_weights` finds for the weights that were written.
+
+    Raises:
+        WeightsError: Some PSNR changed by more; nothing is left at ``out``.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from sr_zoo.pretrained import find_weights
+        >>> out = Path(tempfile.mkdtemp()) / "half.safetensors"
+        >>> grain = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+        >>> table = write_half(find_weights("srresnet_x2_f32b8_target"), out, {"grain": [grain]})
+        >>> out.stat().st_size < 500_000
+        True
+    """
+    description = describe_network(weights)
+    halves = {name: value.half() for name, value in load_network(weights).state_dict().items()}
+    provenance = {**description["provenance"], "precision": "half"}
+    save_network(out, description["architecture"], description["arguments"], halves, provenance)
+    whole, half = (measure_weights(path, folders, seed=seed) for path in (weights, out))
+    changes = {
+        f"{folder}, {name}": abs(row[metric] - half[folder][name][metric])
+        for folder, rows in whole.items()
+        for name, row in rows.items()
+        for metric in ("psnr", "psnr_luma")
+    }
+    worst = max(changes, key=lambda where: math.inf if math.isnan(changes[where]) else changes[where])
+    if not changes[worst] <= HALF_TOLERANCE:
+        out.unlink()
+        raise WeightsError(
+            f"half precision must change no PSNR by more than {HALF_TOLERANCE} dB; it changes that of {worst} by "
+            f"{changes[worst]:.3f}. Keep '{weights}' as it is."
+        )
+    return half
+
+
+def _names(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """The degradations that weights were trained for; the first ones do not say."""
+    return tuple(provenance.get("degradations", ("blur", "noise")))
+
+
+def _first_losses(provenance: Mapping[str, Any]) -> list[str]:
+    """How the loss began, so that a run of the same recipe can be compared; the first weights do not say."""
+    losses = provenance.get("first_losses")
+    if not losses:
+        return []
+    listed = ", ".join(f"{loss:.5f} up to iteration {iteration}" for iteration, loss in losses.items())
+    return [f"- mean training loss: {listed}"]
+
+
+def _predictions(network: TwoBranch, folders: Folders, names: Sequence[str], seed: int) -> list[str]:
+    """What the predictor tells, as lines of the card."""
+    lines = [
+        "",
+        "What the predictor tells: share of photographs in which it is right (mean absolute error; 1: full strength):",
+        "",
+        "| photographs | input | " + " | ".join(network.predicts) + " |",
+        "| --- " * (2 + len(network.predicts)) + "|",
+    ]
+    inputs = evaluation_inputs(network.upscale, degradations=names)
+    for folder, photographs in folders.items():
+        for name, told in measure_estimates(network, photographs, inputs, seed=seed).items():
+            cells = [f"{told[kind]['accuracy']:.1%} ({told[kind]['error']:.3f})" for kind in network.predicts]
+            lines.append(f"| {folder} ({len(photographs)}) | {name} | " + " | ".join(cells) + " |")
+    return lines

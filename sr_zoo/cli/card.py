@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sr_zoo.card import make_card
+from sr_zoo.card import make_card, write_half
 from sr_zoo.cli.program import Commands
 from sr_zoo.data import load_photographs
 from sr_zoo.pretrained import find_weights
@@ -26,6 +26,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--data", required=True, help="what the weights were trained on, with its licence")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--out", type=Path, help="file to write the card to; it is only printed if not given")
+    parser.add_argument(
+        "--half",
+        type=Path,
+        help="file to write the weights to in half precision, if that changes no PSNR by more than .01 dB; the card is "
+        "then that of this file",
+    )
     parser.set_defaults(run=run)
 
 
@@ -33,7 +39,11 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print, and write where asked."""
     path = find_weights(options.weights)
     folders = {folder.name: load_photographs(folder) for folder in options.images}
-    card = make_card(path, folders, data=options.data, seed=options.seed)
+    table = None
+    if options.half is not None:
+        table, path = write_half(path, options.half, folders, seed=options.seed), options.half
+        sys.stdout.write(f"wrote {path}\n\n")
+    card = make_card(path, folders, data=options.data, seed=options.seed, table=table)
     sys.stdout.write(card)
     if options.out is not None:
         options.out.write_text(card)

@@ -19,7 +19,7 @@ from sr_zoo.data import hold_out, load_photographs
 from sr_zoo.degradations import STRENGTH_UNITS, blind_inputs, clean_inputs, evaluation_inputs
 from sr_zoo.models import matched_arguments
 from sr_zoo.pretrained import WeightsError, build, describe_network, load_network, save_network
-from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes
+from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes, read_log
 
 _RATES = {"base": 2e-4, "target": 5e-5}
 
@@ -65,6 +65,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validate-every", type=int, default=2000, help="also the interval of checkpoints")
+    parser.add_argument(
+        "--stop-after", type=int, help="stop after so many iterations in all; the same command goes on from there"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard, too")
     parser.add_argument("--dry-run", action="store_true", help="print what the training will cost, and stop")
     add_device(parser)
@@ -73,6 +76,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train to the end, or go on where a run was killed."""
+    if options.stop_after is not None and options.stop_after < 1:
+        raise TrainingError(f"--stop-after must be at least 1 iteration; got {options.stop_after}.")
     if options.stage == "target" and options.start is None:
         raise TrainingError(
             "target is fine-tuned from base: give its weights with --from BASE.safetensors, or --from scratch."
@@ -98,8 +103,11 @@ def run(options: argparse.Namespace) -> None:
             lines = _forecast(trainer, len(photographs))
             sys.stdout.write(lines if processes.is_first else "")
             return
-        state = trainer.run()
+        state = trainer.run(options.stop_after)
     if not processes.is_first:
+        return
+    if trainer.iteration < recipe.iterations:
+        sys.stdout.write(f"stopped after {trainer.iteration} of {recipe.iterations} iterations\n")
         return
     provenance = {
         "stage": options.stage,
@@ -107,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
         "recipe": vars(recipe),
         "photographs": len(photographs),
         "cosine_to_first_weights": trainer.cosine(),
+        "first_losses": {str(e["iteration"]): e["loss"] for e in read_log(options.out) if e["iteration"] <= 200},
         "command": "python -m sr_zoo " + shlex.join(sys.argv[1:]),
         "torch": torch.__version__,
     }

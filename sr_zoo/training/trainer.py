@@ -113,14 +113,18 @@ class Trainer:
         self.objective = Objective(self.network, recipe.precision, recipe.prediction_weight)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
         self.iteration = 0
+        self.end = recipe.iterations
         self.board: SummaryWriter | None = None
 
     @property
     def _checkpoint(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
-    def run(self) -> dict[str, Tensor]:
+    def run(self, stop_after: int | None = None) -> dict[str, Tensor]:
         """Train to the end and return the averaged weights.
+
+        Args:
+            stop_after: Stop, with a checkpoint, after so many iterations in all; a later call goes on.
 
         Returns:
             Parameter name to ``float32`` tensor on the CPU.
@@ -129,6 +133,7 @@ class Trainer:
             TrainingError: The folder holds the checkpoint of another run, or loss or weights stopped being finite.
             StorageError: The checkpoint is damaged, or cannot be written.
         """
+        self.end = min(self.recipe.iterations, stop_after or self.recipe.iterations)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._checkpoint.exists():
             self._resume()
@@ -136,7 +141,7 @@ class Trainer:
             self._forget_later_reports()
         self.board = open_board(self.folder / "tensorboard", self.iteration) if self.tensorboard else None
         bar = tqdm(
-            total=self.recipe.iterations,
+            total=self.end,
             initial=self.iteration,
             desc=self.folder.name,
             unit="it",
@@ -145,7 +150,7 @@ class Trainer:
         recent: list[dict[str, Tensor]] = []
         started = time.perf_counter()
         with bar:
-            while self.iteration < self.recipe.iterations:
+            while self.iteration < self.end:
                 recent.append(self._step())
                 bar.update()
                 if self.iteration % 100 == 0 or self._is_checkpoint_due():
@@ -189,7 +194,7 @@ class Trainer:
 
     def _is_checkpoint_due(self) -> bool:
         """Whether this iteration ends with a validation and a checkpoint."""
-        return self.iteration % self.validate_every == 0 or self.iteration == self.recipe.iterations
+        return self.iteration % self.validate_every == 0 or self.iteration == self.end
 
     def _step(self) -> dict[str, Tensor]:
         """One optimizer step; returns the losses without waiting for the device."""

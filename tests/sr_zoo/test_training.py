@@ -404,6 +404,17 @@ class TestResuming:
         assert_same_state(resumed.run(), expected)
         assert without_times(resumed.folder) == without_times(resumed.folder.with_name("whole"))
 
+    def test_a_run_that_was_told_to_stop_goes_on_as_if_it_had_not(self, trainer):
+        whole = trainer("whole")
+        expected = whole.run()
+        stopped = trainer("stopped")
+        stopped.run(stop_after=5)
+        assert stopped.iteration == 5
+        assert [entry["iteration"] for entry in read_log(stopped.folder)] == [3, 5]
+        assert read_tensors(stopped._checkpoint, "training")[1]["iteration"] == 5
+        assert_same_state(trainer("stopped").run(), expected)
+        assert_same_state(trainer("stopped").run(stop_after=2), expected)
+
     def test_validations_may_come_at_other_intervals(self, trainer):
         expected = trainer("whole").run()
         kill_at(trainer("killed"), 4)

@@ -1,0 +1,94 @@
+"""Cards: what they say, the table they repeat, and weights in half precision."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sr_zoo.card import make_card, measure_weights, write_half
+from sr_zoo.cli import main
+from sr_zoo.degradations import blind_inputs, evaluation_inputs
+from sr_zoo.evaluation import measure
+from sr_zoo.images import write_image
+from sr_zoo.pretrained import WeightsError, build, describe_network, load_network, save_network
+from sr_zoo.training import Recipe
+
+ONE = {"num_feat": 4, "num_block": 1, "upscale": 2}
+TWO = {**ONE, "hidden": 2, "condition": 3, "predictor_feat": 4, "predicts": ["blur", "noise", "jpeg"]}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    def make(architecture="srresnet", arguments=ONE, **provenance):
+        torch.manual_seed(0)
+        state = build(architecture, arguments).state_dict()
+        described = {
+            "stage": "target",
+            "recipe": vars(Recipe(blind_inputs().config())),
+            "photographs": 3,
+            "cosine_to_first_weights": 0.95,
+            "command": "python -m sr_zoo train target",
+            "torch": "2",
+            **provenance,
+        }
+        save_network(tmp_path / "a.safetensors", architecture, arguments, state, described)
+        return tmp_path / "a.safetensors"
+
+    return make
+
+
+def test_the_table_is_what_the_weights_do(weights, photographs):
+    path = weights()
+    card = make_card(path, {"tiny": photographs}, data="three pictures", seed=4)
+    for name, row in measure_weights(path, {"tiny": photographs}, seed=4)["tiny"].items():
+        assert f"| tiny (3) | {name} | {row['psnr']:.2f} | {row['ssim']:.4f} | {row['psnr_luma']:.2f} |" in card
+    assert "half precision" not in card
+    assert "mean training loss" not in card
+
+
+def test_weights_of_three_degradations_are_measured_on_all_and_their_predictor_too(weights, photographs):
+    path = weights("two_branch", TWO, degradations=["blur", "noise", "jpeg"], first_losses={"100": 0.05, "200": 0.04})
+    card = make_card(path, {"tiny": photographs[:1]}, data="three pictures")
+    assert "- mean training loss: 0.05000 up to iteration 100, 0.04000 up to iteration 200" in card
+    rows = [line.split("|")[2].strip() for line in card.splitlines() if line.startswith("| tiny (1)")]
+    assert rows == ["clean", "blur", "noise", "jpeg", "all"] * 2
+    assert "What the predictor tells" in card
+
+
+class TestHalf:
+    def test_they_take_half_the_room_and_do_the_same(self, weights, photographs, tmp_path):
+        path = weights("srresnet", {**ONE, "num_feat": 16})
+        table = write_half(path, tmp_path / "half.safetensors", {"tiny": photographs})
+        assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * path.stat().st_size
+        network = load_network(tmp_path / "half.safetensors")
+        assert next(network.parameters()).dtype == torch.float32
+        assert describe_network(tmp_path / "half.safetensors")["provenance"]["precision"] == "half"
+        for name, value in load_network(path).state_dict().items():
+            assert_close(network.state_dict()[name], value.half().float(), rtol=0, atol=0)
+        assert table["tiny"] == measure(network, photographs, evaluation_inputs())
+
+    def test_weights_that_half_precision_harms_are_kept_as_they_are(self, weights, photographs, tmp_path):
+        path = weights()
+        state = load_network(path).state_dict()
+        state["conv_hr.weight"] *= 1e7  # halves end at 65504
+        state["conv_last.weight"] *= 1e-7
+        description = describe_network(path)
+        save_network(path, "srresnet", ONE, state, description["provenance"])
+        with pytest.raises(WeightsError, match=r"by more than 0\.01 dB; it changes that of tiny, .* Keep"):
+            write_half(path, tmp_path / "half.safetensors", {"tiny": photographs})
+        assert not (tmp_path / "half.safetensors").exists()
+
+    def test_the_command_writes_both(self, weights, photographs, tmp_path, capsys):
+        write_image(tmp_path / "tiny" / "0.png", photographs[0])
+        words = [
+            "--images",
+            str(tmp_path / "tiny"),
+            "--data",
+            "one picture",
+            "--half",
+            str(tmp_path / "half.safetensors"),
+        ]
+        assert main(["card", str(weights()), *words, "--out", str(tmp_path / "half.md")]) == 0
+        card = (tmp_path / "half.md").read_text()
+        assert card.startswith("# half\n")
+        assert "stored in half precision" in card
+        assert card in capsys.readouterr().out
