@@ -6,6 +6,7 @@ For modules of other libraries say which parameters belong together with a `Grou
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any
 
@@ -16,7 +17,7 @@ from filterattr.engine.claim import Claim
 from filterattr.engine.randomness import RandomState
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import unwrap_model
-from filterattr.engine.units import Group
+from filterattr.engine.units import Group, Unit
 from filterattr.errors import UnitError
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -47,21 +48,16 @@ def attention_heads(model: nn.Module) -> dict[str, Group]:
     found: dict[str, Group] = {}
     for path, module in _modules(model):
         if isinstance(module, nn.MultiheadAttention):
-            patterns = {
-                "in_proj_*": "(qkv heads d) ... -> heads",
-                "[qkv]_proj_weight": "(heads d) i -> heads",
-                "bias_[kv]": "a b (heads d) -> heads",
-                "out_proj.weight": "o (heads d) -> heads",
+            heads = {"heads": module.num_heads}
+            members = {
+                "in_proj_*": Unit("(qkv heads d) ... -> heads", {"qkv": 3, **heads}),
+                "[qkv]_proj_weight": Unit("(heads d) i -> heads", heads),
+                "bias_[kv]": Unit("a b (heads d) -> heads", heads),
+                "out_proj.weight": Unit("o (heads d) -> heads", heads),
             }
-            own = {
-                "in_proj_*": module.in_proj_weight is not None or module.in_proj_bias is not None,
-                "[qkv]_proj_weight": module.q_proj_weight is not None,
-                "bias_[kv]": module.bias_k is not None,
-                "out_proj.weight": True,
-            }
-            members = {glob: pattern for glob, pattern in patterns.items() if own[glob]}
-            sizes = {"qkv": 3} if own["in_proj_*"] else {}
-            found[escape(path)] = Group(members, **sizes, heads=module.num_heads)
+            names = [name for name, _ in module.named_parameters()]
+            own = {glob: unit for glob, unit in members.items() if any(fnmatchcase(name, glob) for name in names)}
+            found[escape(path)] = Group(own)
     if not found:
         raise UnitError(
             "the model has no torch.nn.MultiheadAttention. Name the projections of its own attention: "
@@ -141,7 +137,7 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
     for path, module in _modules(model):
         if not isinstance(module, _WITH_CHANNELS) or paths[id(module)] != path:
             continue
-        count: int = module.out_channels if hasattr(module, "out_channels") else module.out_features
+        count = module.out_features if isinstance(module, nn.Linear | nn.Bilinear) else module.out_channels
         members = {}
         for name, parameter in module.named_parameters():
             if name == "weight" and isinstance(module, _TRANSPOSED):
