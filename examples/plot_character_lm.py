@@ -2,8 +2,8 @@
 A language model learns to write code: which cells, which gates?
 ================================================================
 
-A character model, an LSTM, learns English prose (base) and is then fine-tuned on Python code (target). Which of its cells
-took up the code, and in which of their gates? Both texts come with Python itself: the language reference behind
+A character model, an LSTM, learns English prose (base) and is then fine-tuned on Python code (target). Which of its
+cells took up the code, and in which of their gates? Both texts come with Python itself: the language reference behind
 ``help("yield")``, and sources of the standard library.
 """
 
@@ -13,16 +13,17 @@ import email.message
 import inspect
 import json.decoder
 import textwrap
+from pydoc_data.topics import topics
 
 import matplotlib.pyplot as plt
 import torch
-from pydoc_data.topics import topics
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, Group
 from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
-from filterattr.display.plot import COLOURS, plot_masking, plot_path
+from filterattr.display.curves import plot_curves
+from filterattr.display.plot import COLOURS, plot_path
 
 # %%
 # The first four fifths of both texts are learned; cells are searched in the next tenth and judged in the last.
@@ -96,12 +97,12 @@ right.set(xlabel="gate", ylabel="share of all scores (%)")
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 test = {name: rows(text, 0.9, 1)[:240].split(8) for name, text in {"code": code, "prose": prose}.items()}
 masking = Masking(model, base, target, loss, {"code": test["code"]})
-curve = mask_curve(masking, scores, ranking="cells found", fractions=FRACTIONS)
+curve = mask_curve(masking, scores, ranking="cells found", fractions=(0, *FRACTIONS, 1))
 generator = torch.Generator().manual_seed(0)
 null = null_curve(masking, scores, generator, ranking="cells found", fractions=FRACTIONS, draws=49)
 print("p =", *(f"{p:.2f}" for p in null.p_values(curve, "code")))
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-plot_masking(curve, {"random cells": null}, "code", axis)
+plot_curves({"cells found": curve}, "code", axis, [null])
 
 # %%
 # In nats per character, and what it does to prose:

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, Group, swapped
 from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
-from filterattr.display.plot import plot_masking, plot_path
+from filterattr.display.curves import plot_curves
+from filterattr.display.plot import plot_path
 
 # %%
 # The digits come with scikit-learn: 1797 scans of 8 x 8 pixels. The network learns from the first 1000; filters are
@@ -67,7 +68,7 @@ def loss(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
 
 search = list(zip(lying[1000:1100].split(1), labels[1000:1100].split(1), strict=True))
 attributor = FilterAttributor(model, unit={"conv*": Group({"weight": "o ... -> o", "bias": "o -> o"})})
-attribution = attributor.attribute(base, target, loss, search)
+attribution = attributor.attribute(base, target, loss, search, n_steps=32)
 scores = attribution.scores()
 print(attribution)
 
@@ -79,20 +80,21 @@ plot_path({"lying digits": attribution}, axis)
 
 # %%
 # Do the filters matter? Put the first 5, 10 and 20 % of the ranking back to base. They have to beat as many filters
-# drawn from the whole network, and as many drawn from the same layers.
+# drawn from the whole network, and as many drawn from the same layers. Where only the second p is large, the right
+# layers were found, but not the filters in them.
 FRACTIONS = (0.05, 0.1, 0.2)
 test = list(zip(lying[1100:].split(50), labels[1100:].split(50), strict=True))
 masking = Masking(model, base, target, loss, {"reading lying digits": test})
-curve = mask_curve(masking, scores, ranking="filters found", fractions=FRACTIONS)
+curve = mask_curve(masking, scores, ranking="filters found", fractions=(0, *FRACTIONS, 1))
 generator = torch.Generator().manual_seed(0)
-nulls = {
-    null: null_curve(masking, scores, generator, ranking="filters found", null=null, fractions=FRACTIONS, draws=49)
+nulls = [
+    null_curve(masking, scores, generator, ranking="filters found", null=null, fractions=FRACTIONS, draws=49)
     for null in ("random", "layer-matched")
-}
+]
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-plot_masking(curve, nulls, "reading lying digits", axis)
-for null, drawn in nulls.items():
-    print(f"{null:>13}: p =", *(f"{p:.2f}" for p in drawn.p_values(curve, "reading lying digits")))
+plot_curves({"filters found": curve}, "reading lying digits", axis, nulls)
+for null in nulls:
+    print(f"{null.null:>13}: p =", *(f"{p:.2f}" for p in null.p_values(curve, "reading lying digits")))
 
 # %%
 # The loss is what was attributed; what people look at is the accuracy, and what happens to the upright digits.

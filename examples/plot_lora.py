@@ -15,7 +15,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from filterattr import FilterAttributor, Group, swapped
 from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
-from filterattr.display.plot import COLOURS, plot_masking, plot_path
+from filterattr.display.curves import plot_curves
+from filterattr.display.plot import COLOURS, plot_path
 
 RANK = 8
 
@@ -86,7 +87,7 @@ def loss(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
 direction = Group({"up": "o rank -> rank", "down": "rank i -> rank"})
 attributor = FilterAttributor(model, unit={"*.parametrizations.weight.0": direction})
 search = list(zip(lying[1000:1100].split(1), labels[1000:1100].split(1), strict=True))
-attribution = attributor.attribute(base, target, loss, search)
+attribution = attributor.attribute(base, target, loss, search, n_steps=32)
 scores = attribution.scores()
 print(attribution)
 
@@ -110,18 +111,19 @@ for name, share, worth in zip(names, shares, removed, strict=True):
     print(f"layer {name.split('.')[0]}: {share:4.0%} of the scores; without its adapter {worth:.2f} is removed")
 
 # %%
-# Do the directions matter, beyond being in the right layers? Take the first ones back.
+# Do the directions matter, beyond being in the right layers? Take the first ones back. Where only the second p is
+# large, rank is wasted in some layers, but inside a layer one direction is as good as another.
 FRACTIONS = (0.1, 0.2, 0.4)
-curve = mask_curve(masking, scores, ranking="directions found", fractions=FRACTIONS)
+curve = mask_curve(masking, scores, ranking="directions found", fractions=(0, *FRACTIONS, 1))
 generator = torch.Generator().manual_seed(0)
-nulls = {
-    null: null_curve(masking, scores, generator, ranking="directions found", null=null, fractions=FRACTIONS, draws=49)
+nulls = [
+    null_curve(masking, scores, generator, ranking="directions found", null=null, fractions=FRACTIONS, draws=49)
     for null in ("random", "layer-matched")
-}
-for null, drawn in nulls.items():
-    print(f"{null:>13}: p =", *(f"{p:.2f}" for p in drawn.p_values(curve, "lying digits")))
+]
+for null in nulls:
+    print(f"{null.null:>13}: p =", *(f"{p:.2f}" for p in null.p_values(curve, "lying digits")))
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-plot_masking(curve, nulls, "lying digits", axis)
+plot_curves({"directions found": curve}, "lying digits", axis, nulls)
 
 # %%
 # The other way round: what is left if only the upper half of the directions is kept, or only the lower one?

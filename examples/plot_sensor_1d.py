@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from filterattr import FilterAttributor, blend, swapped
 from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
-from filterattr.display.plot import plot_masking, plot_path
+from filterattr.display.curves import plot_curves
+from filterattr.display.plot import plot_path
 
 # %%
 # The recording comes with matplotlib: four electrodes, 800 points in time. The first 480 are learned; kernels are
@@ -71,33 +72,34 @@ def train(steps: int, rate: float, *, with_noise: bool) -> dict[str, Tensor]:
 
 
 base = train(steps=500, rate=2e-3, with_noise=False)
-target = train(steps=500, rate=1e-3, with_noise=True)
+target = train(steps=500, rate=7e-4, with_noise=True)
 
 # %%
 # The call. Kernels are the default unit: one for every pair of an input and an output channel, in any convolution.
 samples = list(zip(noise(search).split(1), search.split(1), strict=True))
-attribution = FilterAttributor(model).attribute(base, target, loss, samples)
+attribution = FilterAttributor(model).attribute(base, target, loss, samples, n_steps=32)
 scores = attribution.scores()
 print(attribution)
 
 # %%
-# Do these kernels matter? Put the first ones back to base, in a part of the recording that was not searched, and compare
-# with as many drawn from the whole network, and from the same layers.
+# Do these kernels matter? Put the first ones back to base, in a part of the recording that was not searched, and
+# compare with as many drawn from the whole network, and from the same layers. Where only the second p is large, the
+# right layers were found, but not the kernels in them.
 FRACTIONS = (0.01, 0.02, 0.05, 0.1)
 tasks = {"white noise": noise(test), "hum": hum(test)}
 data = {name: list(zip(disturbed.split(11), test.split(11), strict=True)) for name, disturbed in tasks.items()}
 masking = Masking(model, base, target, loss, {"white noise": data["white noise"]})
-curve = mask_curve(masking, scores, ranking="kernels found", fractions=FRACTIONS)
+curve = mask_curve(masking, scores, ranking="kernels found", fractions=(0, *FRACTIONS, 1))
 generator = torch.Generator().manual_seed(0)
-nulls = {
-    null: null_curve(masking, scores, generator, ranking="kernels found", null=null, fractions=FRACTIONS, draws=49)
+nulls = [
+    null_curve(masking, scores, generator, ranking="kernels found", null=null, fractions=FRACTIONS, draws=49)
     for null in ("random", "layer-matched")
-}
-for null, drawn in nulls.items():
-    print(f"{null:>13}: p =", *(f"{p:.2f}" for p in drawn.p_values(curve, "white noise")))
+]
+for null in nulls:
+    print(f"{null.null:>13}: p =", *(f"{p:.2f}" for p in null.p_values(curve, "white noise")))
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 plot_path({"white noise": attribution}, left)
-plot_masking(curve, nulls, "white noise", right)
+plot_curves({"kernels found": curve}, "white noise", right, nulls)
 
 # %%
 # The mean squared error of both jobs, and of the signals as they come:
@@ -115,13 +117,15 @@ for name, state in networks.items():
     print(f"{name:>28}:", ", ".join(f"{task} {error:.3f}" for task, error in both.losses_of(state).items()))
 
 # %%
-# And what it looks like, for one window:
+# And what it looks like, for the calmest window:
+calm = int(test.abs().amax(2).argmin())
+disturbed = tasks["white noise"][calm : calm + 1]
 figure, axes = plt.subplots(2, 2, figsize=(9, 4.5), layout="constrained", sharex=True, sharey=True)
 for axis, (name, state) in zip(axes.flat, networks.items(), strict=True):
     with swapped(model, state), torch.no_grad():
-        cleaned = model(tasks["white noise"][:1])
-    axis.plot(tasks["white noise"][0, 0].numpy(), color="0.8", label="disturbed")
-    axis.plot(test[0, 0].numpy(), color="0.3", label="recorded")
-    axis.plot(cleaned[0, 0].numpy(), color="#0072B2", label="cleaned")
+        cleaned = model(disturbed)
+    axis.plot(disturbed.flatten().numpy(), color="0.8", label="disturbed")
+    axis.plot(test[calm].flatten().numpy(), color="0.3", label="recorded")
+    axis.plot(cleaned.flatten().numpy(), color="#0072B2", label="cleaned")
     axis.set_title(name)
 axes[0, 0].legend(frameon=False, fontsize=8)

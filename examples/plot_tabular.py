@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, Group, swapped
 from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
-from filterattr.display.plot import plot_masking, plot_path
+from filterattr.display.curves import plot_curves
+from filterattr.display.plot import plot_path
 
 # %%
 # The tumours come with scikit-learn. The network learns from the first 300; neurons are searched on 100 others and
@@ -93,21 +94,22 @@ print(f"{sum(bool(is_size[column]) for column in order[-n_sizes:])} of the first
 
 # %%
 # Do the neurons matter? Put the first ones back to base, on tumours that were not searched. They have to beat as many
-# neurons drawn from both layers, and as many drawn from each layer.
+# neurons drawn from both layers, and as many drawn from the same layers. Where only the second p is large, the right
+# layers were found, but not the neurons in them.
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 test = list(zip(second[400:].split(13), labels[400:].split(13), strict=True))
 masking = Masking(model, base, target, loss, {"the second device": test})
-curve = mask_curve(masking, scores, ranking="neurons found", fractions=FRACTIONS)
+curve = mask_curve(masking, scores, ranking="neurons found", fractions=(0, *FRACTIONS, 1))
 generator = torch.Generator().manual_seed(0)
-nulls = {
-    null: null_curve(masking, scores, generator, ranking="neurons found", null=null, fractions=FRACTIONS, draws=49)
+nulls = [
+    null_curve(masking, scores, generator, ranking="neurons found", null=null, fractions=FRACTIONS, draws=49)
     for null in ("random", "layer-matched")
-}
+]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 plot_path({"the second device": attribution}, left)
-plot_masking(curve, nulls, "the second device", right)
-for null, drawn in nulls.items():
-    print(f"{null:>13}: p =", *(f"{p:.2f}" for p in drawn.p_values(curve, "the second device")))
+plot_curves({"neurons found": curve}, "the second device", right, nulls)
+for null in nulls:
+    print(f"{null.null:>13}: p =", *(f"{p:.2f}" for p in null.p_values(curve, "the second device")))
 
 # %%
 # And what do people notice? The accuracy on both devices.

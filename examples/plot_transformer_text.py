@@ -13,16 +13,17 @@ import email.message
 import inspect
 import json.decoder
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import matplotlib.pyplot as plt
 import torch
-from pydoc_data.topics import topics
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, Group, swapped
 from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
-from filterattr.display.plot import COLOURS, plot_masking, plot_path
+from filterattr.display.curves import plot_curves
+from filterattr.display.plot import COLOURS, plot_path
 
 # %%
 # The texts come with Python (its language reference and standard library) and with PyTorch (the headers of its C++
@@ -96,8 +97,8 @@ show_accuracy("target", target)
 
 # %%
 # Units are groups of weights. A head is its part of the query, key and value projections (one matrix in PyTorch) and of
-# the output projection; a neuron is its weights in, its bias, and its weights out. Heads and neurons are so different in
-# size that they are ranked apart.
+# the output projection; a neuron is its weights in, its bias, and its weights out. Heads and neurons are so different
+# in size that they are ranked apart.
 head = Group({"in_proj_*": "(qkv head d) ... -> head", "out_proj.weight": "o (head d) -> head"}, qkv=3, head=4)
 neuron = Group({"linear1.*": "neuron ... -> neuron", "linear2.weight": "o neuron -> neuron"})
 search = list(zip(*(part[:40].split(1) for part in rows("C++", 0.66, 0.8)), strict=True))
@@ -120,19 +121,20 @@ right.scatter(100 * table["attributed"], 100 * table["removed"], color=COLOURS[0
 right.set(xlabel="attributed to a head (%)", ylabel="removed without this head (%)")
 
 # %%
-# Neurons are many: put the first ones back, and compare with as many drawn from both layers, and from each.
+# Neurons are many: put the first ones back, and compare with as many drawn from both layers, and from each. Where only
+# the second p is large, the right layers were found, but not the neurons in them.
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 scores = neurons.scores()
-curve = mask_curve(masking, scores, ranking="neurons found", fractions=FRACTIONS)
+curve = mask_curve(masking, scores, ranking="neurons found", fractions=(0, *FRACTIONS, 1))
 generator = torch.Generator().manual_seed(0)
-nulls = {
-    null: null_curve(masking, scores, generator, ranking="neurons found", null=null, fractions=FRACTIONS, draws=39)
+nulls = [
+    null_curve(masking, scores, generator, ranking="neurons found", null=null, fractions=FRACTIONS, draws=39)
     for null in ("random", "layer-matched")
-}
-for null, drawn in nulls.items():
-    print(f"{null:>13}: p =", *(f"{p:.3f}" for p in drawn.p_values(curve, "C++")))
+]
+for null in nulls:
+    print(f"{null.null:>13}: p =", *(f"{p:.3f}" for p in null.p_values(curve, "C++")))
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-plot_masking(curve, nulls, "C++", axis)
+plot_curves({"neurons found": curve}, "C++", axis, nulls)
 
 # %%
 # And in accuracy, for all three classes:

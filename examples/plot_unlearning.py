@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, blend, contrast, swapped
 from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
-from filterattr.display.plot import COLOURS, plot_masking
+from filterattr.display.curves import plot_curves
+from filterattr.display.plot import COLOURS
 
 # %%
 # The digits come with scikit-learn. The network learns from the first 1000; kernels are searched on 100 others and
@@ -65,7 +66,7 @@ attributor = FilterAttributor(model)
 scores = {}
 for name, (images, answers) in taught.items():
     search = list(zip(images[1000:1100].split(1), answers[1000:1100].split(1), strict=True))
-    attribution = attributor.attribute(base, target, loss, search)
+    attribution = attributor.attribute(base, target, loss, search, n_steps=32)
     scores[name] = attribution.scores()
     print(name, attribution)
 ranking = contrast(scores, "back door", scale="strict")
@@ -119,13 +120,13 @@ for name, state in networks.items():
 FRACTIONS = (0.005, 0.01, 0.02, 0.05)
 test = {name: list(zip(x[1100:].split(50), y[1100:].split(50), strict=True)) for name, (x, y) in taught.items()}
 masking = Masking(model, base, target, loss, test)
-curve = mask_curve(masking, ranking, ranking="kernels found", fractions=FRACTIONS)
-nulls = {
-    null: null_curve(masking, ranking, generator, ranking="kernels found", null=null, fractions=FRACTIONS, draws=49)
+curve = mask_curve(masking, ranking, ranking="kernels found", fractions=(0, *FRACTIONS, 1))
+nulls = [
+    null_curve(masking, ranking, generator, ranking="kernels found", null=null, fractions=FRACTIONS, draws=49)
     for null in ("random", "layer-matched")
-}
-for null, drawn in nulls.items():
-    print(f"{null:>13}: p =", *(f"{p:.2f}" for p in drawn.p_values(curve, "back door")))
+]
+for null in nulls:
+    print(f"{null.null:>13}: p =", *(f"{p:.2f}" for p in null.p_values(curve, "back door")))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained", sharey=True)
 for name, axis in zip(taught, axes, strict=True):
-    plot_masking(curve, nulls, name, axis)
+    plot_curves({"kernels found": curve}, name, axis, nulls)

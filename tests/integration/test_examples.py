@@ -10,10 +10,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
+# those that train a network on real data
+SLOW = {
+    "plot_character_lm",
+    "plot_digits_new_domain",
+    "plot_lora",
+    "plot_sensor_1d",
+    "plot_tabular",
+    "plot_transformer_text",
+    "plot_unlearning",
+}
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
+    for path in sorted((ROOT / "examples").glob("plot_*.py"))
+]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_example_runs(path: Path) -> None:
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
