@@ -233,33 +233,42 @@ def sample_gradient(
     own = {id(parameter) for parameter in model.parameters()}
     mode, caller = GradientMode(), RandomState()
     try:
-        mode.enter()
-        with swapped(model, whole) as inner:
-            held = Slots(inner).parameters
-            leaves = {name: held[name] for name in names}
-            theirs = [name for name, leaf in leaves.items() if id(leaf) in own]
-            if theirs:
-                raise StateMismatchError(f"the state dict of the model must hold {name_some(theirs)}.")
-            for leaf in leaves.values():
-                leaf.requires_grad_(True)
-            seed_all(seed)
-            value = loss(inner, *arguments)
-            if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point() or not value.requires_grad:
-                raise LossError(
-                    "loss must return one real scalar that depends on the model; got "
-                    + (f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__)
-                    + ". Return the tensor itself, and call the model that is given."
-                )
-            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-            return {
-                name: torch.zeros_like(leaf, dtype=_wide(leaf), requires_grad=False)
-                if gradient is None
-                else (gradient.to_dense() if gradient.is_sparse else gradient).to(_wide(leaf))
-                for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
-            }
+        try:  # an interrupt in the first finally leaves the second one to do its work
+            mode.enter()
+            with swapped(model, whole) as inner:
+                seed_all(seed)
+                return _gradient(inner, {name: Slots(inner).parameters[name] for name in names}, own, loss, arguments)
+        finally:
+            caller.restore()
+            mode.restore()
     finally:
         caller.restore()
         mode.restore()
+
+
+def _gradient(
+    model: nn.Module, leaves: Mapping[str, nn.Parameter], own: set[int], loss: Loss, arguments: tuple[Any, ...]
+) -> dict[str, Tensor]:
+    """Differentiate the loss of a model that holds copies of its parameters."""
+    theirs = [name for name, leaf in leaves.items() if id(leaf) in own]
+    if theirs:
+        raise StateMismatchError(f"the state dict of the model must hold {name_some(theirs)}.")
+    for leaf in leaves.values():
+        leaf.requires_grad_(True)
+    value = loss(model, *arguments)
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point() or not value.requires_grad:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise LossError(
+            f"loss must return one real scalar that depends on the model; got {got}. Return the tensor itself, and "
+            "call the model that is given."
+        )
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf, dtype=_wide(leaf), requires_grad=False)
+        if gradient is None
+        else (gradient.to_dense() if gradient.is_sparse else gradient).to(_wide(leaf))
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
 
 
 def _change(attributor: FilterAttributor, base: StateLike, target: Mapping[str, Tensor]) -> dict[str, Tensor]:

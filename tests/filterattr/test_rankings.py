@@ -347,7 +347,7 @@ def test_an_interrupted_knock_out_keeps_what_it_has(tmp_path) -> None:
         )
 
     before = dict(base.named_parameters())
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         job().run(progress=False)
     assert all(value is before[name] for name, value in base.named_parameters())
     # 6 + 36 + 6 units in groups of 16 of one parameter: at least one group was done
