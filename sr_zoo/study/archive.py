@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -109,17 +110,17 @@ class Archive:
         replace_file(folder / _DONE, [json.dumps(done, indent=1).encode()])
         shutil.rmtree(self.folder / ".work" / stage, ignore_errors=True)
 
-    def load(self, stage: str) -> dict[str, Any]:
-        """Read the results of a stage.
+    def load(self, stage: str) -> Results:
+        """Open the results of a stage.
 
         Args:
             stage: Its name.
 
         Returns:
-            Name to result.
+            Name to result; each is read when it is asked for, and a damaged one refused then.
 
         Raises:
-            StorageError: They are not there, damaged, or of another version.
+            StorageError: They are not there, or of another version.
         """
         done = self._done(stage)
         if not done:
@@ -127,10 +128,8 @@ class Archive:
         unknown = set(done["artifacts"].values()) - set(self._kinds)
         if unknown:
             raise StorageError(f"'{self.folder / stage}' holds {', '.join(sorted(unknown))}, which this version lacks.")
-        return {
-            name: self._kinds[kind].load(path)
-            for (name, kind), path in zip(done["artifacts"].items(), self._files(stage, done), strict=True)
-        }
+        files = zip(done["artifacts"].items(), self._files(stage, done), strict=True)
+        return _Stored({name: partial(self._kinds[kind].load, path) for (name, kind), path in files})
 
     def work(self, stage: str, digest: str) -> Path:
         """Folder for what a stage keeps while it works; it belongs to these inputs and goes when the stage is done.
@@ -169,6 +168,25 @@ class Archive:
 
     def _is_record(self, kind: str) -> bool:
         return issubclass(self._kinds.get(kind, Record), Record)
+
+
+class _Stored(Mapping[str, Any]):
+    """Results that are read from the disk when they are asked for, once."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Any]]) -> None:
+        self._readers = readers
+        self._read: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._read:
+            self._read[name] = self._readers[name]()
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
 
 
 def _records() -> list[type]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filterattr import FilterSelection
 from filterattr.analysis.evaluation import Masking
@@ -58,7 +58,7 @@ class Context:
         return self.subject.test_samples(self.settings)
 
     @cached_property
-    def found(self) -> dict[str, Any]:
+    def found(self) -> Results:
         """Results of the search."""
         return self.archive.load("search")
 
