@@ -54,16 +54,16 @@ def add(commands: Commands) -> None:
         default=["blur", "noise"],
         help="what target learns to undo, each with probability one half",
     )
-    parser.add_argument("--upscale", type=int, choices=(2, 3, 4), default=2)
-    parser.add_argument("--iterations", type=int, default=20_000)
+    parser.add_argument("--upscale", type=int, choices=(2, 3, 4), default=2, help="factor; --from brings its own")
+    parser.add_argument("--iterations", type=int, default=20_000, help="optimizer steps; the rate falls along them")
     parser.add_argument("--learning-rate", type=float, help="2e-4 for base and 5e-5 for target if not given")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="patches in a step, over all processes")
     parser.add_argument("--patch-size", type=int, default=64, help="reference patch in pixels")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="bf16: mixed precision")
     parser.add_argument(
         "--prediction-weight", type=float, default=0.1, help="weight of the prediction loss (two_branch)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of first weights, patches and degradations")
     parser.add_argument("--validate-every", type=int, default=2000, help="also the interval of checkpoints")
     parser.add_argument(
         "--stop-after", type=int, help="stop after so many iterations in all; the same command goes on from there"
