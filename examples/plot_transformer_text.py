@@ -109,12 +109,14 @@ print(neurons)
 
 # %%
 # There are few heads, so each can be put back to base by itself. Both numbers are parts of the same change of the loss:
-# what the attribution says a head brought, and what is lost without it.
+# what the attribution says a head brought along the path, and what is lost without it. The rank correlation says how far
+# one tells the other; heads that stand in for each other pull them apart, which is why a score alone is no proof.
 masking = Masking(model, base, target, loss, {"C++": test["C++"]})
 signed = heads.scores("sum") * (1 / (heads.loss_target - heads.loss_base))
 table = signed.to_frame().rename(columns={"score": "attributed"})
 table["removed"] = [masking.removed(signed.top(place + 1) - signed.top(place))["C++"] for place in range(len(table))]
 print(table.round(3).to_string())
+print(f"rank correlation {table[['attributed', 'removed']].rank().corr().iloc[0, 1]:.2f}")
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 plot_path({"C++": heads}, left)
 right.scatter(100 * table["attributed"], 100 * table["removed"], color=COLOURS[0])
