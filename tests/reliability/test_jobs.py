@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import subprocess
 import sys
@@ -15,42 +14,12 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttributor, ModelChangedError, swapped
+from tests.memory import allocated, needs_glibc, peak_of
 from tests.reliability.drafts import FILTERATTR
 from tests.reliability.fingerprint import Fingerprint, unchanged
 from tests.reliability.networks import assert_values, by_hand, convolutions, ends, picture, squared
 
 MEGABYTE = 2**20
-
-
-class _Allocator(ctypes.Structure):
-    """What glibc tells about its memory."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    )
-
-
-def allocated() -> int:
-    """Bytes that are in use. What the process holds is more: freed pieces of odd sizes stay with the allocator."""
-    found = ctypes.CDLL(None).mallinfo2
-    found.restype = _Allocator
-    numbers = found()
-    return numbers.uordblks + numbers.hblkhd
-
-
-needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc for its memory")
 
 
 def doubles():
@@ -300,17 +269,14 @@ print(-(call(20) - call(180)))
 
         model, base, target = ends(build)
         size = sum(parameter.numel() * 4 for parameter in model.parameters())
-        inputs, peak, done = torch.rand(1, width), [0], threading.Event()
+        loss, seen = squared(torch.rand(1, width)), []
 
-        def watch():
-            while not done.wait(3e-4):
-                peak[0] = max(peak[0], allocated())
+        def watched(model):
+            seen.append(allocated())
+            return loss(model)
 
-        watcher = threading.Thread(target=watch)
         attributor = FilterAttributor(model, unit="filter")
         before = allocated()
-        watcher.start()
-        attributor.attribute(base, target, squared(inputs), n_steps=3)
-        done.set()
-        watcher.join()
-        assert 4 < (peak[0] - before) / size <= 6 + 1  # the bare passes need one for the gradients
+        peak = peak_of(lambda: attributor.attribute(base, target, watched, n_steps=3))
+        assert (max(seen) - before) / size > 4
+        assert (max(peak, *seen) - before) / size <= 6 + 1  # the bare passes need one for the gradients
