@@ -8,7 +8,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
 import matplotlib as mpl  # noqa: E402 - needs the path
+import matplotlib.pyplot as plt  # noqa: E402
 from offline_inventories import write_inventories  # noqa: E402 - needs the path
+from sphinx_gallery.scrapers import matplotlib_scraper  # noqa: E402
 
 import filterattr  # noqa: E402 - needs the path
 
@@ -99,7 +101,17 @@ def reset_matplotlib(_gallery: object, _name: str) -> None:
     mpl.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
 
 
+def scrape(block: object, block_vars: dict, gallery_conf: dict) -> str:
+    """Save the figures of a block: photographs as WebP, as pages must stay small, everything else as PNG."""
+    arrays = [
+        image.get_array() for number in plt.get_fignums() for axis in plt.figure(number).axes for image in axis.images
+    ]
+    small = {"format": "webp", "pil_kwargs": {"quality": 88}} if any(array.ndim == 3 for array in arrays) else {}
+    return matplotlib_scraper(block, block_vars, gallery_conf, **small)
+
+
 sphinx_gallery_conf = {
+    "image_scrapers": (scrape,),
     "examples_dirs": ["tutorials", "../examples"],
     "gallery_dirs": ["learn", "gallery"],
     "filename_pattern": "",

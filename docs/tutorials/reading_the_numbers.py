@@ -60,8 +60,8 @@ print(f"not scored (biases): {attribution.remainder / change:.1%} of the loss ch
 # -----------------------------------------------
 # Let us build a path that makes no sense: from a network that is target with its
 # channels *permuted*. It computes exactly the same function, so the loss at both ends
-# is equal, yet the straight line between the two leads through networks that can do
-# nothing.
+# is equal, yet the straight line between the two leads through networks that are worse
+# than base, which never learned to deblur.
 permuted = {name: value.clone() for name, value in target.state_dict().items()}
 order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
 for block in range(8):

@@ -217,7 +217,8 @@ axis.set(
     xticks=counts,
 )
 axis.set_xticks(counts, map(str, counts))
-axis.legend(frameon=False)
+axis.minorticks_off()
+axis.legend(frameon=False, loc="center right")
 plt.show()
 
 # %%
