@@ -101,11 +101,25 @@ class Subject:
         return digest_of(parts, "the study")
 
     def search_samples(self, settings: Settings) -> dict[str, list[Sample]]:
-        """Samples to find kernels on: every input to ``search_crops`` crops."""
+        """Samples to find kernels on: every input to ``search_crops`` crops.
+
+        Args:
+            settings: Numbers and sizes of the crops, and their seed.
+
+        Returns:
+            Input to samples.
+        """
         return self._drawn(self.search, settings.search_crops, settings.crop, 2 * settings.seed)
 
     def test_samples(self, settings: Settings) -> dict[str, list[Sample]]:
-        """Samples to evaluate on: every input to ``test_crops`` crops."""
+        """Samples to evaluate on: every input to ``test_crops`` crops.
+
+        Args:
+            settings: Numbers and sizes of the crops, and their seed.
+
+        Returns:
+            Input to samples.
+        """
         return self._drawn(self.test, settings.test_crops, settings.crop, 2 * settings.seed + 1)
 
     def _drawn(self, photographs: Sequence[Tensor], count: int, size: int, seed: int) -> dict[str, list[Sample]]:

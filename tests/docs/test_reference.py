@@ -41,6 +41,12 @@ SHOWN_ELSEWHERE = {
     "sr_zoo.demo.draw_pictures": "tests/sr_zoo/test_demo.py",
     "sr_zoo.demo.find_and_mask": "tests/sr_zoo/test_demo.py",
     "sr_zoo.demo.table": "tests/sr_zoo/test_demo.py",
+    "sr_zoo.study.make_plan": "tests/sr_zoo/test_study.py",
+    "sr_zoo.study.open_archive": "tests/sr_zoo/test_study.py",
+    "sr_zoo.study.open_subject": "tests/sr_zoo/test_study.py",
+    "sr_zoo.study.run_study": "tests/sr_zoo/test_study.py",
+    "filterattr.analysis.agreement.load_scipy": "it imports a package",
+    "filterattr.analysis.record.Record": "its children show it",
 }
 
 
