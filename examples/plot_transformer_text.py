@@ -109,8 +109,8 @@ print(neurons)
 
 # %%
 # There are few heads, so each can be put back to base by itself. Both numbers are parts of the same change of the loss:
-# what the attribution says a head brought along the path, and what is lost without it. The rank correlation says how far
-# one tells the other; heads that stand in for each other pull them apart, which is why a score alone is no proof.
+# what the attribution says a head brought along the path, and what is lost without it. The rank correlation says how
+# far one tells the other; heads that stand in for each other pull them apart: a score alone is no proof.
 masking = Masking(model, base, target, loss, {"C++": test["C++"]})
 signed = heads.scores("sum") * (1 / (heads.loss_target - heads.loss_base))
 table = signed.to_frame().rename(columns={"score": "attributed"})
