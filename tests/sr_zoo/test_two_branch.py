@@ -112,9 +112,9 @@ def test_one_loss_teaches_both_branches(rng):
 
 
 def test_training_lowers_both_losses_and_goes_on_after_a_kill(photographs, tmp_path):
-    plan = Recipe(blind_inputs().config(), iterations=120, batch_size=4, patch_size=32, learning_rate=5e-3)
+    plan = Recipe(blind_inputs().config(), iterations=60, batch_size=4, patch_size=32, learning_rate=1e-2)
 
-    def make(name, validate_every=60):
+    def make(name, validate_every=30):
         return Trainer(
             tiny(predictor_feat=8, condition=4),
             photographs,
@@ -133,7 +133,7 @@ def test_training_lowers_both_losses_and_goes_on_after_a_kill(photographs, tmp_p
     step = killed._step
 
     def stepping():
-        if killed.iteration == 70:
+        if killed.iteration == 40:
             raise KeyboardInterrupt
         return step()
 
