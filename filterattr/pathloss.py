@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.hooks import GradientHooks, first_nonfinite_output
+from filterattr.engine.hooks import GradientHooks, first_nonfinite_output, tensors_in
 from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.randomness import seed_all
@@ -66,6 +66,7 @@ class PathLoss(Generic[G]):
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
         self._where = ""
+        self._fitted: list[tuple[int, ...]] = []
 
     def start(self, arguments: tuple[Any, ...], seed: int, index: int) -> None:
         """Turn to another sample.
@@ -93,6 +94,7 @@ class PathLoss(Generic[G]):
         Raises:
             LossError: The loss is no real scalar that depends on the model.
             ModelChangedError: The loss replaced or trained parameters.
+            RuntimeError: PyTorch's own error for lack of memory passes through; a note at it says what would help.
         """
 
         def evaluate(leaves: Leaves) -> Tensor:
@@ -104,9 +106,15 @@ class PathLoss(Generic[G]):
                 self._backward(value, moved)
             return value.detach().to(torch.float64)
 
-        self.losses[t] = self._with_weights(t, evaluate)
+        try:
+            self.losses[t] = self._with_weights(t, evaluate)
+        except (RuntimeError, MemoryError) as error:
+            if _is_out_of_memory(error):
+                error.add_note(self._advice(t))
+            raise
         if coefficient is not None:
             self._coefficients[t] = coefficient
+            self._fitted = max(self._fitted, _sizes(self._arguments), key=lambda sizes: sum(map(math.prod, sizes)))
         return self.losses[t]
 
     def losses_at(self, places: Sequence[float]) -> list[float]:
@@ -173,6 +181,26 @@ class PathLoss(Generic[G]):
                 "no_grad, detach, copies or reentrant checkpointing; allow parameters that are truly unused with "
                 "allow_unused=[...]."
             )
+
+    def _advice(self, t: float) -> str:
+        """What to do about a lack of memory, in the numbers of this sample."""
+        sizes = _sizes(self._arguments)
+        largest = max(sizes, key=math.prod, default=())
+        rows = largest[0] if largest else 1
+        advice = []
+        if rows > 1:
+            advice.append(f"make samples with a first dimension of at most {rows // 2} (it is {rows})")
+        if self._fitted:
+            advice.append(f"the largest sample that fitted in this call has {_listed(self._fitted)}")
+        if not self._autocast.is_used:
+            advice.append('precision="bf16" halves the activations')
+        advice.append("smaller crops or activation checkpointing (use_reentrant=False) need less")
+        holds = f", which holds tensors of {_listed(sizes)}" if sizes else ""
+        return (
+            f"filterattr: the memory did not suffice for one pass at t = {t:.4g}{self._where}{holds}. More nodes or "
+            f"samples need no more memory, so that only a smaller pass helps: {'; '.join(advice)}. The model has got "
+            "its own weights back."
+        )
 
     def _evaluate(self) -> Tensor:
         """Run the loss in its precision; `_with_weights` brings the user's back if it raises."""
@@ -262,6 +290,22 @@ class PathLoss(Generic[G]):
         if name is None:
             return ""
         return f", first seen in the output of '{name}'" if name else ", first seen in the output of the model"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python ran out of memory; the CPU's allocator has no type of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        part in str(error) for part in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+    )
+
+
+def _sizes(arguments: tuple[Any, ...]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors_in(arguments)]
+
+
+def _listed(sizes: list[tuple[int, ...]]) -> str:
+    more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
+    return ("shape " if len(sizes) == 1 else "shapes ") + ", ".join(map(str, sizes[:5])) + more
 
 
 def _keep_freed_memory() -> None:

@@ -149,7 +149,7 @@ def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str |
 
     def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
+            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output)):
                 found.append(path)
 
         return look
@@ -165,13 +165,20 @@ def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str |
     return found[0] if found else None
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Walk through what a module returns."""
-    if isinstance(output, Tensor):
-        yield output.detach()
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Walk through what a module returns, or what a sample is made of.
+
+    Args:
+        value: Tensors in mappings, lists and tuples; everything else is passed over.
+
+    Yields:
+        The tensors, detached.
+    """
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)

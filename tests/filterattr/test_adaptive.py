@@ -181,5 +181,5 @@ def test_an_interrupted_job_goes_on_with_the_same_bits(tmp_path) -> None:
     whole = attributor.attribute(base, target, squared_sum, samples, method="adaptive")
     assert torch.equal(again.scores().flat(), whole.scores().flat())
     assert (again.n_passes, again.n_steps) == (whole.n_passes, whole.n_steps)
-    with pytest.raises(StorageError, match="it has tolerance 0.01, here 0.5"):
+    with pytest.raises(StorageError, match=r"it has tolerance 0\.01, here 0\.5"):
         attributor.attribute(base, target, squared_sum, samples, tolerance=0.5, **options)
