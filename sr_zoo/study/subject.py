@@ -268,4 +268,4 @@ def network_text(architecture: str, arguments: Mapping[str, Any]) -> str:
 
 
 def _folder_name(folder: Path | None, count: int) -> str:
-    return f"{count} of '{folder.name}'" if folder is not None else f"{count} of scikit-image's"
+    return f"{count} photographs of {'scikit-image' if folder is None else repr(folder.name)}"

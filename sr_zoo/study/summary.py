@@ -27,8 +27,8 @@ def summary(archive: Archive) -> str:
         subject = notes["subject"]
         parts.append(
             f"{subject['base']} to {subject['target']}, {subject['network']}; searched on "
-            f"{notes['settings']['search_crops']} crops of {subject['photographs searched']} photographs, tested on "
-            f"others ({subject['photographs tested']} photographs)."
+            f"{notes['settings']['search_crops']} crops of {subject['photographs searched']}, tested on crops of "
+            f"{subject['photographs tested']}."
         )
     for stage, write in _WRITERS.items():
         if archive.is_done(stage):
