@@ -101,6 +101,33 @@ def stubborn(rank: int, folder: Path) -> FilterAttribution:
     return result
 
 
+def pooled(data: list[torch.Tensor], loss=squared, **options) -> FilterAttribution:
+    return attribute(data, loss, n_steps=1, aggregate="pooled", **options)
+
+
+def stopped(so_far: FilterAttribution) -> bool:
+    return so_far.n_samples >= 24
+
+
+def taken_up_at_different_places(rank: int, folder: Path) -> FilterAttribution:
+    """Rank 1 fails while its file is older than that of rank 0."""
+    path = folder / "pooled.safetensors"
+    data = samples(80)
+
+    def loss(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        if rank == 1 and torch.equal(image, data[31]):  # rank 0 writes after this round, rank 1 does not
+            raise ValueError("sample 31 is bad on rank 1")
+        return squared(model, image)
+
+    try:
+        pooled(data, loss, checkpoint=path)
+    except (RuntimeError, ValueError):
+        pass
+    else:
+        raise RuntimeError("the first call should have failed")
+    return pooled(data, checkpoint=path, until=lambda so_far: so_far.n_samples >= 48)
+
+
 def dying(rank: int, how: Callable[[], None]) -> FilterAttribution:
     def loss(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
         if rank == 1 and torch.equal(image, samples(6)[3]):
@@ -134,6 +161,11 @@ def cases(rank: int, size: int, folder: Path) -> dict[str, Callable[[], FilterAt
         "kept": lambda: stubborn(rank, folder),
         "kept again": lambda: attribute(data, checkpoint=folder / "kept.safetensors"),
         "kept other": lambda: attribute(data, checkpoint=folder / "kept.safetensors", n_steps=4),
+        "adaptive": lambda: attribute(samples(5), method="adaptive", n_steps=31, tolerance=1e-6),
+        "pooled": lambda: pooled(samples(21)),
+        "pooled stopped": lambda: pooled(samples(40), until=stopped),
+        "pooled kept": lambda: taken_up_at_different_places(rank, folder),
+        "bad until": lambda: pooled(samples(40), until=stopped if rank else None),
         "killed": lambda: dying(rank, lambda: os.kill(os.getpid(), signal.SIGKILL)),
         "exiting": lambda: dying(rank, lambda: sys.exit(3)),
         "hanging": lambda: dying(rank, lambda: time.sleep(2 * SHORT_TIMEOUT)),

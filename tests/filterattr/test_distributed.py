@@ -14,7 +14,7 @@ import torch
 
 from filterattr import FilterAttribution, SettingError
 from filterattr.engine.distributed import Ranks
-from tests.filterattr.rank_worker import SHORT_TIMEOUT, TIMEOUT, attribute, samples, squared
+from tests.filterattr.rank_worker import SHORT_TIMEOUT, TIMEOUT, attribute, pooled, samples, squared
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +73,7 @@ def assert_close_to_one_process(folder: Path, name: str, single: FilterAttributi
 NORMAL = [
     "uneven", "few", "alone", "empty", "iterator", "wrapped", "shuffled", "raising", "all raising", "bad base",
     "bad steps", "bad setting", "bad order", "bad number", "bad share", "bad sample", "one checkpoint", "kept",
-    "kept again", "kept other", "even",
+    "kept again", "kept other", "adaptive", "pooled", "pooled stopped", "pooled kept", "bad until", "even",
 ]  # fmt: skip
 
 
@@ -151,6 +151,33 @@ class TestTwoRanks:
         ]
         assert (folder / "kept.0").read_bytes() == (folder / "even.0").read_bytes()
         assert_raised(folder, "kept other", *[("StorageError", "belongs to another job: it has n_steps 3, here 4")] * 2)
+
+
+class TestRefinedAndPooled:
+    def test_refinement_is_that_of_one_process(self, folder):
+        single = attribute(samples(5), distributed=False, method="adaptive", n_steps=31, tolerance=1e-6)
+        assert_close_to_one_process(folder, "adaptive", single)
+        shared = FilterAttribution.load(folder / "adaptive.0")
+        assert (shared.n_steps, shared.n_unsettled) == (single.n_steps, single.n_unsettled)
+
+    @pytest.mark.parametrize(
+        ("name", "count", "used"), [("pooled", 21, 21), ("pooled stopped", 40, 24), ("pooled kept", 80, 48)]
+    )
+    def test_pooled_scores_are_those_of_one_process(self, folder, name, count, used):
+        assert all(entry["error"] is None and entry["clean"] for entry in report(folder, name)), report(folder, name)
+        assert (folder / f"{name}.0").read_bytes() == (folder / f"{name}.1").read_bytes()
+        shared = FilterAttribution.load(folder / f"{name}.0")
+        single = pooled(samples(count)[:used], distributed=False)
+        assert shared.n_samples == used
+        for reduction in ("sum_of_abs", "abs_of_sum", "sum"):
+            torch.testing.assert_close(
+                dict(shared.scores(reduction)), dict(single.scores(reduction)), rtol=1e-10, atol=1e-10
+            )
+        assert (shared.total, shared.remainder) == pytest.approx((single.total, single.remainder), rel=1e-10)
+        assert shared.agreement == single.agreement
+
+    def test_all_ranks_must_be_able_to_stop(self, folder):
+        assert_raised(folder, "bad until", *[("DistributedError", "rank 1 has another until than rank 0")] * 2)
 
 
 class TestDeath:
