@@ -218,7 +218,7 @@ axis.set(
 )
 axis.set_xticks(counts, map(str, counts))
 axis.minorticks_off()
-axis.legend(frameon=False, loc="center right")
+axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.75, 0.12))
 plt.show()
 
 # %%
