@@ -6,7 +6,8 @@ Coming from Captum
 the *inputs* or to *activations*. This library asks what a change of the loss owes to
 the *change of the weights*. The mathematics is the same, integrated gradients
 :footcite:p:`sundararajan2017`, and so are many words. This page asks the same
-questions in both libraries, side by side, and compares the answers.
+questions in both libraries, side by side, and compares the answers. It needs
+``pip install captum "./filterattr[plot]"``.
 
 .. list-table::
    :header-rows: 1

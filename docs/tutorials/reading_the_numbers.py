@@ -6,6 +6,8 @@ An attribution always returns scores. Whether they mean something is another que
 and it has four parts: was the integral resolved, does the path make sense, does the
 selection beat chance, and would other samples have given the same? This page answers
 them for one attribution, in that order.
+
+It needs ``pip install "./filterattr[demo]"``, which brings photographs and weights.
 """
 
 import warnings

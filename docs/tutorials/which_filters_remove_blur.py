@@ -9,6 +9,8 @@ A super-resolution network (``base``) was trained to enlarge clean photographs. 
 it was fine-tuned (``target``) on photographs that may also be blurred or noisy, and
 it learned to remove both, without ever being told which of the two it is looking at.
 Do *the same* kernels remove blur and noise? Or does each function have its own?
+
+It needs ``pip install "./filterattr[demo]"``, which brings the photographs.
 """
 
 import matplotlib.pyplot as plt

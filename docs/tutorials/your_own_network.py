@@ -9,6 +9,8 @@ whether to believe it.
 
 Our example is a small transformer that classified sequences by their *sum*, and was
 then fine-tuned to do it by their *maximum* as well, told apart by the first token.
+
+It needs ``pip install "./filterattr[plot]"`` and nothing else.
 """
 
 from pathlib import Path
