@@ -37,7 +37,7 @@ def _prediction(context: Context) -> Results:
     for read_out in READ_OUTS:
         predict = partial(largest_wins, read_out=read_out)
         results[f"unsupervised_{read_out}"] = confusion(alone, predict, method=f"{read_out}, no labels")
-        results[f"all_inputs_{read_out}"] = confusion(seen, predict, method=f"{read_out}, no labels, all inputs")
+    results["all_inputs_overlap"] = confusion(seen, largest_wins, method="overlap, no labels, all inputs")
     calibration = Calibration.fit(labelled)
     results["calibration"] = calibration
     results["calibrated"] = confusion(seen, calibration.predict, method="calibrated")
