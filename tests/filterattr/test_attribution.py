@@ -116,7 +116,8 @@ class TestPublishedAlgorithm:
             n_steps=100,
         )
         found = attribution.scores().flat().numpy()
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+        # in fp32 either side is up to 1e-5 away from fp64: a rounded weight can flip a ReLU
+        tolerance = 2e-5 if dtype == torch.float32 else 1e-12
         assert np.abs(found - expected).sum() / expected.sum() <= tolerance
         if dtype == torch.float64:
             # kernels whose scores agree to rounding may change places
