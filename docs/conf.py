@@ -64,7 +64,7 @@ autodoc_typehints = "description"
 autodoc_typehints_format = "short"
 autodoc_typehints_description_target = "documented_params"
 autodoc_inherit_docstrings = False
-autodoc_default_options = {"members": True, "show-inheritance": True, "inherited-members": "Mapping,Module"}
+autodoc_default_options = {"members": True, "inherited-members": "Mapping,Module"}
 autodoc_type_aliases = {
     name: name for name in ("StateLike", "Loss", "UnitLike", "Select", "Progress", "Reduction", "Scale")
 }
