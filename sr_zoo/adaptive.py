@@ -8,6 +8,7 @@ is asked of the network itself (`filterattr.analysis.prediction`), without a ref
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterSelection, SettingError, StorageError, swapped
+from filterattr import FilterAttributor, FilterAttrWarning, FilterSelection, SettingError, StorageError, swapped
 from filterattr.analysis.prediction import UNSURE, Calibration, FunctionPredictor, Prediction, Signals, largest_wins
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.engine.units import Unit
@@ -104,12 +105,13 @@ class AdaptiveRestorer:
         SettingError: There are fewer than two patches, or a plan names an unknown one; all findings are in one message.
 
     Example:
+        >>> from filterattr.analysis.rankings import magnitude
         >>> from sr_zoo.models import SRResNet
         >>> _ = torch.manual_seed(0)
         >>> base, target = SRResNet(num_feat=4, num_block=1).eval(), SRResNet(num_feat=4, num_block=1).eval()
-        >>> blank = FilterAttributor(base).attribute(base, target, lambda m: m(torch.ones(1, 3, 8, 8)).sum()).scores()
-        >>> halves = {"blur": blank.top(0.1), "noise": (-blank).top(0.1)}
-        >>> patches = {name: Patch.of(target.state_dict(), chosen) for name, chosen in halves.items()}
+        >>> scores = magnitude(FilterAttributor(base), target)
+        >>> sets = {"blur": scores.top(0.1), "noise": (-scores).top(0.1)}
+        >>> patches = {name: Patch.of(target.state_dict(), chosen) for name, chosen in sets.items()}
         >>> restorer = AdaptiveRestorer(base, patches)
         >>> restorer.restore(torch.rand(1, 3, 8, 8)).image.shape
         torch.Size([1, 3, 16, 16])
@@ -185,7 +187,10 @@ class AdaptiveRestorer:
         Returns:
             The read-outs.
         """
-        return self._predictor.signals(degraded)
+        with warnings.catch_warnings():
+            # a few nodes are enough to tell which kernels matter, though they do not add up to the last per cent
+            warnings.simplefilter("ignore", FilterAttrWarning)
+            return self._predictor.signals(degraded)
 
     def judge(self, signals: Signals) -> Prediction:
         """Say which degradation an image has, from what its kernels say.

@@ -24,7 +24,6 @@ from sr_zoo.study.samples import Sample
 from sr_zoo.study.settings import Settings
 from sr_zoo.study.stage import Context, Cost, Stage
 from sr_zoo.study.stages.retraining import retrain, training_passes
-from sr_zoo.study.stages.search import complete_in_the_mean
 from sr_zoo.study.subject import Subject
 
 
@@ -274,11 +273,9 @@ def _calibrated(
     def ask(samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[Signals]]:
         return {name: [restorer.signals(sample[0]) for sample in some] for name, some in samples.items()}
 
-    with complete_in_the_mean():
-        calibration = Calibration.fit(
-            ask({name: some[:count] for name, some in context.search.items()}), unsure_below=0.0
-        )
-        seen = ask(context.test)
+    labelled = ask({name: some[:count] for name, some in context.search.items()})
+    calibration = Calibration.fit(labelled, unsure_below=0.0)
+    seen = ask(context.test)
     return AdaptiveRestorer(context.subject.base, restorer.patches, plans=plans, calibration=calibration), seen
 
 
