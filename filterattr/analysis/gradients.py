@@ -20,7 +20,7 @@ from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
 from filterattr.intervention import swapped
-from filterattr.result import FilterScores
+from filterattr.result import FilterScores, sum_over_units
 
 Along: TypeAlias = Callable[[Any, float], Any]
 Gradients: TypeAlias = Mapping[str, Tensor]
@@ -195,13 +195,13 @@ def _averaged(
         infinite = [name for name, gradient in sums.items() if not bool(torch.isfinite(gradient).all())]
         if infinite:
             raise NonFiniteError(f"the gradient of {name_some(infinite)} must be finite (sample {count}).")
-        for name, gradient in sums.items():
-            score = parameters[name].unit.reduce(form(name, gradient)).cpu()
-            totals[name] = score if name not in totals else totals[name] + score
+        formed = {name: form(name, sums[name]) for name in parameters}
+        for name, score in sum_over_units(formed, parameters).items():
+            totals[name] = score.cpu() if name not in totals else totals[name] + score.cpu()
         count += 1
     if count == 0:
         raise SettingError("data must hold at least one sample; it is empty.")
-    return FilterScores({name: totals[name] / count for name in parameters}, parameters)
+    return FilterScores({name: total / count for name, total in totals.items()}, parameters)
 
 
 def sample_gradient(

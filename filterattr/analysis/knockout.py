@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,7 @@ from filterattr.engine.states import StateLike, plain_state
 from filterattr.engine.storage import JobFile
 from filterattr.errors import SettingError, StateMismatchError, StorageError, name_some
 from filterattr.intervention import swapped
-from filterattr.result import FilterScores, FilterSelection, ScoredParameter
+from filterattr.result import FilterScores, FilterSelection, ScoredParameter, units_of
 
 _SECONDS_BETWEEN_WRITES = 20.0
 _ONE_BY_ONE = 16  # units for which the weights of target are put into the model once
@@ -122,7 +122,7 @@ class KnockOutJob:
         self._batch = batch_units
         self._check()
         everything = FilterSelection(
-            {name: torch.ones(one.units_shape, dtype=torch.bool) for name, one in self._parameters.items()},
+            {name: torch.ones(shape, dtype=torch.bool) for name, shape in units_of(self._parameters).items()},
             self._parameters,
         )
         self.units = everything if units is None else units
@@ -238,47 +238,53 @@ class KnockOutJob:
         begins = dict(zip(self.units, np.cumsum([0, *(one.numel() for one in self.units.values())]), strict=False))
         labels: dict[str, Tensor] = {}
         for name, places in groups:
-            if name not in labels:
-                labels[name] = unit_labels(self._parameters[name])
+            members = [one for one, scored in self._parameters.items() if (scored.group or one) == name]
+            labels |= {one: unit_labels(self._parameters[one]) for one in members if one not in labels}
             numbers = torch.tensor(places) - int(begins[name])
-            own = self._target[name]
-            marked = (labels[name] == numbers.reshape(-1, *[1] * own.ndim)).to(own.device)
-            stacked = torch.where(marked, self._base[name].to(own.device, own.dtype), own)
-            yield places, self._losses_with(name, stacked).cpu()
+            stacked = {}
+            for one in members:
+                own = self._target[one]
+                marked = (labels[one] == numbers.reshape(-1, *[1] * own.ndim)).to(own.device)
+                stacked[one] = torch.where(marked, self._base[one].to(own.device, own.dtype), own)
+            yield places, self._losses_with(stacked).cpu()
 
     @torch.no_grad()
-    def _losses_with(self, name: str, values: Tensor) -> Tensor:
-        """Losses of target with other values of one parameter, one a row."""
+    def _losses_with(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Losses of target with other values of some parameters, one a row."""
         caller = RandomState()
         try:
             with swapped(self._model, self._whole_target()) as model:
+                parameters = Slots(model).parameters
+                held = [parameters[name] for name in values]  # copies, which may be written to
                 if self._batch > 1:
-                    return self._batched(model, name, values)
-                held = Slots(model).parameters[name]  # a copy, which may be written to
-                return torch.stack([self._mean_loss_with(model, held, value) for value in values])
+                    return self._batched(model, held, tuple(values.values()))
+                rows = zip(*values.values(), strict=True)
+                return torch.stack([self._mean_loss_with(model, held, row) for row in rows])
         finally:
             caller.restore()
 
-    def _mean_loss_with(self, model: nn.Module, held: Tensor, value: Tensor) -> Tensor:
-        held.copy_(value)
+    def _mean_loss_with(self, model: nn.Module, held: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        for parameter, value in zip(held, values, strict=True):
+            parameter.copy_(value)
         return self._mean_loss(model)
 
-    def _batched(self, model: nn.Module, name: str, values: Tensor) -> Tensor:
-        held = Slots(model).parameters[name]
+    def _batched(self, model: nn.Module, held: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
         places = [
-            (module._parameters, local)
+            (module._parameters, local, index)
             for module in model.modules()
             for local, parameter in module._parameters.items()
-            if parameter is held
+            for index, one in enumerate(held)
+            if parameter is one
         ]
 
-        def with_one(value: Tensor) -> Tensor:
-            for slots, local in places:
-                slots[local] = value  # type: ignore[assignment]
+        def with_one(values: Sequence[Tensor]) -> Tensor:
+            for slots, local, index in places:
+                slots[local] = values[index]  # type: ignore[assignment]
             return self._mean_loss(model)
 
         try:
-            losses: Tensor = torch.func.vmap(with_one, randomness="same")(values.to(held.device, held.dtype))
+            rows = tuple(value.to(one.device, one.dtype) for value, one in zip(values, held, strict=True))
+            losses: Tensor = torch.func.vmap(with_one, randomness="same")(rows)
         except RuntimeError as error:
             raise SettingError(
                 f"batch_units above 1 needs a model and a loss that torch.func.vmap can batch ({error}). Use "

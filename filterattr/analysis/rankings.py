@@ -12,7 +12,7 @@ from filterattr.attribution import FilterAttributor, Loss
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.result import FilterScores, ScoredParameter
+from filterattr.result import FilterScores, ScoredParameter, sum_over_units
 
 
 def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScores:
@@ -66,13 +66,12 @@ def weight_change(
     first, second = plain_state(base, "base"), plain_state(target, "target")
     parameters = attributor.scored_parameters(Slots(attributor.model))
     _check_shapes(parameters, first, second)
-    scores = {}
-    for name, scored in parameters.items():
-        before = first[name].detach().cpu().to(torch.float64)
-        after = second[name].detach().cpu().to(torch.float64)
-        scores[name] = scored.unit.reduce((after - before).abs())
-        if relative:
-            size = scored.unit.reduce(before.abs())
+    before, after = (
+        {name: end[name].detach().cpu().to(torch.float64) for name in parameters} for end in (first, second)
+    )
+    scores = sum_over_units({name: (after[name] - before[name]).abs() for name in parameters}, parameters)
+    if relative:
+        for name, size in sum_over_units({name: before[name].abs() for name in parameters}, parameters).items():
             still = (scores[name] == 0) & (size == 0)
             scores[name] = torch.where(still, 0.0, scores[name] / size)
     return FilterScores(scores, parameters)
@@ -104,10 +103,9 @@ def magnitude(attributor: FilterAttributor, target: StateLike, *, square: bool =
     parameters = attributor.scored_parameters(Slots(attributor.model))
     _check_shapes(parameters, weights)
     sizes = {name: weights[name].detach().cpu().to(torch.float64).abs() for name in parameters}
-    return FilterScores(
-        {name: one.unit.reduce(sizes[name].square() if square else sizes[name]) for name, one in parameters.items()},
-        parameters,
-    )
+    if square:
+        sizes = {name: size.square() for name, size in sizes.items()}
+    return FilterScores(sum_over_units(sizes, parameters), parameters)
 
 
 def gradient_times_change(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Union, get_args, get_origin, get_type_hints
 
+from filterattr.engine.storage import replace_file
 from filterattr.errors import StorageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Record(ABC):
         return decoded
 
     def save(self, path: str | Path) -> None:
-        """Write the result as a JSON file.
+        """Write the result as a JSON file, in one atomic step.
 
         Args:
             path: Where to write.
@@ -85,10 +86,7 @@ class Record(ABC):
         Raises:
             StorageError: The disk refuses.
         """
-        try:
-            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"'{path}' could not be written: {error}.") from error
+        replace_file(path, [f"{self.to_json()}\n".encode()])
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -161,7 +161,7 @@ def cases(rank: int, size: int, folder: Path) -> dict[str, Callable[[], FilterAt
         "kept": lambda: stubborn(rank, folder),
         "kept again": lambda: attribute(data, checkpoint=folder / "kept.safetensors"),
         "kept other": lambda: attribute(data, checkpoint=folder / "kept.safetensors", n_steps=4),
-        "adaptive": lambda: attribute(samples(5), method="adaptive", n_steps=31, tolerance=1e-6),
+        "adaptive": lambda: attribute(samples(5), method="adaptive", n_steps=63, tolerance=1e-5),
         "pooled": lambda: pooled(samples(21)),
         "pooled stopped": lambda: pooled(samples(40), until=stopped),
         "pooled kept": lambda: taken_up_at_different_places(rank, folder),

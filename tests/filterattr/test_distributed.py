@@ -155,7 +155,7 @@ class TestTwoRanks:
 
 class TestRefinedAndPooled:
     def test_refinement_is_that_of_one_process(self, folder):
-        single = attribute(samples(5), distributed=False, method="adaptive", n_steps=31, tolerance=1e-6)
+        single = attribute(samples(5), distributed=False, method="adaptive", n_steps=63, tolerance=1e-5)
         assert_close_to_one_process(folder, "adaptive", single)
         shared = FilterAttribution.load(folder / "adaptive.0")
         assert (shared.n_steps, shared.n_unsettled) == (single.n_steps, single.n_unsettled)

@@ -14,6 +14,7 @@ from filterattr import (
     FilterAttributor,
     FilterScores,
     FilterSelection,
+    Group,
     LossError,
     NonFiniteError,
     SettingError,
@@ -29,6 +30,8 @@ from filterattr.analysis.rankings import gradient_times_change, magnitude, rando
 from filterattr.engine.slots import Slots
 from tests.networks import image, relu_network, smooth_network, squared_sum
 from tests.reference.slow_analysis import gradients, kernel_sums, knock_outs, mean_loss
+
+MEMBERS = [(0, "weight"), (0, "bias"), (2, "weight")]
 
 
 def test_weight_change_equals_a_loop_over_kernels() -> None:
@@ -368,3 +371,58 @@ def test_knock_out_checkpoints_that_hold_something_else_are_refused(tmp_path) ->
     with pytest.raises(StorageError, match="must be a checkpoint file"):
         job(checkpoint=path)
     assert str(job().cost()).startswith("48 units, 48 forward passes, about ")
+
+
+class TestGroups:
+    """Units that span several parameters score what their members' units score together."""
+
+    @pytest.fixture
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(5)
+        base, target = (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double() for _ in range(2))
+        return base, target
+
+    @pytest.fixture
+    def attributor(self, ends) -> FilterAttributor:
+        members = {"0.weight": "o i -> o", "0.bias": "o -> o", "2.weight": "o i -> i"}
+        return FilterAttributor(ends[0], unit={"": Group(members)})
+
+    @staticmethod
+    def by_neuron(first: Tensor, bias: Tensor, second: Tensor) -> Tensor:
+        return first.sum(1) + bias + second.sum(0)
+
+    def test_sizes_and_changes(self, ends, attributor):
+        base, target = ends
+        changes = [(target[i].get_parameter(n) - base[i].get_parameter(n)).abs() for i, n in MEMBERS]
+        (found,) = weight_change(attributor, base, target).values()
+        torch.testing.assert_close(found, self.by_neuron(*changes).detach())
+        (found,) = magnitude(attributor, target, square=True).values()
+        squares = [target[i].get_parameter(n).square() for i, n in MEMBERS]
+        torch.testing.assert_close(found, self.by_neuron(*squares).detach())
+
+    def test_gradients(self, ends, attributor):
+        target, inputs = ends[1], torch.rand(5, 3, dtype=torch.float64)
+        (found,) = taylor(attributor, target, lambda model: model(inputs).square().sum()).values()
+        weights = [target[i].get_parameter(n) for i, n in MEMBERS]
+        slopes = torch.autograd.grad(target(inputs).square().sum(), weights)
+        expected = self.by_neuron(*[(g * w).abs() for g, w in zip(slopes, weights, strict=True)])
+        torch.testing.assert_close(found, expected.detach())
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_knocking_out_a_neuron_puts_all_its_weights_back(self, ends, attributor, batch):
+        base, target = ends
+        inputs = torch.rand(5, 3, dtype=torch.float64)
+
+        def loss(model: nn.Module, inputs: Tensor) -> Tensor:
+            return model(inputs).square().sum()
+
+        units = weight_change(attributor, base, target).top(1.0)
+        job = KnockOutJob(attributor, base, target, loss, [inputs], units=units, batch_units=batch)
+        (found,) = job.run(progress=False).scores.values()
+        for neuron in range(4):
+            mixed = copy.deepcopy(target)
+            with torch.no_grad():
+                mixed[0].weight[neuron], mixed[0].bias[neuron] = base[0].weight[neuron], base[0].bias[neuron]
+                mixed[2].weight[:, neuron] = base[2].weight[:, neuron]
+                difference = loss(mixed, inputs) - loss(target, inputs)
+            assert float(found[neuron]) == pytest.approx(float(difference))
