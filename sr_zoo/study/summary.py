@@ -112,8 +112,8 @@ def _curves(results: Mapping[str, Any]) -> Iterable[str]:
                 {
                     "function": name,
                     "masked": f"{fraction:.2%}",
-                    "most important removed": str(share),
-                    "least important removed": str(least),
+                    "highest scores removed": str(share),
+                    "lowest scores removed": str(least),
                     "graft brings": str(graft),
                 }
             )
