@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -145,6 +146,37 @@ class _PerParameter(Mapping[str, Tensor]):
         """Number of units over all parameters."""
         return sum(tensor.numel() for tensor in self._tensors.values())
 
+    def only(self, *globs: str) -> Self:
+        """Narrow to some parameters and groups: a fraction of what is left, a ranking or a null is then among these.
+
+        Args:
+            *globs: Names as they stand in the scores, such as ``"blocks.*.attention"``; a parameter or group stays
+                if one of them matches.
+
+        Returns:
+            The same, in the same order, for those alone.
+
+        Raises:
+            SettingError: A glob matches nothing, or there is none.
+
+        Example:
+            >>> one = ScoredParameter(Unit("... -> ..."), (2,))
+            >>> like = {"0.attention": one, "0.mlp": one, "1.attention": one}
+            >>> scores = FilterScores({name: torch.rand(2) for name in like}, like)
+            >>> list(scores.only("*.attention"))
+            ['0.attention', '1.attention']
+            >>> scores.only("*.mlp").top(0.5)
+            FilterSelection(1 of 2 units in 1 parameters)
+        """
+        unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in self)]
+        if unmatched or not globs:
+            raise SettingError(
+                f"only() needs globs that each match a name of {name_some(self)}; got {name_some(unmatched) or 'none'}."
+            )
+        kept = {name: tensor for name, tensor in self.items() if any(fnmatchcase(name, glob) for glob in globs)}
+        parameters = {name: scored for name, scored in self.parameters.items() if (scored.group or name) in kept}
+        return type(self)(kept, parameters)
+
     def flat(self) -> Tensor:
         """Join all entries in the order of parameter, output, input: shape ``(n_units,)``."""
         return torch.cat([tensor.reshape(-1) for tensor in self._tensors.values()])
@@ -238,6 +270,45 @@ class FilterScores(_PerParameter):
         flat = torch.zeros(self.n_units, dtype=torch.bool)
         flat[self.order()[: _count(amount, self.n_units)]] = True
         return FilterSelection(self._split(flat), self.parameters)
+
+    def select(self, places: Mapping[str, Iterable[int | tuple[int, ...]]]) -> FilterSelection:
+        """Select units by hand.
+
+        Args:
+            places: Name of a parameter or group to the places of its units: numbers, or tuples as in the column
+                ``unit`` of `to_frame`. A place that names the first axes only takes all units there: of kernels, ``3``
+                is every kernel of output channel 3, ``(3, 0)`` is one. Negative numbers count from the end.
+
+        Returns:
+            The selection.
+
+        Raises:
+            SettingError: A name or place does not exist.
+
+        Example:
+            >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (3, 2, 3, 3))}
+            >>> FilterScores({"w": torch.zeros(3, 2)}, like).select({"w": [0, (2, 1)]})["w"]
+            tensor([[ True,  True],
+                    [False, False],
+                    [False,  True]])
+        """
+        chosen = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in self.items()}
+        findings = []
+        for name, wanted in places.items():
+            if name not in chosen:
+                findings.append(f"there is no '{name}', only {name_some(self)}")
+                continue
+            shape = tuple(chosen[name].shape)
+            for place in wanted:
+                inside = place if isinstance(place, tuple) else (place,)
+                if _exists(inside, shape):
+                    chosen[name][inside] = True
+                else:
+                    findings.append(f"'{name}' has units of shape {shape} and none at {place!r}")
+        if findings:
+            more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+            raise SettingError("every place must be that of a unit: " + "; ".join(findings[:5]) + more + ".")
+        return FilterSelection(chosen, self.parameters)
 
     def to_index(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Flat places from the most to the least important, as in the index files of the published code.
@@ -786,6 +857,14 @@ def _count(amount: float, total: int) -> int:
             f"a fraction of units must lie in [0, 1]; got {amount}. One per cent is 0.01; a number of units is an int."
         )
     return math.floor(amount * total + 0.5)
+
+
+def _exists(place: tuple[object, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a place, or the start of one, lies in a shape."""
+    return len(place) <= len(shape) and all(
+        isinstance(number, int | np.integer) and not isinstance(number, bool) and -size <= number < size
+        for number, size in zip(place, shape, strict=False)
+    )
 
 
 def _draw(total: int, count: int, generator: torch.Generator) -> Tensor:

@@ -61,6 +61,65 @@ class TestTop:
             scores.top(amount)  # type: ignore[arg-type]
 
 
+class TestOnly:
+    def test_a_fraction_is_one_of_what_is_left(self, scores: FilterScores) -> None:
+        left = scores.only("b.*")
+        assert list(left) == ["b.weight"]
+        assert left.top(0.5)["b.weight"].tolist() == [[True, True], [False, False]]
+
+    def test_order_is_that_of_the_network_and_not_of_the_globs(self, scores: FilterScores) -> None:
+        assert list(scores.only("b.weight", "a.*", "*")) == ["a.weight", "b.weight"]
+
+    def test_selections_are_narrowed_too(self, scores: FilterScores) -> None:
+        assert scores.top(5).only("b.*") == scores.only("b.*").select({"b.weight": [(0, 0), (0, 1)]})
+
+    def test_a_group_stays_with_all_its_members(self) -> None:
+        half = ScoredParameter(Unit("o i -> o"), (2, 3), "both")
+        parameters = {"a": half, "other": ScoredParameter(Unit("... -> ..."), (2,)), "b": half}
+        scores = FilterScores({"both": torch.ones(2), "other": torch.ones(2)}, parameters)
+        assert list(scores.only("both").parameters) == ["a", "b"]
+        with pytest.raises(SettingError, match=r"match a name of 'both', 'other'; got 'a'"):
+            scores.only("a")
+
+    def test_globs_that_match_nothing_are_named(self, scores: FilterScores) -> None:
+        with pytest.raises(SettingError, match=r"globs that each match a name of .*; got 'c\.\*', 'A\.\*'"):
+            scores.only("a.*", "c.*", "A.*")
+        with pytest.raises(SettingError, match="got none"):
+            scores.only()
+
+    def test_what_was_narrowed_does_not_mix_with_the_whole(self, scores: FilterScores) -> None:
+        with pytest.raises(SettingError, match=r"they differ in 'a\.weight'"):
+            scores.top(3) - scores.top(3).only("b.*")
+
+
+class TestSelect:
+    def test_units_rows_and_places_from_the_end(self, scores: FilterScores) -> None:
+        chosen = scores.select({"a.weight": [(1, 2), (0, 0)], "b.weight": [-1]})
+        assert chosen["a.weight"].tolist() == [[True, False, False], [False, False, True]]
+        assert chosen["b.weight"].tolist() == [[False, False], [True, True]]
+
+    def test_takes_the_places_of_the_table(self, scores: FilterScores) -> None:
+        first = scores.to_frame().head(4)
+        places = {name: list(rows["unit"]) for name, rows in first.groupby("parameter")}
+        assert scores.select(places) == scores.top(4)
+
+    def test_takes_the_one_unit_of_a_layer(self) -> None:
+        scores = FilterScores({"w": torch.tensor(1.0)}, {"w": ScoredParameter(Unit("... ->"), (4,))})
+        assert scores.select({"w": [()]}).count == 1
+
+    def test_nothing_is_nothing(self, scores: FilterScores) -> None:
+        assert scores.select({}).count == 0
+
+    def test_all_that_does_not_exist_is_in_one_error(self, scores: FilterScores) -> None:
+        with pytest.raises(SettingError, match=r"no 'c', only 'a.weight', 'b.weight'; 'b.weight' .* none at \(0, 2\)"):
+            scores.select({"a.weight": [0], "c": [0], "b.weight": [(0, 2)]})
+
+    @pytest.mark.parametrize("place", [2, -3, (0, 3), (0, 0, 0), 0.0, True, "0", slice(1)])
+    def test_places_outside_or_of_other_types_are_refused(self, scores: FilterScores, place: object) -> None:
+        with pytest.raises(SettingError, match=r"'a.weight' has units of shape \(2, 3\) and none at"):
+            scores.select({"a.weight": [place]})  # type: ignore[list-item]
+
+
 class TestIndexFiles:
     def test_round_trip_through_a_published_index_file(self, scores: FilterScores, tmp_path: Path) -> None:
         path = tmp_path / "blur_index.txt"
