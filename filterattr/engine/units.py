@@ -87,9 +87,10 @@ class Group:
 
     A group is a value of the mapping that `FilterAttributor` takes as ``unit``. Its key is a glob of module names (the
     empty text is the model itself): every module that matches, and lies inside no other that does, gets units of its
-    own, under its name in the scores. So the key ``"*"``, which matches the empty text, too, is one group of the whole
-    model; for one in every module write ``"?*"``, or better what their names have in common, such as ``"*.attention"``
-    (``"?*"`` stops at the outermost modules with a name). The attributions of a unit's weights in all members are one sum.
+    own, under its name in the scores. The attributions of a unit's weights in all members are one sum.
+
+    The key ``"*"`` matches the empty text, too: it is one group of the whole model. For one group a module write what
+    their names have in common, such as ``"*.attention"``; ``"?*"`` takes the outermost modules below the model.
 
     Args:
         members: Glob of parameter names inside the module to an einops pattern or a `Unit`; the first that matches
