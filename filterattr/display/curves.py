@@ -9,7 +9,7 @@ import numpy as np
 
 from filterattr.analysis.prediction import UNSURE, Confusion
 from filterattr.analysis.record import Estimate
-from filterattr.analysis.results import Curve, Modulation, NullCurve, RankingTable, SpecificityMatrix
+from filterattr.analysis.results import Band, Curve, Modulation, NullCurve, RankingTable, SpecificityMatrix
 from filterattr.analysis.stability import Stability
 from filterattr.display.plot import COLOURS
 from filterattr.errors import SettingError
@@ -23,7 +23,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 def plot_curves(curves: Mapping[str, Curve], function: str, axis: Axes, nulls: Sequence[NullCurve] = ()) -> None:
     """Draw what masking (or grafting) more and more units does to one function, over the bands of the nulls.
 
-    Shares above 1.5 (damaged networks) are cut off at the upper edge.
+    The axes reach as far as the curves and bands do; shares above 1.5 (damaged networks) and below -0.5 are cut off.
+    Fractions are spread as their logarithms, from the smallest on; 0 stands beside it.
 
     Args:
         curves: Label to curve.
@@ -37,22 +38,18 @@ def plot_curves(curves: Mapping[str, Curve], function: str, axis: Axes, nulls: S
     kinds = {curve.intervention for curve in curves.values()} | {null.intervention for null in nulls}
     if len(kinds) != 1:
         raise SettingError(f"curves and nulls must be of one intervention; got {', '.join(sorted(kinds)) or 'none'}.")
+    drawn: list[Band] = []
     for null, shade, style in zip(nulls, ("0.55", "0.75", "0.85"), (":", "--", "-."), strict=False):
         bands = null.bands(function)
+        drawn += bands
         places = [100 * fraction for fraction in null.fractions]
         axis.fill_between(places, [b.low for b in bands], [b.high for b in bands], color=shade, alpha=0.35, lw=0)
         axis.plot(places, [b.mean for b in bands], color="0.3", ls=style, lw=1, label=f"{null.null} ({null.n_draws})")
     for place, (label, curve) in enumerate(curves.items()):
         _line(axis, [100 * fraction for fraction in curve.fractions], curve.shares[function], label, place)
-    axis.axhline(0, color="0.6", lw=0.8)
-    axis.axhline(1, color="0.6", lw=0.8)
-    axis.set_xscale("symlog", linthresh=0.1, linscale=0.5)
-    ticks = [0, 0.1, 1, 10, 100]
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     word = "removed" if kinds == {"mask"} else "brought"
     axis.set(xlabel=f"units {'masked' if word == 'removed' else 'grafted'} (%)", ylabel=f"share of {function} {word}")
-    axis.set_xlim(-0.01, 110)
-    axis.set_ylim(-0.1, 1.5)
+    _fit(axis, [*curves.values(), *nulls], [*_ends(curves, function), *(end for b in drawn for end in (b.low, b.high))])
     _finish(axis)
 
 
@@ -164,6 +161,33 @@ def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axe
     axis.axvline(1, color="0.6", lw=0.8)
     axis.set(xlabel=f"share removed by masking {100 * fraction:g} % (ring: the most of another function)")
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _ends(curves: Mapping[str, Curve], function: str) -> list[float]:
+    """All that a picture of shares must show: values, and the ends of their intervals."""
+    return [
+        end for curve in curves.values() for one in curve.shares[function] for end in (one.value, one.low, one.high)
+    ]
+
+
+def _fit(axis: Axes, lines: Sequence[Curve | NullCurve], shares: Sequence[float]) -> None:
+    """Fit the axes of fractions and shares to what is drawn."""
+    percents = sorted({100 * fraction for line in lines for fraction in line.fractions})
+    smallest, largest = next((one for one in percents if one), 1.0), percents[-1] or 1.0
+    axis.set_xscale("symlog", linthresh=smallest, linscale=0.4)
+    ticks: list[float] = []
+    for one in percents:
+        if not ticks or not ticks[-1] or one > 1.8 * ticks[-1]:  # closer ones would overlap
+            ticks.append(one)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlim(-0.05 * smallest, 1.1 * largest)
+    known = np.clip([share for share in shares if np.isfinite(share)], -0.5, 1.5)
+    low, high = min(0.0, *known), max(0.05, *known)
+    axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    for mark in (0, 1):
+        if mark <= axis.get_ylim()[1]:
+            axis.axhline(mark, color="0.6", lw=0.8, zorder=1)
 
 
 def _line(axis: Axes, places: Sequence[float], estimates: Sequence[Estimate], label: str, number: int) -> None:
