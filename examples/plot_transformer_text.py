@@ -97,28 +97,28 @@ show_accuracy("target", target)
 
 # %%
 # Units are groups of weights. A head is its part of the query, key and value projections (one matrix in PyTorch) and of
-# the output projection; a neuron is its weights in, its bias, and its weights out. Heads and neurons are so different
-# in size that they are ranked apart.
+# the output projection; a neuron is its weights in, its bias, and its weights out. One call scores both.
 head = Group({"in_proj_*": "(qkv head d) ... -> head", "out_proj.weight": "o (head d) -> head"}, qkv=3, head=4)
-neuron = Group({"linear1.*": "neuron ... -> neuron", "linear2.weight": "o neuron -> neuron"})
+neuron = Group({"linear1.*": "neuron ... -> neuron", "linear2.weight": "o neuron -> neuron"}, label="mlp")
 search = list(zip(*(part[:40].split(1) for part in rows("C++", 0.66, 0.8)), strict=True))
-heads = FilterAttributor(model, unit={"*.self_attn": head}).attribute(base, target, loss, search, n_steps=8)
-neurons = FilterAttributor(model, unit={"encoder.layers.?": neuron}).attribute(base, target, loss, search, n_steps=8)
-print(heads)
-print(neurons)
+attributor = FilterAttributor(model, unit={"*.self_attn": head, "encoder.layers.?": neuron})
+attribution = attributor.attribute(base, target, loss, search, n_steps=8)
+print(attribution)
 
 # %%
-# There are few heads, so each can be put back to base by itself. Both numbers are parts of the same change of the loss:
-# what the attribution says a head brought along the path, and what is lost without it. The rank correlation says how
-# far one tells the other; heads that stand in for each other pull them apart: a score alone is no proof.
+# Heads and neurons are so different in size that each kind is ranked apart, with ``only``. There are few heads, so each
+# can be put back to base by itself. Both numbers are parts of the same change of the loss: what the attribution says a
+# head brought along the path, and what is lost without it. The rank correlation says how far one tells the other; heads
+# that stand in for each other pull them apart: a score alone is no proof.
 masking = Masking(model, base, target, loss, {"C++": test["C++"]})
-signed = heads.scores("sum") * (1 / (heads.loss_target - heads.loss_base))
+signed = attribution.scores("sum").only("*.self_attn") * (1 / (attribution.loss_target - attribution.loss_base))
 table = signed.to_frame().rename(columns={"score": "attributed"})
-table["removed"] = [masking.removed(signed.top(place + 1) - signed.top(place))["C++"] for place in range(len(table))]
+places = zip(table["parameter"], table["unit"], strict=True)
+table["removed"] = [masking.removed(signed.select({name: [place]}))["C++"] for name, place in places]
 print(table.round(3).to_string())
 print(f"rank correlation {table[['attributed', 'removed']].rank().corr().iloc[0, 1]:.2f}")
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-plot_path({"C++": heads}, left)
+plot_path({"C++": attribution}, left)
 right.scatter(100 * table["attributed"], 100 * table["removed"], color=COLOURS[0])
 right.set(xlabel="attributed to a head (%)", ylabel="removed without this head (%)")
 
@@ -126,8 +126,8 @@ right.set(xlabel="attributed to a head (%)", ylabel="removed without this head (
 # Neurons are many: put the first ones back, and compare with as many drawn from both layers, and from each. Where only
 # the second p is large, the right layers were found, but not the neurons in them.
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
-scores = neurons.scores()
-curve = mask_curve(masking, scores, ranking="neurons found", fractions=(0, *FRACTIONS, 1))
+scores = attribution.scores().only("*.mlp")
+curve = mask_curve(masking, scores, ranking="neurons found", fractions=(0, *FRACTIONS))
 generator = torch.Generator().manual_seed(0)
 nulls = [
     null_curve(masking, scores, generator, ranking="neurons found", null=null, fractions=FRACTIONS, draws=39)

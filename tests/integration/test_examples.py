@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # those that train a network on real data
 SLOW = {
+    "plot_character_gpt",
     "plot_character_lm",
     "plot_digits_new_domain",
     "plot_lora",
