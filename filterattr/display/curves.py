@@ -182,8 +182,8 @@ def _fit(axis: Axes, lines: Sequence[Curve | NullCurve], shares: Sequence[float]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_xlim(-0.05 * smallest, 1.1 * largest)
-    known = np.clip([share for share in shares if np.isfinite(share)], -0.5, 1.5)
-    low, high = min(0.0, *known), max(0.05, *known)
+    shown = np.clip([0.0, 0.05, *(share for share in shares if np.isfinite(share))], -0.5, 1.5)
+    low, high = float(shown.min()), float(shown.max())
     axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     for mark in (0, 1):
         if mark <= axis.get_ylim()[1]:

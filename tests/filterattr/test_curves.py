@@ -69,6 +69,24 @@ def test_curves_show_shares_over_the_bands_of_their_nulls(masking, scores) -> No
         plot_curves({"change": graft}, "first", axis, [null])
 
 
+def test_axes_reach_as_far_as_what_is_drawn(masking, scores) -> None:
+    curve = mask_curve(masking, scores, ranking="change", fractions=(0, 0.2, 0.4))
+    for values, (lowest, highest) in {
+        (0.0, 0.01, 0.1): (0.0, 0.12),
+        (0.0, 0.4, 0.9): (0.0, 0.92),
+        (0.0, -0.3, 0.1): (-0.32, 0.12),
+        (0.0, -7.0, 30.0): (-0.5, 1.5),
+        (math.nan, math.nan, math.nan): (0.0, 0.05),
+    }.items():
+        axis = Figure().subplots()
+        shares = tuple(Estimate(value, value - 0.02 * (value < 0), value + 0.02 * (value > 0)) for value in values)
+        plot_curves({"change": replace(curve, shares={"first": shares})}, "first", axis)
+        margin = 0.05 * (highest - lowest)
+        assert axis.get_ylim() == pytest.approx((lowest - margin, highest + margin))
+        assert axis.get_xlim()[1] == pytest.approx(44)
+        assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "20", "40"]
+
+
 def test_matrices_show_numbers_and_frame_their_diagonal(masking, scores) -> None:
     axis = Figure().subplots()
     matrix = specificity(masking, {"second": scores.top(1), "first": scores.top(2)})
