@@ -1,6 +1,6 @@
 """
-The same with a transformer: heads and neurons that write code
-==============================================================
+A GPT learns to write code: which heads, which neurons?
+=======================================================
 
 A small GPT learns English prose (base) and is fine-tuned on Python code (target), as the LSTM of
 :doc:`plot_character_lm` is. Which attention heads and which neurons took up the code? The model is written as people
