@@ -143,6 +143,21 @@ class Path:
             torch.sub(_wide(second), _wide(first), out=piece)
         return change
 
+    def multiply_with_change(self, name: str, integral: Tensor) -> Tensor:
+        """Multiply with ``target - base`` in place, in pieces, so that no whole change is held.
+
+        Args:
+            name: Name of a real parameter.
+            integral: Contiguous ``float64`` of its shape.
+
+        Returns:
+            ``integral``.
+        """
+        flat = (integral.view(-1), self.base[name].reshape(-1), self.target[name].reshape(-1))
+        for piece, first, second in zip(*map(_pieces, flat), strict=True):
+            piece.mul_(_wide(second) - _wide(first))
+        return integral
+
     def moved(self) -> list[str]:
         """List the parameters that change along the path."""
         if self.waypoints:

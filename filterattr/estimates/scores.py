@@ -104,11 +104,11 @@ class Attributions:
         return Totals(sum(signed), sum(rest), sum(absolute))
 
     def _values(self, name: str, integral: Tensor, scale: float | None) -> Tensor:
+        if scale is None and not integral.is_complex():
+            return self._path.multiply_with_change(name, integral)
         change = self._path.change(name)
-        if change.is_complex():
-            values = (integral.conj() * change).real
-            return values if scale is None else values.mul_(scale)
-        return integral.mul_(change) if scale is None else change.mul_(integral).mul_(scale)
+        values = (integral.conj() * change).real if change.is_complex() else change.mul_(integral)
+        return values if scale is None else values.mul_(scale)
 
 
 def _with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:
