@@ -140,7 +140,7 @@ class Path:
         base, target = self.base[name], self.target[name]
         change = torch.empty_like(target, dtype=_wide_type(target))
         for piece, first, second in zip(_pieces(change), _pieces(base), _pieces(target), strict=True):
-            torch.sub(_wide(second), _wide(first), out=piece)
+            piece.copy_(second).sub_(first)
         return change
 
     def multiply_with_change(self, name: str, integral: Tensor) -> Tensor:
@@ -170,10 +170,10 @@ class Path:
         dot = norm_base = norm_target = 0.0
         for name in self.base:
             for pair in zip(_pieces(self.base[name]), _pieces(self.target[name]), strict=True):
-                first, second = (_real(_wide(piece)) for piece in pair)
-                dot += float(first @ second)
-                norm_base += float(first @ first)
-                norm_target += float(second @ second)
+                first, second = map(_real, pair)
+                dot += _dot(first, second)
+                norm_base += _dot(first, first)
+                norm_target += _dot(second, second)
         product = math.sqrt(norm_base * norm_target)
         return dot / product if product else float(norm_base == norm_target)
 
@@ -323,6 +323,10 @@ def _wide_type(tensor: Tensor) -> torch.dtype:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(_wide_type(tensor))
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    return float(_wide(first) @ _wide(second))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -183,6 +183,7 @@ class PooledRun(Run[PooledGradients]):
     def _result(self, add_up: AddUp) -> FilterAttribution:
         """The result of what all processes have added up so far."""
         count = int(add_up(torch.tensor([self.sums.count])))
+        cosine = self.job.path.cosine()
         scores: dict[str, dict[str, Tensor]] = {
             name: {kind: torch.zeros(shape, dtype=torch.float64) for kind in ("sum", "sum_of_abs", "first", "second")}
             for name, shape in self.units.items()
@@ -201,8 +202,8 @@ class PooledRun(Run[PooledGradients]):
             own = scores[scored.group or name]
             own["sum"] += scored.unit.reduce(signed) / count
             own["sum_of_abs"] += scored.unit.reduce(signed.abs()) / count
-            own["first"] += scored.unit.reduce((signed + difference).abs())
-            own["second"] += scored.unit.reduce((signed - difference).abs())
+            own["first"] += scored.unit.reduce(torch.add(signed, difference).abs_())
+            own["second"] += scored.unit.reduce(torch.sub(signed, difference).abs_())
         variances = {kind: self._variances(kind, add_up) for kind in _KINDS}
         means: dict[Reduction, dict[str, Tensor]] = {
             "sum": {name: own["sum"] for name, own in scores.items()},
@@ -222,7 +223,7 @@ class PooledRun(Run[PooledGradients]):
             completeness_error=math.nan,
             path_places=(0.0, 1.0),
             path_losses=(math.nan, math.nan),
-            cosine=self.job.path.cosine(),
+            cosine=cosine,
             n_samples=count,
             n_passes=count * (self.passes or 1),
             method="stratified",
