@@ -34,6 +34,8 @@ extensions = [
     "short_names",
     "program_help",
     "docstrings",
+    "versions",
+    "absolute_addresses",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 exclude_patterns = ["_build", "tutorials/*"]
@@ -133,7 +135,18 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
-html_title = f"filterattr {version}"
+html_title = "filterattr"
+html_context = {"docs_version": os.environ.get("DOCS_VERSION", version)}
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/versions.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_logo = "_static/logo.svg"
 html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
@@ -147,8 +160,16 @@ html_theme_options = {
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
-# where the site will live is for those to say who put it there
-ogp_site_url = os.environ.get("DOCS_URL", "")
+# where the site will live is for those to say who put it there; addresses of cards are absolute, so without it there are none
+DOCS_URL = os.environ.get("DOCS_URL", "").rstrip("/")
+html_baseurl = ogp_site_url = f"{DOCS_URL}/" if DOCS_URL else ""
 ogp_site_name = "filterattr"
 ogp_enable_meta_description = True
-ogp_social_cards = {"line_color": "#D55E00", "image": "_static/logo.png", "font": "DejaVu Sans"}
+ogp_social_cards = {
+    "enable": bool(DOCS_URL),
+    "line_color": "#D55E00",
+    "image": "_static/logo.png",
+    "image_mini": "_static/logo.png",
+    "font": "DejaVu Sans",
+    "site_url": "",
+}

@@ -242,7 +242,7 @@ def _by_first_name(
 def _find_unusable(role: str, values: Mapping[str, Tensor], clones: Mapping[str, Tensor]) -> list[str]:
     """Find values that are not finite, or do not survive the model's type."""
     findings = []
-    bad = [name for name, clone in clones.items() if not bool(torch.isfinite(clone).all())]
+    bad = [name for name, clone in clones.items() if not _is_finite(clone)]
     overflowing = [name for name in bad if bool(torch.isfinite(values[name]).all())]
     infinite = [name for name in bad if name not in overflowing]
     if infinite:
@@ -254,6 +254,11 @@ def _find_unusable(role: str, values: Mapping[str, Tensor], clones: Mapping[str,
     if complex_ones:
         findings.append(f"{role} is complex and the model real in {name_some(complex_ones)}")
     return findings
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; where their sum is, nothing else needs to be looked at."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _fixed(
