@@ -1,0 +1,22 @@
+"""Open Graph wants absolute addresses: where nobody says where the site will live (``DOCS_URL``), a page names none."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+_ADDRESS = re.compile(r'<meta property="og:(?:url|image)" content="(?!https?://)[^"]*" />\n?')
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    # after sphinxext.opengraph, which writes them
+    app.connect("html-page-context", _without_relative, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _without_relative(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
+    if "metatags" in context:  # pages that are made, such as the index, have none
+        context["metatags"] = _ADDRESS.sub("", context["metatags"])
