@@ -160,7 +160,7 @@ html_theme_options = {
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
-# where the site will live is for those to say who put it there; addresses of cards are absolute, so without it there are none
+# where the site will live is for those to say who put it there; without it there are no cards, as they need it
 DOCS_URL = os.environ.get("DOCS_URL", "").rstrip("/")
 html_baseurl = ogp_site_url = f"{DOCS_URL}/" if DOCS_URL else ""
 ogp_site_name = "filterattr"

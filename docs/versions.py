@@ -1,7 +1,7 @@
 """Build the site of every tagged version, and of the last commit as ``dev``, side by side: ``make docs-versions``.
 
-A version that was built before is kept, so that a release costs one build. Every version is built from its own files by the
-packages that are installed now. Nothing is published: copy the folder to where it shall be read.
+A version that was built before is kept, so that a release costs one build. Every version is built from its own files by
+the packages that are installed now. Nothing is published: copy the folder to where it shall be read.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0) -> 
         WeightsError: Some PSNR changed by more; nothing is left at ``out``.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> import torch
         >>> from sr_zoo.pretrained import find_weights

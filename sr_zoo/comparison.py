@@ -41,6 +41,7 @@ def measure_estimates(
         `sr_zoo.degradations.STRENGTH_UNITS`. Under ``"all right"`` the share in which every degradation was told.
 
     Example:
+        >>> from sr_zoo.models import TwoBranch
         >>> from sr_zoo.degradations import evaluation_inputs
         >>> network = TwoBranch(num_feat=4, num_block=1, hidden=2, condition=2, predictor_feat=2)
         >>> table = measure_estimates(network, [torch.zeros(3, 32, 32, dtype=torch.uint8)], evaluation_inputs())

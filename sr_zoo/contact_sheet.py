@@ -81,6 +81,7 @@ def draw_contact_sheet(photograph: Tensor, path: str | Path, *, size: int = 144,
         ImageError: The photograph or the piece is smaller than 96x96, or the picture cannot be written.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "sheet.png"
         >>> draw_contact_sheet(torch.zeros(3, 96, 120, dtype=torch.uint8), path)

@@ -73,6 +73,7 @@ def save_network(
         StorageError: The provenance is not JSON, or the disk refuses.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "tiny.safetensors"
         >>> arguments = {"num_feat": 4, "num_block": 1}
@@ -102,6 +103,8 @@ def describe_network(path: str | Path) -> dict[str, Any]:
         StorageError: The file is damaged or of another format.
 
     Example:
+        >>> from pathlib import Path
+        >>> from sr_zoo.models import SRCNNStyle
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "tiny.safetensors"
         >>> save_network(path, "srcnn_style", {"upscale": 2}, SRCNNStyle().state_dict(), {"seed": 0})
@@ -163,6 +166,8 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
         WeightsError: The file cannot be read safely, or names and shapes do not fit; all of them are listed.
 
     Example:
+        >>> from pathlib import Path
+        >>> from sr_zoo.models import SRResNet
         >>> import tempfile
         >>> import torch
         >>> path = Path(tempfile.mkdtemp()) / "net_g_latest.pth"
@@ -216,6 +221,8 @@ def open_checkpoint(path: str | Path) -> nn.Module:
         WeightsError: The file cannot be read safely, or no network is known that fits.
 
     Example:
+        >>> from pathlib import Path
+        >>> from sr_zoo.models import SRResNet
         >>> import tempfile
         >>> import torch
         >>> path = Path(tempfile.mkdtemp()) / "net_g_latest.pth"

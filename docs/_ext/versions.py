@@ -1,4 +1,4 @@
-"""The list of versions that the sidebar shows; a build by itself knows one, ``docs/versions.py`` builds and lists several."""
+"""The list of versions in the sidebar: a build by itself knows one, ``docs/versions.py`` builds and lists several."""
 
 from __future__ import annotations
 

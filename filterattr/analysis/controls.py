@@ -40,6 +40,7 @@ def scrambled(
         StateMismatchError: A selected parameter is missing or misshapen.
 
     Example:
+        >>> from filterattr.result import ScoredParameter
         >>> chosen = FilterSelection({"w": torch.tensor([True, True, False])},
         ...                          {"w": ScoredParameter(Unit("o i -> o"), (3, 2))})
         >>> target = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}
@@ -87,6 +88,7 @@ def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tr
         A selection with the same number of kernels in every row and column of every layer.
 
     Example:
+        >>> from filterattr.result import ScoredParameter
         >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (2, 2, 3, 3))}
         >>> edges = FilterSelection({"w": torch.eye(2, dtype=torch.bool)}, like)
         >>> shuffled_edges(edges, torch.Generator().manual_seed(0))["w"].sum(0)

@@ -68,6 +68,7 @@ def mask_curve(
         SettingError: The fractions are not ascending in [0, 1].
 
     Example:
+        >>> from filterattr.analysis.masking import Masking
         >>> from filterattr.analysis.rankings import weight_change
         >>> from filterattr import FilterAttributor
         >>> _ = torch.manual_seed(0)
@@ -140,6 +141,7 @@ def null_curve(
         SettingError: A name is unknown, there are fewer than two draws, or the fractions are not ascending in [0, 1].
 
     Example:
+        >>> from filterattr.analysis.masking import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
         >>> from filterattr.analysis.rankings import weight_change
@@ -203,6 +205,7 @@ def specificity(
         SettingError: A set belongs to no function of ``masking``, or there are fewer than two.
 
     Example:
+        >>> from filterattr.analysis.masking import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
         >>> from filterattr.analysis.rankings import weight_change
@@ -269,6 +272,7 @@ def modulation(
         SettingError: The function is unknown, or the strengths are not ascending.
 
     Example:
+        >>> from filterattr.analysis.masking import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
         >>> from filterattr.analysis.rankings import weight_change
@@ -330,6 +334,7 @@ def compare_rankings(
             samples.
 
     Example:
+        >>> from filterattr.analysis.masking import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
         >>> from filterattr.analysis.rankings import weight_change

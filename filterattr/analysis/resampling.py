@@ -105,6 +105,7 @@ def interval(value: float, drawn: Array, confidence: float) -> Estimate:
         The number with its interval; without ends if a draw is not a number.
 
     Example:
+        >>> import numpy as np
         >>> print(interval(0.5, np.linspace(0.0, 1.0, 101), 0.9))
         0.50 [0.05, 0.95]
     """

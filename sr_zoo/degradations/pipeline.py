@@ -117,6 +117,7 @@ class Pipeline(Composite):
         DegradationError: A step is no degradation.
 
     Example:
+        >>> from sr_zoo.degradations import from_config
         >>> from sr_zoo.degradations import Downsample, GaussianBlur, GaussianNoise
         >>> pipeline = Pipeline((GaussianBlur(2.0), Downsample(2), GaussianNoise(0.1), Quantize()))
         >>> pipeline(torch.rand(2, 3, 32, 32)).shape

@@ -36,6 +36,7 @@ class SecondOrder(Composite):
         DegradationError: The scale is out of range, a part is no degradation, or sizes are no multiples of the scale.
 
     Example:
+        >>> from sr_zoo.degradations import GaussianNoise, JPEG, Pipeline, Resize, Sinc
         >>> rounds = Pipeline((Resize(0.4), GaussianNoise(0.1), Resize(1.7)))
         >>> degrade = SecondOrder(2, rounds, Sinc(2.0), JPEG(50))
         >>> degrade(torch.rand(2, 3, 64, 48)).shape

@@ -44,6 +44,7 @@ def draw_curves(folder: str | Path) -> None:
         folder: The folder of the run; it must exist.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "log.jsonl").write_text('{"iteration": 1, "loss": 0.1, "psnr": {"clean": 30.0}}')

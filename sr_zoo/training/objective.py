@@ -61,6 +61,7 @@ def wanted_estimates(network: TwoBranch, strengths: Strengths, count: int) -> Te
         Shape ``(count, len(network.predicts))``, in the units of `STRENGTH_UNITS`.
 
     Example:
+        >>> from sr_zoo.models import TwoBranch
         >>> network = TwoBranch(num_feat=4, num_block=1, hidden=2, condition=2, predictor_feat=2)
         >>> wanted_estimates(network, {"blur": torch.tensor([2.0, 0.0, 1.0])}, 3)
         tensor([[1.0000, 0.0000],

@@ -26,6 +26,7 @@ class Processes:
         count: Number of processes.
 
     Example:
+        >>> from sr_zoo.training import Batch
         >>> batch = Batch(torch.zeros(6, 3, 8, 8), torch.zeros(6, 3, 16, 16), {"blur": torch.arange(6.0)})
         >>> Processes(rank=1, count=3).share(batch).strengths
         {'blur': tensor([2., 3.])}

@@ -135,6 +135,7 @@ def random_patches(sampler: PatchSampler, recipe: Recipe, scale: int, iteration:
         The batch.
 
     Example:
+        >>> from sr_zoo.data import PatchSampler
         >>> from sr_zoo.degradations import clean_inputs
         >>> sampler = PatchSampler([torch.zeros(3, 96, 96, dtype=torch.uint8)], size=96)
         >>> recipe = Recipe(clean_inputs().config(), batch_size=2)

@@ -56,6 +56,7 @@ class Trainer:
         ImageError: No photograph is as large as a patch with its margin, or one to validate on is too small.
 
     Example:
+        >>> from sr_zoo.training import Recipe, read_log
         >>> import tempfile
         >>> from sr_zoo.degradations import clean_inputs
         >>> from sr_zoo.models import SRResNet

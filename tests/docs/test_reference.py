@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -133,6 +135,25 @@ def test_every_function_and_class_has_a_running_example(name: str, value: object
     if isinstance(value, type):
         texts += [inspect.getdoc(method) or "" for method in vars(value).values()]
     assert any(">>>" in text for text in texts), f"{name} has no example; doctests run with `make test`"
+
+
+@pytest.mark.parametrize(("name", "value"), OBJECTS, ids=[name for name, _ in OBJECTS])
+def test_an_example_says_where_its_names_come_from(name: str, value: object) -> None:
+    """Names of its page and what the reference takes for granted need no import; a doctest would find more."""
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(value) or "")
+    used, bound = set(), {"torch", "nn", *filterattr.__all__, *dir(builtins)}
+    for node in ast.walk(ast.parse("".join(one.source for one in examples))):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+    home = vars(inspect.getmodule(inspect.unwrap(value)))  # type: ignore[arg-type]
+    bound |= {one for one, what in home.items() if getattr(what, "__module__", None) == home["__name__"]}
+    assert not used - bound, f"the example of {name} does not import {', '.join(sorted(used - bound))}"
 
 
 def arguments_of(function: FunctionType) -> list[str]:

@@ -31,6 +31,7 @@ class Picture:
         description: What a reader who does not see the picture is told; the caption by default.
 
     Example:
+        >>> import numpy as np
         >>> Picture(np.zeros((4, 4)), "nothing").caption
         'nothing'
     """
@@ -50,6 +51,7 @@ class Strip:
         note: A sentence for the reader.
 
     Example:
+        >>> import numpy as np
         >>> black, white = np.zeros((4, 4)), np.ones((4, 4))
         >>> strip = Strip("Two grounds", [Picture(black, "black"), Picture(white, "white")])
         >>> [picture.caption for picture in strip.pictures]
@@ -74,6 +76,7 @@ class Dial:
         note: A sentence for the reader.
 
     Example:
+        >>> import numpy as np
         >>> frames = {level: [Picture(np.full((4, 4), level), f"level {level}")] for level in (0.0, 0.5, 1.0)}
         >>> len(Dial("From black to white", frames).frames)
         3
