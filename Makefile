@@ -7,7 +7,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench docs study lint clean
+.PHONY: help demo test test-all bench docs versions study lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,9 @@ $(DOCS_STAMP): $(STAMP)
 docs: $(DOCS_STAMP)  ## the site, executed, into docs/_build/html, and its checks (warnings are errors; no network)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m pytest tests/docs -m site
+
+versions: $(DOCS_STAMP)  ## the site of every tag v* and of the last commit, side by side, into docs/_build/versions [DOCS_URL=address]
+	$(BIN)/python docs/versions.py
 
 study: $(STAMP)  ## every claim tested: make study [SEARCH=dir TEST=dir] [FULL=1] (minutes, hours if full; goes on where it was)
 	$(BIN)/python -m sr_zoo study $(if $(FULL),,--quick) $(if $(SEARCH),--search "$(SEARCH)") $(if $(TEST),--test "$(TEST)") --out study_output

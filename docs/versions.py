@@ -1,4 +1,4 @@
-"""Build the site of every tagged version, and of the last commit as ``dev``, side by side: ``make docs-versions``.
+"""Build the site of every tagged version, and of the last commit as ``dev``, side by side: ``make versions``.
 
 A version that was built before is kept, so that a release costs one build. Every version is built from its own files by
 the packages that are installed now. Nothing is published: copy the folder to where it shall be read.

@@ -36,6 +36,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.loads: list[str] = []
         self.without_alternative: list[str] = []
+        self.addresses: dict[str, str] = {}
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -47,6 +48,8 @@ class Page(HTMLParser):
             self.loads.append(given["src"] or "")
         if tag == "link" and given.get("rel") in ("stylesheet", "icon"):
             self.loads.append(given.get("href") or "")
+        if tag == "meta" and given.get("property") in ("og:url", "og:image"):
+            self.addresses[given["property"] or ""] = given.get("content") or ""
         source = given.get("src") or ""
         # a thumbnail stands beside its title: an empty alternative keeps readers of screens from hearing it twice
         if tag == "img" and not (
@@ -76,6 +79,15 @@ def test_links_and_anchors_lead_somewhere(pages: dict[Path, Page]) -> None:
 
 def test_pages_load_nothing_from_elsewhere(pages: dict[Path, Page]) -> None:
     assert not [(path.name, load) for path, page in pages.items() for load in page.loads if urlsplit(load).netloc]
+
+
+def test_addresses_for_other_sites_are_absolute_and_their_pictures_exist(pages: dict[Path, Page]) -> None:
+    """``DOCS_URL`` says where the site will live; without it no page names an address of its own."""
+    named = [(path.name, name, value) for path, page in pages.items() for name, value in page.addresses.items()]
+    assert not [one for one in named if not one[2].startswith(("https://", "http://"))]
+    cards = [value for _, name, value in named if name == "og:image"]
+    assert all((SITE / "_images" / "social_previews" / card.rpartition("/")[2]).exists() for card in cards)
+    assert bool(cards) == bool(named)
 
 
 def test_pictures_have_an_alternative(pages: dict[Path, Page]) -> None:
