@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from filterattr import load_state
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import FilterAttrError, StateMismatchError, StorageError
-from sr_zoo.models import RRDBNet, SRCNNStyle, SRResNet, TwoBranch
+from sr_zoo.models import DASR, RRDBNet, SRCNNStyle, SRResNet, TwoBranch
 from sr_zoo.recognition import recognise
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "srresnet": SRResNet,
     "srcnn_style": SRCNNStyle,
     "two_branch": TwoBranch,
+    "dasr": DASR,
     "rrdbnet": RRDBNet,
 }
 WEIGHTS = Path(__file__).parent / "weights"
@@ -31,7 +32,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build a network by name; its first weights come from PyTorch's global generator.
 
     Args:
-        architecture: ``"srresnet"``, ``"srcnn_style"``, ``"two_branch"`` or ``"rrdbnet"``.
+        architecture: ``"srresnet"``, ``"srcnn_style"``, ``"two_branch"``, ``"dasr"`` or ``"rrdbnet"``.
         arguments: Keyword arguments of its constructor.
 
     Returns:

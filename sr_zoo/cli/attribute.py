@@ -67,8 +67,7 @@ def run(options: argparse.Namespace) -> None:
         squared_error,
         data,
         n_steps=options.steps,
-        # what a two-branch network says of the degradation is no part of the image
-        allow_unused=("estimate.*",) if isinstance(target, TwoBranch) else (),
+        allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
         checkpoint=options.out / "unfinished.safetensors",
         progress=True,
     )

@@ -17,8 +17,8 @@ from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.cost import cost
 from sr_zoo.data import hold_out, load_photographs
 from sr_zoo.degradations import STRENGTH_UNITS, blind_inputs, clean_inputs, evaluation_inputs
-from sr_zoo.models import matched_arguments
-from sr_zoo.pretrained import WeightsError, build, describe_network, load_network, save_network
+from sr_zoo.models import TwoBranch
+from sr_zoo.pretrained import ARCHITECTURES, WeightsError, build, describe_network, load_network, save_network
 from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes, read_log
 
 _RATES = {"base": 2e-4, "target": 5e-5}
@@ -41,12 +41,12 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--network",
-        choices=("srresnet", "srcnn_style", "two_branch"),
+        choices=("srresnet", "srcnn_style", "two_branch", "dasr"),
         default="srresnet",
-        help="two_branch costs what the srresnet of the same features and blocks does",
+        help="two_branch and dasr cost what the srresnet of the same features and blocks does",
     )
-    parser.add_argument("--features", type=int, default=64, help="feature channels (srresnet, two_branch)")
-    parser.add_argument("--blocks", type=int, default=16, help="residual blocks (srresnet, two_branch)")
+    parser.add_argument("--features", type=int, default=64, help="feature channels (not of srcnn_style)")
+    parser.add_argument("--blocks", type=int, default=16, help="residual blocks (not of srcnn_style)")
     parser.add_argument(
         "--degradations",
         nargs="+",
@@ -61,7 +61,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--patch-size", type=int, default=64, help="reference patch in pixels")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="bf16: mixed precision")
     parser.add_argument(
-        "--prediction-weight", type=float, default=0.1, help="weight of the prediction loss (two_branch)"
+        "--prediction-weight",
+        type=float,
+        default=0.1,
+        help="weight of the prediction loss (two_branch) or of the contrast (dasr)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of first weights, patches and degradations")
     parser.add_argument("--validate-every", type=int, default=2000, help="also the interval of checkpoints")
@@ -132,9 +135,10 @@ def _network(options: argparse.Namespace) -> tuple[str, dict[str, Any], nn.Modul
     settings: dict[str, Any] = {"upscale": options.upscale}
     if options.network == "srresnet":
         settings |= {"num_feat": options.features, "num_block": options.blocks}
-    elif options.network == "two_branch":
+    kind = ARCHITECTURES[options.network]
+    if issubclass(kind, TwoBranch):
         try:
-            settings |= matched_arguments(options.features, options.blocks)
+            settings |= kind.matched_arguments(options.features, options.blocks)
         except ValueError as error:
             raise WeightsError(str(error)) from error
         settings["predicts"] = list(options.degradations)

@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sr_zoo.models.blocks import NEGATIVE_SLOPE, check_sizes, check_upscale, scaled_kaiming_
 
-MATCHED: dict[tuple[int, int], dict[str, int]] = {
-    (32, 8): {"num_feat": 32, "num_block": 6, "hidden": 16, "condition": 8, "predictor_feat": 23},
-    (64, 16): {"num_feat": 64, "num_block": 13, "hidden": 32, "condition": 8, "predictor_feat": 42},
-}
-
-
 # brings the details of photographs, a few per cent of the range, near a deviation of 1
 _DETAIL_GAIN = 8.0
-
-
-def matched_arguments(num_feat: int, num_block: int) -> dict[str, Any]:
-    """Sizes of the two-branch network that costs what an `SRResNet` of given sizes does.
-
-    Parameters and multiply-adds differ by less than 1 %; the published ``SRResNet`` spends in its body what goes into
-    the predictor and the transforms here.
-
-    Args:
-        num_feat: Feature channels of the one-branch network.
-        num_block: Its residual blocks.
-
-    Returns:
-        Keyword arguments of `TwoBranch`.
-
-    Raises:
-        ValueError: There is no match for these sizes yet; those that have one are named.
-
-    Example:
-        >>> matched_arguments(32, 8)["num_block"]
-        6
-    """
-    if (num_feat, num_block) not in MATCHED:
-        known = ", ".join(f"{features} and {blocks}" for features, blocks in MATCHED)
-        raise ValueError(
-            f"two_branch has sizes that cost what an SRResNet does for features and blocks {known}; got {num_feat} and "
-            f"{num_block}."
-        )
-    return dict(MATCHED[num_feat, num_block])
 
 
 class Predictor(nn.Module):
@@ -195,6 +160,14 @@ class TwoBranch(nn.Module):
         restorer; instead of correcting the code iteratively, both branches are trained together here.
     """
 
+    _MATCHED: ClassVar[dict[tuple[int, int], dict[str, int]]] = {
+        (32, 8): {"num_feat": 32, "num_block": 6, "hidden": 16, "condition": 8, "predictor_feat": 23},
+        (64, 16): {"num_feat": 64, "num_block": 13, "hidden": 32, "condition": 8, "predictor_feat": 42},
+    }
+
+    # parameters that say what the degradation is, and have no part in the image
+    unused_in_restoring: ClassVar[tuple[str, ...]] = ("estimate.*",)
+
     def __init__(
         self,
         num_in_ch: int = 3,
@@ -227,8 +200,7 @@ class TwoBranch(nn.Module):
         self.predictor = Predictor(num_in_ch, predictor_feat, condition)
         self.estimate = nn.Linear(condition, len(self.predicts))
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
-        self.body = nn.ModuleList(ConditionedBlock(num_feat, condition, hidden) for _ in range(num_block))
-        self.sft_last = SpatialFeatureTransform(num_feat, condition, hidden)
+        self._add_body(num_feat, num_block, condition, hidden)
         factor = 2 if upscale == 4 else upscale
         self.upconv1 = nn.Conv2d(num_feat, num_feat * factor**2, 3, 1, 1)
         if upscale == 4:
@@ -239,6 +211,35 @@ class TwoBranch(nn.Module):
         self.lrelu = nn.LeakyReLU(NEGATIVE_SLOPE)
         outer = [self.conv_first, self.upconv1, self.conv_hr, self.conv_last]
         scaled_kaiming_([*outer, self.upconv2] if upscale == 4 else outer, 0.1)
+
+    @classmethod
+    def matched_arguments(cls, num_feat: int, num_block: int) -> dict[str, Any]:
+        """Sizes that cost what an `SRResNet` of given sizes does.
+
+        Parameters differ by less than 1 %, and so do multiply-adds; the one-branch network spends in its body what
+        goes into the predictor and the transforms here.
+
+        Args:
+            num_feat: Feature channels of the one-branch network.
+            num_block: Its residual blocks.
+
+        Returns:
+            Keyword arguments of the constructor.
+
+        Raises:
+            ValueError: There is no match for these sizes yet; those that have one are named.
+
+        Example:
+            >>> TwoBranch.matched_arguments(32, 8)["num_block"]
+            6
+        """
+        if (num_feat, num_block) not in cls._MATCHED:
+            known = ", ".join(f"{features} and {blocks}" for features, blocks in cls._MATCHED)
+            raise ValueError(
+                f"{cls.__name__} has sizes that cost what an SRResNet does for features and blocks {known}; got "
+                f"{num_feat} and {num_block}."
+            )
+        return dict(cls._MATCHED[num_feat, num_block])
 
     def forward(self, degraded: Tensor) -> Tensor:
         """Restore ``(N, C, H, W)`` to ``(N, C, upscale * H, upscale * W)``, as the predictor sees fit."""
@@ -267,10 +268,7 @@ class TwoBranch(nn.Module):
         Returns:
             Shape ``(N, C, upscale * H, upscale * W)``.
         """
-        features = self.lrelu(self.conv_first(degraded))
-        for block in self.body:
-            features = block(features, condition)
-        features = self.sft_last(features, condition)
+        features = self._through_body(self.lrelu(self.conv_first(degraded)), condition)
         features = self.lrelu(self.pixel_shuffle(self.upconv1(features)))
         if self.upscale == 4:
             features = self.lrelu(self.pixel_shuffle(self.upconv2(features)))
@@ -278,3 +276,15 @@ class TwoBranch(nn.Module):
         return residual + functional.interpolate(
             degraded, scale_factor=self.upscale, mode="bilinear", align_corners=False
         )
+
+    def _add_body(self, num_feat: int, num_block: int, condition: int, hidden: int) -> None:
+        """Build what the condition acts on."""
+        self.body = nn.ModuleList(ConditionedBlock(num_feat, condition, hidden) for _ in range(num_block))
+        self.sft_last = SpatialFeatureTransform(num_feat, condition, hidden)
+
+    def _through_body(self, features: Tensor, condition: Tensor) -> Tensor:
+        """Map ``(N, num_feat, H, W)`` to the same shape, given ``(N, condition)``."""
+        for block in self.body:
+            features = block(features, condition)
+        transformed: Tensor = self.sft_last(features, condition)
+        return transformed

@@ -23,6 +23,7 @@ from filterattr.engine.storage import read_tensors, write_tensors
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import Degradation, evaluation_inputs
 from sr_zoo.evaluation import check_photographs, measure
+from sr_zoo.models import DASR
 from sr_zoo.training.log import draw_curves, open_board, read_log, write_board
 from sr_zoo.training.objective import Objective
 from sr_zoo.training.processes import Processes
@@ -52,7 +53,8 @@ class Trainer:
         processes: Those that share the training; all make the same call, the first one writes.
 
     Raises:
-        TrainingError: The patch does not suit the scale, or ``validate_every`` is below 1.
+        TrainingError: The patch does not suit the scale, or ``validate_every`` is below 1, or a `DASR`
+            network is to be trained in several processes or with single patches.
         ImageError: No photograph is as large as a patch with its margin, or one to validate on is too small.
 
     Example:
@@ -93,6 +95,11 @@ class Trainer:
             raise TrainingError(f"validate_every must be at least 1 iteration; got {validate_every}.")
         self.processes = Processes() if processes is None else processes
         self.processes.check(recipe.batch_size)
+        if isinstance(network, DASR) and (self.processes.count > 1 or recipe.batch_size < 2):
+            raise TrainingError(
+                "dasr compares the patches of a batch with one another: train it in one process, with a batch of at "
+                f"least 2; got {self.processes.count} processes and a batch of {recipe.batch_size}."
+            )
         check_photographs(validation, self.scale)
         self.recipe = recipe
         self.folder = Path(folder)

@@ -263,7 +263,7 @@ class TestOwnFiles:
 @pytest.mark.parametrize(
     ("architecture", "arguments", "message"),
     [
-        ("edsr", {}, "architecture must be one of srresnet, srcnn_style, two_branch, rrdbnet; got 'edsr'"),
+        ("edsr", {}, "architecture must be one of srresnet, srcnn_style, two_branch, dasr, rrdbnet; got 'edsr'"),
         ("srresnet", {"features": 3}, r"srresnet cannot be built from \{'features': 3\}: .*'features'"),
         ("srresnet", {"upscale": 5}, "srresnet cannot be built from .*: upscale must be one of 2, 3, 4; got 5"),
         ("srresnet", {"num_feat": -1}, "srresnet cannot be built from .*: sizes must be positive whole numbers"),

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from sr_zoo.cost import cost
 from sr_zoo.degradations import STRENGTH_UNITS, blind_inputs
-from sr_zoo.models import SRResNet, TwoBranch, matched_arguments
+from sr_zoo.models import SRResNet, TwoBranch
 from sr_zoo.models.two_branch import SpatialFeatureTransform
 from sr_zoo.pretrained import build, load_network, save_network
 from sr_zoo.training import Objective, Recipe, Trainer, read_log, wanted_estimates
@@ -31,7 +31,8 @@ def shaken(network: nn.Module, rng: torch.Generator) -> nn.Module:
 @pytest.mark.parametrize("sizes", [(32, 8), (64, 16)])
 def test_it_costs_what_the_one_branch_network_does(sizes):
     with torch.device("meta"):
-        one, two = cost(SRResNet(num_feat=sizes[0], num_block=sizes[1])), cost(TwoBranch(**matched_arguments(*sizes)))
+        one = cost(SRResNet(num_feat=sizes[0], num_block=sizes[1]))
+        two = cost(TwoBranch(**TwoBranch.matched_arguments(*sizes)))
     assert two[0] / one[0] == pytest.approx(1, abs=0.01)
     assert two[1] / one[1] == pytest.approx(1, abs=0.01)
 
@@ -44,7 +45,7 @@ def test_the_cost_is_counted_right():
 
 def test_sizes_without_a_match_are_refused():
     with pytest.raises(ValueError, match="for features and blocks 32 and 8, 64 and 16; got 48 and 8"):
-        matched_arguments(48, 8)
+        TwoBranch.matched_arguments(48, 8)
 
 
 @pytest.mark.parametrize("upscale", [2, 3, 4])
