@@ -165,11 +165,7 @@ DOCS_URL = os.environ.get("DOCS_URL", "").rstrip("/")
 html_baseurl = ogp_site_url = f"{DOCS_URL}/" if DOCS_URL else ""
 ogp_site_name = "filterattr"
 ogp_enable_meta_description = True
-ogp_social_cards = {
-    "enable": bool(DOCS_URL),
-    "line_color": "#D55E00",
-    "image": "_static/logo.png",
-    "image_mini": "_static/logo.png",
-    "font": "DejaVu Sans",
-    "site_url": "",
-}
+ogp_image = "_static/card.jpg"
+ogp_image_alt = "A photograph blurred, restored by a network, and restored without 217 of its kernels: blurred again"
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />'] if DOCS_URL else []
+ogp_social_cards = {"enable": False}

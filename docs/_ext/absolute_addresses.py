@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-_ADDRESS = re.compile(r'<meta property="og:(?:url|image)" content="(?!https?://)[^"]*" />\n?')
+_ADDRESS = re.compile(r'<meta property="og:(?:url|image|image:alt)" content="[^"]*" />\n?')
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -17,6 +17,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _without_relative(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
-    if "metatags" in context:  # pages that are made, such as the index, have none
+def _without_relative(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
+    # pages that are made, such as the index of names, have no tags
+    if not app.config.ogp_site_url and "metatags" in context:
         context["metatags"] = _ADDRESS.sub("", context["metatags"])

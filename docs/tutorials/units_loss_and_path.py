@@ -4,7 +4,7 @@ Choosing units, loss and path
 
 The call needs two end points and a loss. Everything else has a default that follows
 the paper. This page changes one choice at a time, on one small pair of networks, and
-shows what it does to the answer.
+shows what it does to the answer. It needs ``pip install "./filterattr[plot]"``.
 """
 
 import matplotlib.pyplot as plt

@@ -86,7 +86,7 @@ def test_addresses_for_other_sites_are_absolute_and_their_pictures_exist(pages: 
     named = [(path.name, name, value) for path, page in pages.items() for name, value in page.addresses.items()]
     assert not [one for one in named if not one[2].startswith(("https://", "http://"))]
     cards = [value for _, name, value in named if name == "og:image"]
-    assert all((SITE / "_images" / "social_previews" / card.rpartition("/")[2]).exists() for card in cards)
+    assert all((SITE / "_static" / card.rpartition("/_static/")[2]).exists() for card in cards)
     assert bool(cards) == bool(named)
 
 
