@@ -58,6 +58,7 @@ def report(
     modulations: Sequence[Modulation] = (),
     strips: Sequence[Strip | Dial] = (),
     confusions: Sequence[Confusion] = (),
+    further: Sequence[Section] = (),
     tables: Tables | None = None,
     costs: Tables | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -78,6 +79,7 @@ def report(
         modulations: One per function.
         strips: Pictures side by side, and dials with one row of pictures a strength.
         confusions: How often the function of an input was told, one per method.
+        further: Sections of your own, made with the charts and tables of `filterattr.display.page`.
         tables: Caption to any other result of `filterattr.analysis`, or to rows.
         costs: Caption to rows: what it took.
         provenance: Name to text, number or mapping: digests, versions, seeds, settings, time, command.
@@ -110,6 +112,7 @@ def report(
         "modulations": modulations,
         "strips": strips,
         "confusions": confusions,
+        "further": further,
         "tables": tables or {},
         "costs": costs or {},
         "provenance": provenance or {},
@@ -129,8 +132,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "modulations": (Modulation,),
     "strips": (Strip, Dial),
     "confusions": (Confusion,),
+    "further": (Section,),
 }
 _TABLES = ("tables", "costs")
+_LAST = ("tables", "costs", "provenance")  # sections of the caller's own stand before these
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -192,7 +197,9 @@ def _sections(given: Mapping[str, Any]) -> list[Section]:
         (given["costs"], lambda: tables_section("costs", "What did it cost?", given["costs"])),
         (given["provenance"], lambda: provenance_section(given["provenance"])),
     )
-    return [make() for present, make in makers if present]
+    made = [make() for present, make in makers if present]
+    own = next((place for place, one in enumerate(made) if one.key in _LAST), len(made))
+    return [*made[:own], *given["further"], *made[own:]]
 
 
 def _page(title: str, question: str, sections: Sequence[Section]) -> str:

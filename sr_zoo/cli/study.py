@@ -55,6 +55,7 @@ def add(commands: Commands) -> None:
         ("crop", "width of a crop in pixels"),
         ("search-crops", "crops to search on"),
         ("test-crops", "crops to evaluate on"),
+        ("null-draws", "random sets of every size and kind"),
         ("retrain-seeds", "trainings of every set of places"),
         ("retrain-iterations", "iterations of each"),
         ("adaptive-iterations", "iterations of tuning the patches"),

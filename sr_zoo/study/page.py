@@ -11,6 +11,7 @@ from filterattr.analysis.record import Record
 from filterattr.display.report import Dial, Picture, Strip, report
 from filterattr.engine.storage import replace_file
 from sr_zoo.study.archive import Archive
+from sr_zoo.study.channels_page import channels_section
 from sr_zoo.study.pipeline import STAGES
 from sr_zoo.study.settings import StudyError
 from sr_zoo.study.stages.pictures import Pictures
@@ -45,21 +46,22 @@ def write_report(archive: Archive) -> list[Path]:
         The files.
 
     Raises:
-        StudyError: The search is not done.
+        StudyError: No stage is done.
         StorageError: Results are damaged, or the disk refuses.
     """
-    if not archive.is_done("search"):
+    stored = {stage.name: archive.load(stage.name) for stage in STAGES if archive.is_done(stage.name)}
+    if not stored:
         raise StudyError(
-            f"'{archive.folder}' must hold a study whose search is done; it holds "
-            f"{', '.join(archive.stages()) or 'no results'}. Run python -m sr_zoo study --out {archive.folder} first."
+            f"'{archive.folder}' must hold a study of which a stage is done; it holds no results. Run python -m sr_zoo "
+            f"study --out {archive.folder} first."
         )
     text = archive.folder / "summary.md"
     replace_file(text, [summary(archive).encode()])
-    found = archive.load("search")
-    notes = archive.notes("search")
+    found = stored.get("search", {})
+    notes = archive.notes(next(iter(stored)))
     functions = [name.removeprefix("set_") for name in found if name.startswith("set_")]
-    stored = {stage.name: archive.load(stage.name) for stage in STAGES if archive.is_done(stage.name)}
-    title = f"What removes {' and '.join(functions)}? {notes['subject']['target']}"
+    asked = notes["subject"]["functions"].split(", ")
+    title = f"What removes {' and '.join(asked)}? {notes['subject']['target']}"
     page = report(
         archive.folder / "report.html",
         title,
@@ -73,6 +75,7 @@ def write_report(archive: Archive) -> list[Path]:
         modulations=list(stored.get("modulation", {}).values()),
         strips=_panels(stored.get("pictures", {})),
         confusions=_confusions(stored),
+        further=[channels_section(stored["channels"])] if "channels" in stored else [],
         tables=_captioned(stored, _TABLES),
         costs={"Stages": _costs(archive)},
         provenance=_provenance(notes),

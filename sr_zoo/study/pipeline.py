@@ -21,6 +21,7 @@ from sr_zoo.study.samples import draw_samples, restoration_error
 from sr_zoo.study.settings import Settings, StudyError
 from sr_zoo.study.stage import Context, Cost, Stage
 from sr_zoo.study.stages.adaptive import ADAPTIVE
+from sr_zoo.study.stages.channels import CHANNELS
 from sr_zoo.study.stages.depth import DEPTH
 from sr_zoo.study.stages.gradient_maps import GRADIENT_MAPS
 from sr_zoo.study.stages.masking import CURVES, MODULATION, NULLS, SPECIFICITY
@@ -46,6 +47,7 @@ STAGES: tuple[Stage, ...] = (
     RANKINGS,
     COMPARISON,
     ORACLE,
+    CHANNELS,
     GRADIENT_MAPS,
     PREDICTION,
     PLACES,

@@ -33,6 +33,9 @@ class Settings:
         ranking_fractions: Sizes at which rankings are compared.
         plain_rankings: Whether every ranking is also compared without the contrast between functions.
         layer_steps: Steps of Captum's layer methods; 0 leaves them out.
+        channel_crops: Search crops of the rankings of channels.
+        channel_steps: Numbers of steps of each of them.
+        channel_fractions: Sizes of the sets of channels.
         oracle_units: Kernels that are knocked out one by one.
         oracle_crops: Search crops of the knock-out.
         strengths: Of the modulation.
@@ -73,6 +76,9 @@ class Settings:
     ranking_fractions: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1)
     plain_rankings: bool = True
     layer_steps: int = 8
+    channel_crops: int = 24
+    channel_steps: tuple[int, ...] = (1, 2, 4, 8)
+    channel_fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2)
     oracle_units: int = 1000
     oracle_crops: int = 4
     strengths: tuple[float, ...] = STRENGTHS
@@ -114,10 +120,20 @@ class Settings:
             wrong.insert(0, f"fraction must lie in (0, 0.5]; got {self.fraction}")
         wrong += [
             f"{name} must ascend inside [0, 1]; got {getattr(self, name)}"
-            for name in ("curve_fractions", "null_fractions", "ranking_fractions", "adaptive_fractions")
+            for name in (
+                "curve_fractions",
+                "null_fractions",
+                "ranking_fractions",
+                "channel_fractions",
+                "adaptive_fractions",
+            )
             if not _ascends(getattr(self, name))
         ]
-        for name in ("ranking_crops", "oracle_crops", "calibration_crops", "sanity_crops"):
+        if len(self.channel_fractions) < 2 or not all(0 < one <= 1 for one in self.channel_fractions):
+            wrong.append(f"channel_fractions must be at least two sizes above 0; got {self.channel_fractions}")
+        if not self.channel_steps or list(self.channel_steps) != sorted({max(one, 1) for one in self.channel_steps}):
+            wrong.append(f"channel_steps must ascend from at least 1; got {self.channel_steps}")
+        for name in ("ranking_crops", "channel_crops", "oracle_crops", "calibration_crops", "sanity_crops"):
             if getattr(self, name) > self.search_crops:
                 wrong.append(f"{name} must be at most search_crops ({self.search_crops}); got {getattr(self, name)}")
         if wrong:
@@ -173,6 +189,9 @@ _QUICK = Settings(
     ranking_steps=8,
     plain_rankings=False,
     layer_steps=4,
+    channel_crops=6,
+    channel_steps=(1, 4),
+    channel_fractions=(0.01, 0.05, 0.2),
     oracle_units=60,
     oracle_crops=2,
     calibration_crops=6,

@@ -8,6 +8,7 @@ from typing import Any
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.results import Modulation, RankingTable, SpecificityMatrix, bounded
 from sr_zoo.study.archive import Archive
+from sr_zoo.study.contest import ContestTable
 
 Row = Mapping[str, Any]
 
@@ -22,13 +23,13 @@ def summary(archive: Archive) -> str:
         The text.
     """
     parts = ["# Study"]
-    notes = archive.notes("search")
+    notes = next((archive.notes(stage) for stage in _WRITERS if archive.is_done(stage)), {})
     if notes:
         subject = notes["subject"]
         parts.append(
             f"{subject['base']} to {subject['target']}, {subject['network']}; searched on "
-            f"{notes['settings']['search_crops']} crops of {subject['photographs searched']}, tested on crops of "
-            f"{subject['photographs tested']}."
+            f"{notes['settings'].get('search_crops', '?')} crops of {subject['photographs searched']}, tested on crops "
+            f"of {subject['photographs tested']}."
         )
     for stage, write in _WRITERS.items():
         if archive.is_done(stage):
@@ -206,6 +207,32 @@ def _oracle(results: Mapping[str, Any]) -> Iterable[str]:
         )
 
 
+def _channels(results: Mapping[str, Any]) -> Iterable[str]:
+    table: ContestTable = results["table"]
+    sizes = ", ".join(f"{fraction:.0%}" for fraction in table.fractions)
+    yield (
+        f"Rankings of {table.n_units} output channels; sets of {sizes}. Area: mean share removed over these sizes, "
+        "every doubling alike; margin: own minus the largest other. A star marks margins that the attribution "
+        f"({table.reference}) does not beat (the interval of the difference holds 0 or lies above); p against "
+        f"{table.draws} random rankings, and against as many shuffled inside the layers."
+    )
+    for function in dict.fromkeys(row.function for row in table.entries):
+        rows = []
+        for row in table.entries:
+            if row.function == function:
+                star = "" if row.advantage.is_negative or row.method == "attribution" else "*"
+                p_values = f"{row.p_margin:.3f}" + (
+                    f", {row.p_margin_in_layers:.3f}" if row.p_margin_in_layers == row.p_margin_in_layers else ""
+                )
+                rows.append(
+                    {"method": row.method, "form": row.form, "steps": row.steps or "", "passes a crop": row.n_passes}
+                    | {"own area": f"{row.own.value:.2f}", "other": f"{row.other.value:.2f}"}
+                    | {"margin": f"{row.margin}{star}", "p of margin": p_values}
+                )
+        yield f"{function}:"
+        yield markdown_table(rows)
+
+
 def _gradient_maps(results: Mapping[str, Any]) -> Iterable[str]:
     yield markdown_table(
         [
@@ -307,6 +334,7 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
     "nulls": _nulls,
     "comparison": _comparison,
     "oracle": _oracle,
+    "channels": _channels,
     "gradient_maps": _gradient_maps,
     "modulation": _modulation,
     "prediction": _prediction,
@@ -324,6 +352,7 @@ _TITLES = {
     "nulls": "What do random kernels remove?",
     "comparison": "Does a cheaper ranking do as well?",
     "oracle": "Do rankings agree with knocking kernels out one by one?",
+    "channels": "Which channels? Against Captum's layer methods",
     "gradient_maps": "What does the published metric say?",
     "modulation": "Can a function be dialled?",
     "prediction": "Which degradation does an image have?",

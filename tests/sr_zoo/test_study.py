@@ -78,6 +78,9 @@ def small(**changes: object) -> Settings:
         "ranking_crops": 1,
         "ranking_steps": 1,
         "layer_steps": 1,
+        "channel_crops": 1,
+        "channel_steps": (1,),
+        "channel_fractions": (0.1, 0.5),
         "oracle_units": 6,
         "oracle_crops": 1,
         "calibration_crops": 2,
@@ -492,7 +495,7 @@ class TestCommandLine:
         assert main(["report", str(tmp_path / "nowhere")]) == 2
         assert "a study is a folder" in capsys.readouterr().err
         assert main(["report", str(tmp_path)]) == 2
-        assert "whose search is done" in capsys.readouterr().err
+        assert "of which a stage is done" in capsys.readouterr().err
 
 
 def test_a_page_is_written_from_the_search_alone(subject: Subject, tmp_path: Path) -> None:
