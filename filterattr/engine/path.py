@@ -92,14 +92,11 @@ class Path:
         for role, values in found.items():
             ends[role] = {name: _clone_like(values[name], own) for name, own in moving.items() if name in values}
             findings += _find_unusable(role, values, ends[role])
+        cure = " Load both from the same architecture." if findings else ""
         fixed, wrong = _fixed(found["base"], found["target"], parameters, buffers, keep_buffers)
         findings += wrong
         if findings:
-            raise StateMismatchError(
-                "base and target must both fit the model: "
-                + "; ".join(findings)
-                + ". Load both from the same architecture."
-            )
+            raise StateMismatchError(f"base and target must both fit the model: {'; '.join(findings)}.{cure}")
         return cls(ends["base"], ends["target"], fixed, _corners(list(ends.values())))
 
     @cached_property
@@ -291,7 +288,7 @@ def _fixed(
     if undetermined and keep_buffers is None:
         findings.append(
             f"the buffers {name_some(undetermined)} differ between base and target and cannot be integrated over: "
-            'choose buffers="base" or buffers="target"'
+            'choose buffers="target" (as in the trained model) or buffers="base"'
         )
     elif undetermined:
         findings.append(f"{keep_buffers} lacks the buffers {name_some(undetermined)}, but is to provide them")

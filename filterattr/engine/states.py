@@ -84,7 +84,7 @@ def plain_state(state: StateLike, role: str) -> dict[str, Tensor]:
         kinds = sorted({type(entries[name]).__name__ for name in foreign})
         raise StateMismatchError(
             f"{role} must map names to tensors; {name_some(foreign)} hold {', '.join(kinds)}. Pass the part of the "
-            "checkpoint that holds the weights."
+            "checkpoint that holds the weights, such as checkpoint['model'], or load_state(path, key='model')."
         )
     hollow = [name for name, value in entries.items() if is_lazy(value) or value.is_meta or value.is_quantized]
     if hollow:
