@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from filterattr import FilterAttributor, Unit, blend, swapped
+from filterattr import FilterAttributor, Unit, blend, load_state, swapped
 
 
 class Classifier(nn.Module):
@@ -79,13 +79,19 @@ train(model, (0, 1), steps=500, rate=1e-3)
 torch.save({"state_dict": model.state_dict(), "epoch": 3}, folder / "after.pt")
 
 # %%
-# This is where you start. End points can be modules or state dicts; entries such as
-# ``state_dict`` or ``params_ema``, and the prefixes of data-parallel and compiled
-# models, are looked through.
-base = torch.load(folder / "before.pt", weights_only=True)
-target = torch.load(folder / "after.pt", weights_only=True)
+# This is where you start. End points can be modules or state dicts. `load_state` reads
+# them from files and runs no code of the file; it looks through entries such as
+# ``state_dict`` or ``params_ema`` and the prefixes of data-parallel and compiled
+# models, and takes ``key=`` for other entries (:doc:`/howto/load_checkpoints`). The
+# model in evaluation mode is the one that you care about: no dropout.
+base = load_state(folder / "before.pt")
+target = load_state(folder / "after.pt")
 model = Classifier().eval()
-model.load_state_dict(target["state_dict"])
+
+# %%
+# Two networks that are still in memory will do as well, if they are two: weights that
+# are trained further *in place* have to be copied first, with
+# ``base = copy.deepcopy(model.state_dict())``.
 
 # %%
 # The loss and the data
@@ -111,10 +117,24 @@ attribution = FilterAttributor(model).attribute(base, target, loss, search, n_st
 print(attribution)
 
 # %%
-# Two numbers first. The *completeness error* says that the integral was resolved; the
-# *barrier* is 0 or close to it if the straight line between the checkpoints makes
-# sense. (The *cosine* says how far the fine-tuning went; below .9 masking tends to
-# damage networks.) Only then look at the scores. In which layers is the new function?
+# (A network with batch normalization asks for one word more: its running statistics are
+# no weights, so say whose to use, usually ``attribute(..., buffers="target")``.)
+#
+# Two numbers say whether to believe it. Look at them before any score:
+#
+# **completeness**, here its relative error
+#     All attributions, scored or not, must sum to the change of the loss. Below 1 % the
+#     integral was resolved; above, there is a warning: raise ``n_steps``.
+# **barrier**
+#     How far the loss climbs above *both* checkpoints on the line between them. Near 0,
+#     as here, the line leads through networks that work. If it is high, the scores
+#     describe networks that do nothing well, and no ``n_steps`` will help.
+#
+# (The *cosine* between the weights says how far the fine-tuning went; below .9 masking
+# tends to damage networks. `path_health <filterattr.analysis.health.path_health>` puts
+# all of this into words.)
+#
+# Only then look at the scores. In which layers is the new function?
 for row in attribution.per_layer():
     print(f"{row.name:<26} {row.n_units:>5} units, {row.share:6.1%} of all scores")
 
