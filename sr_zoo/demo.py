@@ -31,7 +31,7 @@ class DemoRow:
 
     Attributes:
         label: What was masked.
-        removed: Function to ``rem`` (0 intact, 1 gone); means over draws for the random rows.
+        removed: Function to the share of it that is gone (0 intact, 1 gone); means over draws for the random rows.
         spread: Function to standard deviation over draws; empty where there is only one set.
         psnr: Input to PSNR in dB on RGB, mean over the test crops; the first draw for the random rows.
     """
@@ -51,7 +51,7 @@ class DemoResult:
         selections: Function to the kernels that carry it.
         attributions: Function to its attribution on the search crops.
         p_values: Function to null (``"random"``, ``"layer-matched"``) to p-value of its set.
-        nulls: Function to null to ``rem`` of its own function, one number a draw.
+        nulls: Function to null to the share of its own function that is gone, one number a draw.
         seconds: Wall time of the attribution and of the whole.
     """
 

@@ -156,21 +156,22 @@ class Masking:
             strength: 0 puts them to base, 1 leaves them at target.
 
         Returns:
-            Function to ``rem``: 0 intact, 1 gone, above 1 damaged, below 0 improved. Where target is not better than
-            base (such as clean inputs of a restorer) the number has no such meaning; look at the losses there.
+            Function to the share of it that is gone: 0 intact, 1 gone, above 1 damaged, below 0 improved. Where target
+            is not better than base (such as clean inputs of a restorer) the number has no such meaning; look at the
+            losses there.
         """
         losses = self.losses_of(self.masked(selection, strength))
         return {name: self.share_removed(name, losses[name]) for name in losses}
 
     def share_removed(self, name: str, loss: float) -> float:
-        """Turn a loss on one function into ``rem``.
+        """Turn a loss on one function into the share of it that is gone.
 
         Args:
             name: The function.
             loss: The loss of some weights on it.
 
         Returns:
-            ``rem``; not a number if base and target have the same loss.
+            The share, 0 at target and 1 at base; not a number if base and target have the same loss.
         """
         whole = self.loss_base[name] - self.loss_target[name]
         return (loss - self.loss_target[name]) / whole if whole else float("nan")

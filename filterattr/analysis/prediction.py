@@ -366,7 +366,7 @@ class Confusion(Record):
     Attributes:
         method: What answered, such as ``"overlap"`` or ``"calibrated"``.
         counts: True label to answer to number of samples; the answers include ``"unsure"``.
-        confidence: Of the intervals.
+        confidence: Level of the intervals of accuracies, in (0, 1).
     """
 
     method: str
@@ -450,7 +450,7 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> Estimate:
         confidence: Of the interval.
 
     Returns:
-        The share; not a number of nothing.
+        The share with its interval; not a number where ``total`` is 0.
 
     Example:
         >>> print(wilson(99, 100))

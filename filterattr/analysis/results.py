@@ -134,9 +134,9 @@ class Band(NamedTuple):
     """Where the draws of a null lie at one fraction.
 
     Attributes:
-        mean: Their mean.
+        mean: Their mean, a share of the function removed.
         sd: Their standard deviation.
-        low: Lower end of the band that holds most of them.
+        low: Lower end of the band that holds most of them; `NullCurve.bands` is told how many.
         high: Its upper end.
     """
 
