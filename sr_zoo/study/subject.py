@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,10 +84,21 @@ class Subject:
         """Upscaling factor of the networks."""
         return int(self.target.upscale)  # type: ignore[arg-type]
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the parameters that play no part in the image."""
+        return self.target.unused_in_restoring if isinstance(self.target, TwoBranch) else ()
+
     @cached_property
     def attributor(self) -> FilterAttributor:
-        """Attributor of the networks' kernels."""
-        return FilterAttributor(self.target)
+        """Attributor of the networks' kernels, as far as they have a part in the image."""
+        if not self.unused:
+            return FilterAttributor(self.target)
+
+        def is_used(name: str, _module: nn.Module, parameter: nn.Parameter) -> bool:
+            return parameter.ndim >= 2 and not any(fnmatchcase(name, pattern) for pattern in self.unused)
+
+        return FilterAttributor(self.target, select=is_used)
 
     @cached_property
     def digest(self) -> str:
@@ -164,6 +176,7 @@ def open_subject(sources: Sources, settings: Settings) -> Subject:
         findings += _photograph_findings(*folders, settings.crop + 2 * margin_of(scale))
     if findings or base is None or target is None or inputs is None or folders is None:
         raise StudyError("; ".join(dict.fromkeys(findings)) + ".")
+    _share_unused(base[0], target[0])
     search, test = (_large(some, settings.crop + 2 * margin_of(scale)) for some in folders)
     return Subject(
         base=base[0],
@@ -199,6 +212,16 @@ def _network(sources: Sources, role: str) -> _Loaded:
         described = describe_network(path)
         return network, described["architecture"], described["arguments"]
     return network, *((type(network).__name__, {}) if known is None else known[:2])
+
+
+@torch.no_grad()
+def _share_unused(base: nn.Module, target: nn.Module) -> None:
+    """Give base what target has where it plays no part in the image, so that nothing silent moves along the path."""
+    if isinstance(base, TwoBranch):
+        moved = dict(target.named_parameters())
+        for name, value in base.named_parameters():
+            if any(fnmatchcase(name, pattern) for pattern in base.unused_in_restoring):
+                value.copy_(moved[name])
 
 
 def _pair_findings(base: _Loaded, target: _Loaded) -> list[str]:

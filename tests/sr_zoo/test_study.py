@@ -22,7 +22,7 @@ from sr_zoo.cli import main
 from sr_zoo.degradations import clean_inputs, evaluation_inputs
 from sr_zoo.images import write_image
 from sr_zoo.models import SRCNNStyle, SRResNet
-from sr_zoo.pretrained import save_network
+from sr_zoo.pretrained import build, save_network
 from sr_zoo.study import (
     STAGES,
     Settings,
@@ -446,6 +446,18 @@ class TestSources:
         names = {name: str(folders / f"{name}.safetensors") for name in ("base", "target")}
         with pytest.raises(StudyError, match=r"photographs to search on: 0 of 2 are at least 160x160"):
             open_subject(Sources(**names, images=folders / "photos"), small(crop=128))
+
+    def test_what_a_second_branch_says_of_the_degradation_does_not_move(self, folders: Path) -> None:
+        arguments = {"num_feat": 4, "num_block": 1, "hidden": 2, "condition": 2, "predictor_feat": 2}
+        for seed, role in enumerate(("one", "other")):
+            torch.manual_seed(seed)
+            state = build("two_branch", arguments).state_dict()
+            save_network(folders / f"{role}.safetensors", "two_branch", arguments, state, {})
+        names = {"base": str(folders / "one.safetensors"), "target": str(folders / "other.safetensors")}
+        subject = open_subject(Sources(**names, images=folders / "photos"), small())
+        assert subject.unused == ("estimate.*",)
+        torch.testing.assert_close(subject.base.estimate.weight, subject.target.estimate.weight, rtol=0, atol=0)
+        assert not torch.equal(subject.base.conv_last.weight, subject.target.conv_last.weight)
 
     def test_one_folder_is_split_in_halves(self, folders: Path) -> None:
         names = {name: str(folders / f"{name}.safetensors") for name in ("base", "target")}

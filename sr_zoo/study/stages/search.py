@@ -114,6 +114,7 @@ def _sanity(context: Context) -> Results:
                 labelled=labelled if len(labelled) == 2 else None,
                 seed=settings.seed,
                 n_steps=settings.steps,
+                allow_unused=subject.unused,
             )
             for name in subject.functions
         }
