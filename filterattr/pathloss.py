@@ -10,12 +10,14 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.hooks import GradientHooks, first_nonfinite_output, tensors_in
+from filterattr.engine.hooks import GradientHooks, first_nonfinite_output
+from filterattr.engine.memory import SavedBytes, is_out_of_memory
 from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.randomness import seed_all
 from filterattr.engine.slots import Slots
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, name_some
+from filterattr.shortage import Advice, sizes_of
 
 Loss: TypeAlias = Callable[..., Tensor]
 Leaves: TypeAlias = Mapping[str, nn.Parameter]
@@ -37,6 +39,8 @@ class PathLoss(Generic[G]):
         autocast: What the loss is evaluated in; the default leaves that to the user.
 
     Attributes:
+        path: The path.
+        moved: The parameters that change along the path.
         losses: Place to loss of the current sample, float64.
         gradients: What the gradients of the current sample add up to, for the parameters that change along the path;
             the others count exactly 0 and cost neither time nor memory.
@@ -52,12 +56,12 @@ class PathLoss(Generic[G]):
         autocast: Autocast | None = None,
     ) -> None:
         _keep_freed_memory()
-        self._moved = path.moved()
+        self.path = path
+        self.moved = path.moved()
         self.gradients = gradients
         self.losses: dict[float, Tensor] = {}
         self._model = model
         self._slots = slots
-        self._path = path
         self._loss = loss
         self._autocast = autocast or Autocast()
         # the same memory at every place: fresh memory has to be asked for, and costs more than to fill it
@@ -98,10 +102,9 @@ class PathLoss(Generic[G]):
         """
 
         def evaluate(leaves: Leaves) -> Tensor:
-            value = self._evaluate()
-            self._check_loss(value)
-            if coefficient is not None and self._moved:
-                moved = {name: leaves[name] for name in self._moved}
+            value = self.evaluate(self._arguments)
+            if coefficient is not None and self.moved:
+                moved = {name: leaves[name] for name in self.moved}
                 self.gradients.watch(moved, coefficient)
                 self._backward(value, moved)
             return value.detach().to(torch.float64)
@@ -109,12 +112,12 @@ class PathLoss(Generic[G]):
         try:
             self.losses[t] = self._with_weights(t, evaluate)
         except (RuntimeError, MemoryError) as error:
-            if _is_out_of_memory(error):
-                error.add_note(self._advice(t))
+            if is_out_of_memory(error):
+                self._advise(error, t)
             raise
         if coefficient is not None:
             self._coefficients[t] = coefficient
-            self._fitted = max(self._fitted, _sizes(self._arguments), key=lambda sizes: sum(map(math.prod, sizes)))
+            self._fitted = max(self._fitted, sizes_of(self._arguments), key=lambda sizes: sum(map(math.prod, sizes)))
         return self.losses[t]
 
     def losses_at(self, places: Sequence[float]) -> list[float]:
@@ -171,7 +174,7 @@ class PathLoss(Generic[G]):
         """
         silent = [
             name
-            for name in self._moved
+            for name in self.moved
             if name not in self.gradients.reached and not any(fnmatchcase(name, glob) for glob in allow_unused)
         ]
         if silent:
@@ -182,45 +185,61 @@ class PathLoss(Generic[G]):
                 "allow_unused=[...]."
             )
 
-    def _advice(self, t: float) -> str:
-        """What to do about a lack of memory, in the numbers of this sample."""
-        sizes = _sizes(self._arguments)
-        largest = max(sizes, key=math.prod, default=())
-        rows = largest[0] if largest else 1
-        advice = []
-        if rows > 1:
-            advice.append(f"make samples with a first dimension of at most {rows // 2} (it is {rows})")
-        if self._fitted:
-            advice.append(f"the largest sample that fitted in this call has {_listed(self._fitted)}")
-        if not self._autocast.is_used:
-            advice.append('precision="bf16" halves the activations')
-        advice.append("smaller crops or activation checkpointing (use_reentrant=False) need less")
-        holds = f", which holds tensors of {_listed(sizes)}" if sizes else ""
-        return (
-            f"filterattr: the memory did not suffice for one pass at t = {t:.4g}{self._where}{holds}. More nodes or "
-            f"samples need no more memory, so that only a smaller pass helps: {'; '.join(advice)}. The model has got "
-            "its own weights back."
-        )
+    def evaluate(self, arguments: tuple[Any, ...], *, differentiable: bool = True) -> Tensor:
+        """Run the loss in its precision, while the model holds what it shall; `holding` brings the user's back.
 
-    def _evaluate(self) -> Tensor:
-        """Run the loss in its precision; `_with_weights` brings the user's back if it raises."""
-        self._autocast.enter()
-        value = self._loss(self._model, *self._arguments)
-        self._autocast.restore()
+        Args:
+            arguments: What the loss gets after the model.
+            differentiable: Whether it must depend on what the model holds.
+
+        Returns:
+            The loss.
+
+        Raises:
+            LossError: It is no real scalar, or does not depend on the model.
+        """
+        value = self._run(arguments)
+        self._check_loss(value)
+        if differentiable and not value.requires_grad:
+            raise LossError(
+                f"the loss depends on no parameter of the path ({name_some(self.path.base)}). It must call the model "
+                "it is given, without no_grad, inference_mode, detach or reentrant checkpointing."
+            )
         return value
 
-    def _with_weights(self, t: float, work: Callable[[Leaves], Answer]) -> Answer:
-        """Do something while the model holds the weights of one place."""
-        leaves = {name: nn.Parameter(value.detach()) for name, value in self._path.point(t, self._points).items()}
-        held: dict[str, Tensor] = dict(leaves)
-        for name, value in self._path.fresh_fixed().items():
+    def weights_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+        """The weights of one place; their memory is that of every place.
+
+        Args:
+            t: Place on the path.
+
+        Returns:
+            Name to fresh leaf for what moves or could, and name to clone for what stays the same along any path.
+        """
+        leaves = {name: nn.Parameter(value.detach()) for name, value in self.path.point(t, self._points).items()}
+        rest: dict[str, Tensor] = {}
+        for name, value in self.path.fresh_fixed().items():
             is_parameter = name in self._slots.parameters
-            held[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
-        seed_all(self._seed)
+            rest[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+        return leaves, rest
+
+    def holding(self, tensors: dict[str, Tensor], work: Callable[[], Answer]) -> Answer:
+        """Do something while the model holds other tensors.
+
+        Args:
+            tensors: First name to tensor, for every slot; empty afterwards.
+            work: What is done.
+
+        Returns:
+            What ``work`` returns.
+
+        Raises:
+            ModelChangedError: The loss replaced or trained parameters.
+        """
         try:
             try:
-                self._slots.put(held)
-                answer = self._unchanged(work, leaves)
+                self._slots.put(tensors)
+                answer = self._unchanged(work)
             finally:
                 self._autocast.restore()
                 self._slots.restore()
@@ -228,15 +247,46 @@ class PathLoss(Generic[G]):
             self._autocast.restore()
             self._slots.restore()
             # a kept traceback keeps this frame, and autocast its casts of every weight it has seen
-            leaves.clear()
-            held.clear()
+            tensors.clear()
             torch.clear_autocast_cache()
         return answer
 
-    def _unchanged(self, work: Callable[[Leaves], Answer], leaves: Leaves) -> Answer:
+    def _run(self, arguments: tuple[Any, ...]) -> Tensor:
+        """Run the loss in its precision; `holding` brings the user's back if it raises."""
+        self._autocast.enter()
+        value = self._loss(self._model, *arguments)
+        self._autocast.restore()
+        return value
+
+    def _with_weights(self, t: float, work: Callable[[Leaves], Answer]) -> Answer:
+        """Do something while the model holds the weights of one place."""
+        leaves, rest = self.weights_at(t)
+        seed_all(self._seed)
+        try:
+            return self.holding({**leaves, **rest}, lambda: work(leaves))
+        finally:
+            leaves.clear()
+
+    def _advise(self, error: BaseException, t: float) -> None:
+        """Say in a note what to do about a lack of memory; the answer is found by trying fewer rows."""
+
+        def attempt(arguments: tuple[Any, ...], saved: SavedBytes) -> None:
+            def both_ways(leaves: Leaves) -> None:
+                with saved.counting(list(leaves.values())):
+                    value = self.evaluate(arguments)
+                if self.moved:
+                    torch.autograd.grad(value, [leaves[name] for name in self.moved], allow_unused=True)
+
+            self._with_weights(t, both_ways)
+
+        advice = Advice(self._arguments, next(iter(self.path.base.values())).device, attempt)
+        where = f"t = {t:.4g}{self._where}"
+        error.add_note(advice.text(error, where, self._fitted, can_narrow=not self._autocast.is_used))
+
+    def _unchanged(self, work: Callable[[], Answer]) -> Answer:
         """Do the work, and find that the model still holds what was put into it."""
         try:
-            answer = work(leaves)
+            answer = work()
         except Exception as error:
             try:
                 self._slots.check()
@@ -259,7 +309,7 @@ class PathLoss(Generic[G]):
             ) from error
 
     def _check_loss(self, value: object) -> None:
-        """Refuse everything but one real scalar that can be differentiated."""
+        """Refuse everything but one real scalar."""
         if not isinstance(value, Tensor):
             raise LossError(
                 f"loss must return one scalar tensor; got {type(value).__name__}. Return the tensor itself, without "
@@ -274,38 +324,17 @@ class PathLoss(Generic[G]):
                 f"with a precision below float32 the loss itself must come out in float32; got {value.dtype}, of which "
                 "three digits are left. Compute it from the float32 output of the network: model(x).float()."
             )
-        if not value.requires_grad:
-            raise LossError(
-                f"the loss depends on no parameter of the path ({name_some(self._path.base)}). It must call the model "
-                "it is given, without no_grad, inference_mode, detach or reentrant checkpointing."
-            )
 
     def _first_trouble(self, t: float) -> str:
         """Name the module whose output is the first that is not finite."""
 
         def search(_leaves: Leaves) -> str | None:
-            return first_nonfinite_output(self._model, self._evaluate)
+            return first_nonfinite_output(self._model, lambda: self._run(self._arguments))
 
         name = self._with_weights(t, search)
         if name is None:
             return ""
         return f", first seen in the output of '{name}'" if name else ", first seen in the output of the model"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or Python ran out of memory; the CPU's allocator has no type of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        part in str(error) for part in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
-    )
-
-
-def _sizes(arguments: tuple[Any, ...]) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in tensors_in(arguments)]
-
-
-def _listed(sizes: list[tuple[int, ...]]) -> str:
-    more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
-    return ("shape " if len(sizes) == 1 else "shapes ") + ", ".join(map(str, sizes[:5])) + more
 
 
 def _keep_freed_memory() -> None:

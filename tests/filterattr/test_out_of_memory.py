@@ -42,7 +42,7 @@ def test_the_note_names_sample_place_and_what_fits(error: BaseException, aggrega
     (note,) = error.__notes__
     assert "one pass at t = " in note
     assert "(sample 1), which holds tensors of shapes (12, 1, 8, 8), (8, 8)." in note
-    assert "a first dimension of at most 6 (it is 12)" in note
+    assert "a first dimension of at most 4 (its first dimension is 12; the first 4 have just fitted)" in note
     assert "the largest sample that fitted in this call has shapes (4, 1, 8, 8), (8, 8)" in note
     assert 'precision="bf16" halves the activations' in note
     assert before.changes(base) == []
@@ -78,5 +78,5 @@ def test_a_real_lack_of_memory_on_cuda_leaves_the_model_as_it_was() -> None:
 
     with pytest.raises(torch.OutOfMemoryError) as caught:
         FilterAttributor(base).attribute(base, target, loss, images)
-    assert "a first dimension of at most 1" in caught.value.__notes__[0]
+    assert "not even the first row of the sample fits by itself (its first dimension is 2)" in caught.value.__notes__[0]
     assert before.changes(base) == []

@@ -1,0 +1,125 @@
+"""Samples that are alike, stacked so that a function of one sample can be mapped over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+
+
+class Sample(NamedTuple):
+    """One sample on its way to a computation.
+
+    Attributes:
+        arguments: What the loss gets after the model.
+        seed: Seed of its randomness.
+        number: Its place in the data.
+    """
+
+    arguments: tuple[Any, ...]
+    seed: int
+    number: int
+
+
+class Stack:
+    """Several samples as one, with one more dimension in front of every tensor.
+
+    Attributes:
+        tensors: The stacked tensors, without history.
+
+    Args:
+        samples: At least one; they are `alike`.
+
+    Example:
+        >>> stack = Stack([Sample(({"x": torch.tensor(float(i)), "scale": 2},), 0, i) for i in range(3)])
+        >>> stack.tensors
+        (tensor([0., 1., 2.]),)
+        >>> stack.arguments([torch.tensor(5.0)])
+        ({'x': tensor(5.), 'scale': 2},)
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._leaves, self._structure = tree_flatten(samples[0].arguments)
+        self._places = [place for place, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
+        rows = [tree_flatten(sample.arguments)[0] for sample in samples]
+        self.tensors = tuple(torch.stack([row[place].detach() for row in rows]) for place in self._places)
+
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Arguments of the samples' structure, with other tensors.
+
+        Args:
+            tensors: One for each of `tensors`.
+        """
+        leaves = list(self._leaves)
+        for place, tensor in zip(self._places, tensors, strict=True):
+            leaves[place] = tensor
+        return tuple(tree_unflatten(leaves, self._structure))
+
+
+def runs_of_alike(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Cut samples where they cannot be stacked with the one before.
+
+    Args:
+        samples: In order.
+
+    Yields:
+        The same samples in the same order, in runs of at least one.
+
+    Example:
+        >>> samples = [Sample((torch.zeros(size),), 0, number) for number, size in enumerate([2, 2, 3])]
+        >>> [[sample.number for sample in run] for run in runs_of_alike(samples)]
+        [[0, 1], [2]]
+    """
+    run: list[Sample] = []
+    for sample in samples:
+        if run and not _alike(run[0], sample):
+            yield run
+            run = []
+        run.append(sample)
+    if run:
+        yield run
+
+
+def _alike(first: Sample, second: Sample) -> bool:
+    """Whether two samples have the same structure, tensors of the same kinds, and the same of everything else."""
+    (own, structure), (others, other) = tree_flatten(first.arguments), tree_flatten(second.arguments)
+    return (
+        structure == other
+        and any(isinstance(leaf, Tensor) for leaf in own)
+        and all(_same_kind(one, two) for one, two in zip(own, others, strict=True))
+    )
+
+
+def _same_kind(one: Any, two: Any) -> bool:
+    if one is two and not isinstance(one, Tensor):
+        return True
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, Tensor):
+        kinds = [(tensor.shape, tensor.dtype, tensor.device, tensor.layout) for tensor in (one, two)]
+        return kinds[0] == kinds[1] and one.layout == torch.strided
+    return isinstance(one, _PLAIN) and bool(one == two)
+
+
+def cut_rows(arguments: tuple[Any, ...], rows: int, to: int) -> tuple[Any, ...]:
+    """Keep the first rows of every tensor that has so many.
+
+    Args:
+        arguments: Tensors in lists, tuples and mappings; everything else stays.
+        rows: The first dimension of what is cut.
+        to: How many are kept.
+
+    Example:
+        >>> [tensor.shape[0] for tensor in cut_rows((torch.zeros(4, 2), torch.zeros(3)), 4, 2)]
+        [2, 3]
+    """
+
+    def cut(leaf: Any) -> Any:
+        return leaf[:to] if isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,) else leaf
+
+    return tuple(tree_map(cut, arguments))
