@@ -109,6 +109,7 @@ class FilterAttributor:
         buffers: Side | None = None,
         allow_unused: str | Sequence[str] = (),
         precision: Precision | None = None,
+        samples_per_pass: int = 1,
         checkpoint: str | PathLike[str] | None = None,
         distributed: bool = False,
         progress: Progress = None,
@@ -118,20 +119,21 @@ class FilterAttributor:
         With ``checkpoint``, the sums are put on the disk after every sample, in one atomic step. A call that was
         killed at any moment and is made again skips what is done, loses at most the sample it was working on (with
         ``aggregate="pooled"``, whose sums are as large as the weights and put away more rarely, at most 16), and
-        returns the same bits as an uninterrupted call; a finished job returns at once, and goes on if data has got
-        more samples. The file knows its job: other weights, settings, units, train flags or samples, or another loss
-        at base, are refused; another PyTorch version, processor or number of threads is warned about. The randomness
-        is that of the job's first start. Writing takes about 15 ms, and 50 ms more per million numbers (6 for every
-        unit): it pays where a sample takes longer than that. Samples must be made of tensors, arrays, pictures,
-        numbers, texts, bytes, paths and ``None``, in tuples, lists, mappings and dataclasses; the loss itself is only
-        known by its value.
+        returns the same bits as an uninterrupted call (with ``samples_per_pass``, it loses at most those of one pass,
+        and as many must go into a pass as before for the same bits); a finished job returns at once, and goes on if
+        data has got more samples. The file knows its job: other weights, settings, units, train flags or samples, or
+        another loss at base, are refused; another PyTorch version, processor, or number of threads or of samples in a
+        pass is warned about. The randomness is that of the job's first start. Writing takes about 15 ms, and 50 ms more
+        per million numbers (6 for every unit): it pays where a sample takes longer than that. Samples must be made of
+        tensors, arrays, pictures, numbers, texts, bytes, paths and ``None``, in tuples, lists, mappings and
+        dataclasses; the loss itself is only known by its value.
 
         With ``distributed``, the processes of `torch.distributed` share the samples out: rank r of n computes samples
         r, r + n, and so on. Every rank makes the same call with the same data, which it passes through as a whole, and
-        gets the same bits, within 1e-10 of those of a single process. The ranks speak after every sample: if one
-        raises, all raise; if one dies, the others raise at the latest after the timeout of the process group. Other
-        weights, settings or samples on some rank are refused. The checkpoint of rank r is kept at
-        ``<stem>.rank<r><suffix>``.
+        gets the same bits, within 1e-10 of those of a single process (within the rounding of the network, if samples
+        share passes). The ranks speak after every sample: if one raises, all raise; if one dies, the others raise at
+        the latest after the timeout of the process group. Other weights, settings or samples on some rank are refused.
+        The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
 
         Args:
             base: Weights that lack the function: a module or a state dict (wrappers, ``"params_ema"`` and ``module.``
@@ -167,6 +169,12 @@ class FilterAttributor:
             allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
             precision: ``"bf16"`` evaluates the loss under autocast to bfloat16; gradients arrive in the parameters' own
                 type and are added up in float64. ``None`` leaves the precision to you.
+            samples_per_pass: How many samples in a row may share a pass, each with its own gradient: faster where
+                samples and network are small, and the same scores but for rounding. Shared are those that are tuples,
+                lists and mappings of tensors of the same shapes, and of the same numbers and texts; others are
+                evaluated by themselves. Costs memory: for every sample, its part of the pass and three float32 copies
+                of what moves along the path. Where that does not suffice, the number is halved, with a warning. The
+                loss stays that of one sample; `torch.func.vmap` must be able to map it over samples.
             checkpoint: File that keeps what is done; needs the safetensors package.
             distributed: Share the samples with the other ranks of the default process group.
             progress: ``True`` or ``False`` for a progress bar, a function of ``(done, total)`` passes, or ``None`` for
@@ -178,7 +186,9 @@ class FilterAttributor:
         Raises:
             StateMismatchError: An end point does not fit the model; everything wrong is in one message.
             SettingError: A method, number or data argument cannot be used.
-            LossError: The loss is no real scalar, or does not depend on (some of) the changed parameters.
+            LossError: The loss is no real scalar, does not depend on (some of) the changed parameters, or cannot be
+                mapped over samples although ``samples_per_pass`` asks for it: it draws random numbers, reads values of
+                tensors, or writes in place, as batch normalisation in train mode does.
             NonFiniteError: A loss or gradient is infinite or not a number; its place on the path is named.
             ModelChangedError: The loss replaced, trained or wrote to parameters of the model, or another thread is
                 computing with other weights in it.
@@ -191,13 +201,14 @@ class FilterAttributor:
         def prepare() -> tuple[tuple[Run[Any], JobFile | None], Message]:
             claim.take()
             mode.enter()
-            plan = Plan(method, n_steps, tolerance, aggregate, until)
+            plan = Plan(method, n_steps, tolerance, aggregate, until, samples_per_pass)
             run = plan.run(self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision))
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
             identity = run.identity(with_data=data is not None)
             file = None if checkpoint is None else _job_file(checkpoint, identity, ranks if distributed else None, run)
-            return (run, file), {**identity, "checkpoint": file is not None, "until": until is None}
+            more = {"checkpoint": file is not None, "until": until is None, "samples_per_pass": samples_per_pass}
+            return (run, file), {**identity, **more}
 
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
@@ -327,7 +338,7 @@ def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ra
     if ranks is not None:
         path = path.with_name(f"{path.stem}.rank{ranks.rank}{path.suffix}")
     share = {"rank": f"{ranks.rank} of {ranks.size}" if ranks is not None else "0 of 1"}
-    return JobFile(path, {**job, **share}, job_environment(run.job.device))
+    return JobFile(path, {**job, **share}, job_environment(run.job.device, run.samples_per_pass))
 
 
 def _computing_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:

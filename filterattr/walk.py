@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.identity import digest_of
 from filterattr.engine.randomness import RandomState
+from filterattr.engine.stacks import Sample
 from filterattr.engine.storage import JobFile, StoredJob
 from filterattr.engine.sums import SampleSums
 from filterattr.errors import FilterAttrWarning, SettingError, StorageError
@@ -26,9 +27,10 @@ class SampleRun(Protocol):
 
     sums: SampleSums
     keeps_every: int
+    samples_per_pass: int
 
-    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
-        """Add one sample to the sums and return its losses along the path, base first and target last."""
+    def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Add samples to the sums and return their losses along the path, base first and target last."""
 
     def skip_sample(self) -> None:
         """Note that a sample is in the sums already."""
@@ -46,8 +48,9 @@ class SampleRun(Protocol):
 class Walk:
     """Feed samples to a computation, each exactly once over all processes and all interrupted calls.
 
-    Rank r of n takes the samples r, r + n, r + 2 n and so on. The data source sees the random stream of the first
-    start of the job on its first rank, and every sample has a seed of its own that does not depend on who computes it.
+    Rank r of n takes the samples r, r + n, r + 2 n and so on, in every round as many as the computation wants at once.
+    The data source sees the random stream of the first start of the job on its first rank, and every sample has a seed
+    of its own that does not depend on who computes it.
 
     Args:
         run: The computation.
@@ -82,8 +85,9 @@ class Walk:
         stream = RandomState()
         seed = stream.derive_seed()
         samples: Iterator[tuple[Any, ...]] = iter([()]) if data is None else ((sample,) for sample in data)
-        begin, number = 0, self.ranks.size
-        while number == self.ranks.size:
+        whole = self.ranks.size * self.run.samples_per_pass
+        begin, number = 0, whole
+        while number == whole:
             number, answers = self.ranks.together(lambda begin=begin: self._round(samples, stream, begin, seed))  # type: ignore[misc]
             self.ranks.agree(answers, "data")
             begin += number
@@ -119,7 +123,7 @@ class Walk:
         different = [
             f"{name} {stored.environment.get(name)}, now {value}"
             for name, value in self.file.environment.items()
-            if stored.environment.get(name) != value
+            if stored.environment.get(name, value) != value
         ]
         if different:
             warnings.warn(
@@ -155,19 +159,26 @@ class Walk:
     def _round(
         self, samples: Iterator[tuple[Any, ...]], stream: RandomState, begin: int, seed: int
     ) -> tuple[int, Message]:
-        """Take one sample for every process and work on the own one."""
+        """Take samples for every process and work on the own ones."""
         digests: list[str] = []
-        for rank in range(self.ranks.size):
+        own: list[tuple[Sample, str]] = []
+        whole = self.ranks.size * self.run.samples_per_pass
+        for place in range(whole):
             stream.restore()
             arguments = next(samples, None)
             if arguments is None:
                 break
             stream.update()
-            index = begin + rank
+            index = begin + place
             digests.append(self._digest(arguments, index))
-            if rank == self.ranks.rank:
-                self._work(arguments, seed + index, index, digests[-1])
-        if len(digests) < self.ranks.size and self._met < len(self._digests):
+            if place % self.ranks.size == self.ranks.rank:
+                own.append((Sample(arguments, seed + index, index), digests[-1]))
+                if len(own) == self.run.samples_per_pass:
+                    self._work(own)
+                    own = []
+        if own:
+            self._work(own)
+        if len(digests) < whole and self._met < len(self._digests):
             raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
         return len(digests), {"number of samples": len(digests), "sample": digest_of(digests)}
 
@@ -177,26 +188,34 @@ class Walk:
             return ""
         return digest_of(arguments[0] if arguments else None, f"sample {index}")
 
-    def _work(self, arguments: tuple[Any, ...], seed: int, index: int, digest: str) -> None:
-        """Integrate a sample, or skip it if that is done."""
-        place, self._met = self._met, self._met + 1
-        if place < len(self._digests):
-            if self._digests[place] != digest:
-                raise self._other_job(
-                    f"sample {index} is another one than it was; data must come in the same order (seed what shuffles)"
-                )
-            if place == 0:
-                self._check_loss(self.run.loss_at_base(arguments, seed, index))
-            self.run.skip_sample()
+    def _work(self, samples: Sequence[tuple[Sample, str]]) -> None:
+        """Integrate samples, or skip those that are done."""
+        new = [(sample, digest) for sample, digest in samples if not self._is_done(sample, digest)]
+        if not new:
             return
-        losses = self.run.add_sample(arguments, seed, index)
+        losses = self.run.add_samples([sample for sample, _ in new])
         if self.file is not None:
-            if place == 0:
-                self._first_losses = losses[0], losses[-1]
-            self._digests.append(digest)
+            if not self._digests:
+                self._first_losses = losses[0][0], losses[0][-1]
+            self._digests += [digest for _, digest in new]
             self._unwritten = True
             if self._met % self.run.keeps_every == 0:
                 self._write()
+
+    def _is_done(self, sample: Sample, digest: str) -> bool:
+        """Whether a sample is in the sums that were taken from the file."""
+        place, self._met = self._met, self._met + 1
+        if place >= len(self._digests):
+            return False
+        if self._digests[place] != digest:
+            raise self._other_job(
+                f"sample {sample.number} is another one than it was; data must come in the same order (seed what "
+                "shuffles)"
+            )
+        if place == 0:
+            self._check_loss(self.run.loss_at_base(*sample))
+        self.run.skip_sample()
+        return True
 
     def _check_loss(self, value: float) -> None:
         """Functions cannot be compared; what they return can."""
@@ -224,20 +243,22 @@ class Walk:
         self.file.write(tensors, {"n_samples": self.run.sums.count, "first_losses": list(self._first_losses)})
 
 
-def job_environment(device: torch.device) -> dict[str, Any]:
+def job_environment(device: torch.device, samples_per_pass: int = 1) -> dict[str, Any]:
     """Say what decides about the last bits of a result.
 
     Args:
         device: Where the model is.
+        samples_per_pass: How many samples are evaluated at once.
 
     Returns:
         Names to values for `JobFile`.
 
     Example:
         >>> sorted(job_environment(torch.device("cpu")))
-        ['device', 'processor', 'threads', 'torch']
+        ['device', 'processor', 'samples_per_pass', 'threads', 'torch']
     """
     return {
+        "samples_per_pass": samples_per_pass,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "processor": torch.backends.cpu.get_cpu_capability(),

@@ -46,6 +46,13 @@ class RandomState:
         random.setstate(self._others[0])
         np.random.set_state(self._others[1])  # noqa: NPY002
 
+    def is_present(self) -> bool:
+        """Whether Python's and NumPy's generators are still in the remembered state."""
+        own: Any = self._others[1]
+        now: Any = np.random.get_state()  # noqa: NPY002
+        same = own[2:] == now[2:] and np.array_equal(own[1], now[1])
+        return bool(same and random.getstate() == self._others[0])
+
     def derive_seed(self) -> int:
         """Return a seed that depends on the remembered state of the CPU, without using that state up."""
         generator = torch.Generator()

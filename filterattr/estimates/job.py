@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, get_args
 
@@ -14,6 +14,7 @@ from filterattr.engine.identity import digest_of
 from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.slots import Slots
+from filterattr.engine.stacks import Sample
 from filterattr.engine.sums import SampleSums
 from filterattr.errors import SettingError, name_some
 from filterattr.pathloss import G, Loss, PathLoss
@@ -87,6 +88,7 @@ class Run(ABC, Generic[G]):
         sums: What was added up so far; everything else can be made again.
         passes: Forward-backward passes of one sample; ``None`` where they depend on the sample.
         advance: Called after every pass.
+        samples_per_pass: Number of samples that are best handed over at once.
 
     Args:
         job: What is to be done.
@@ -95,6 +97,7 @@ class Run(ABC, Generic[G]):
 
     passes: int | None
     sums: SampleSums
+    samples_per_pass = 1
     keeps_every = 1  # number of samples after which it is worth while to put the sums on the disk
 
     def __init__(self, job: Job, gradients: G) -> None:
@@ -118,6 +121,17 @@ class Run(ABC, Generic[G]):
         Returns:
             Losses of this sample, that at base first and that at target last.
         """
+
+    def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Add several samples to the sums.
+
+        Args:
+            samples: In the order of the data.
+
+        Returns:
+            For each, what `add_sample` returns.
+        """
+        return [self.add_sample(*sample) for sample in samples]
 
     @abstractmethod
     def result(self) -> FilterAttribution:

@@ -10,6 +10,7 @@ from filterattr.estimates.adaptive import DEFAULT_LIMIT, DEFAULT_TOLERANCE, Adap
 from filterattr.estimates.job import Job, Run
 from filterattr.estimates.per_sample import FixedRun
 from filterattr.estimates.pooled import PooledRun, Until
+from filterattr.estimates.stacked import StackedRun
 from filterattr.estimates.waypoints import WaypointRun
 
 DEFAULT_METHOD = "gausslegendre"
@@ -25,6 +26,7 @@ class Plan:
         tolerance: Of the adaptive rule.
         aggregate: ``"per_sample"`` or ``"pooled"``.
         until: When a pooled run stops.
+        samples_per_pass: How many samples may be evaluated at once.
 
     Raises:
         SettingError: A setting is unknown, or does not go together with the others.
@@ -37,6 +39,7 @@ class Plan:
         tolerance: float | None = None,
         aggregate: str = "per_sample",
         until: Until | None = None,
+        samples_per_pass: int = 1,
     ) -> None:
         self._tolerance, self._until = tolerance, until
         self._is_pooled, self._is_adaptive = aggregate == "pooled", method == "adaptive"
@@ -53,8 +56,14 @@ class Plan:
             raise SettingError('until needs aggregate="pooled": scores of single samples are averaged over all data.')
         if until is not None and until != "settled" and not callable(until):
             raise SettingError(f'until must be "settled" or a function of the result so far; got {until!r}.')
+        self.samples_per_pass = _whole("samples_per_pass", samples_per_pass)
+        if self.samples_per_pass > 1 and (self._is_pooled or self._is_adaptive):
+            raise SettingError(
+                f"samples_per_pass={samples_per_pass} needs the same nodes for all samples; leave it out, or "
+                'aggregate="pooled" and method="adaptive".'
+            )
         if self._is_pooled:
-            self.n_steps = _whole(1 if n_steps is None else n_steps)
+            self.n_steps = _whole("n_steps", 1 if n_steps is None else n_steps)
         elif self._is_adaptive:
             self.n_steps = DEFAULT_LIMIT if n_steps is None else n_steps
             NestedQuadrature.up_to(self.n_steps)
@@ -72,7 +81,7 @@ class Plan:
             The run.
 
         Raises:
-            SettingError: Waypoints need a fixed rule; the tolerance is out of range.
+            SettingError: Waypoints need a fixed rule and single samples; the tolerance is out of range.
         """
         if job.path.waypoints and (self._is_pooled or self._is_adaptive):
             raise SettingError(
@@ -82,12 +91,18 @@ class Plan:
             return PooledRun(job, self.n_steps, self._until)
         if self._is_adaptive:
             return AdaptiveRun(job, DEFAULT_TOLERANCE if self._tolerance is None else self._tolerance, self.n_steps)
+        if job.path.waypoints and self.samples_per_pass > 1:
+            raise SettingError(
+                f"samples_per_pass={self.samples_per_pass} needs a straight path; leave it out, or the waypoints."
+            )
         if job.path.waypoints:
             return WaypointRun(job, self._quadrature)
+        if self.samples_per_pass > 1:
+            return StackedRun(job, self._quadrature, self.samples_per_pass)
         return FixedRun(job, self._quadrature)
 
 
-def _whole(n_steps: object) -> int:
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-        raise SettingError(f"n_steps must be a whole number of at least 1; got {n_steps!r}.")
-    return n_steps
+def _whole(name: str, number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise SettingError(f"{name} must be a whole number of at least 1; got {number!r}.")
+    return number

@@ -105,6 +105,13 @@ def pooled(data: list[torch.Tensor], loss=squared, **options) -> FilterAttributi
     return attribute(data, loss, n_steps=1, aggregate="pooled", **options)
 
 
+def together(data: list[torch.Tensor], number: int, **options) -> FilterAttribution:
+    """Several samples in one pass; dropout would make that impossible."""
+    base, target, model = (network(seed).eval() for seed in (1, 2, 0))
+    options = {"n_steps": 3, "distributed": True, **options}
+    return FilterAttributor(model).attribute(base, target, squared, data, samples_per_pass=number, **options)
+
+
 def stopped(so_far: FilterAttribution) -> bool:
     return so_far.n_samples >= 24
 
@@ -166,6 +173,10 @@ def cases(rank: int, size: int, folder: Path) -> dict[str, Callable[[], FilterAt
         "pooled stopped": lambda: pooled(samples(40), until=stopped),
         "pooled kept": lambda: taken_up_at_different_places(rank, folder),
         "bad until": lambda: pooled(samples(40), until=stopped if rank else None),
+        "together": lambda: together(samples(11), 2),
+        "together few": lambda: together(samples(3), 4),
+        "together kept": lambda: together(samples(5 + 2 * size), 2, checkpoint=folder / "together"),
+        "bad together": lambda: together(samples(6), 2 + rank),
         "killed": lambda: dying(rank, lambda: os.kill(os.getpid(), signal.SIGKILL)),
         "exiting": lambda: dying(rank, lambda: sys.exit(3)),
         "hanging": lambda: dying(rank, lambda: time.sleep(2 * SHORT_TIMEOUT)),

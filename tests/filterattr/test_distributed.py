@@ -14,7 +14,7 @@ import torch
 
 from filterattr import FilterAttribution, SettingError
 from filterattr.engine.distributed import Ranks
-from tests.filterattr.rank_worker import SHORT_TIMEOUT, TIMEOUT, attribute, pooled, samples, squared
+from tests.filterattr.rank_worker import SHORT_TIMEOUT, TIMEOUT, attribute, pooled, samples, squared, together
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +73,8 @@ def assert_close_to_one_process(folder: Path, name: str, single: FilterAttributi
 NORMAL = [
     "uneven", "few", "alone", "empty", "iterator", "wrapped", "shuffled", "raising", "all raising", "bad base",
     "bad steps", "bad setting", "bad order", "bad number", "bad share", "bad sample", "one checkpoint", "kept",
-    "kept again", "kept other", "adaptive", "pooled", "pooled stopped", "pooled kept", "bad until", "even",
+    "kept again", "kept other", "adaptive", "pooled", "pooled stopped", "pooled kept", "bad until", "together",
+    "together few", "together kept", "bad together", "even",
 ]  # fmt: skip
 
 
@@ -175,6 +176,13 @@ class TestRefinedAndPooled:
             )
         assert (shared.total, shared.remainder) == pytest.approx((single.total, single.remainder), rel=1e-10)
         assert shared.agreement == single.agreement
+
+    @pytest.mark.parametrize(("name", "count"), [("together", 11), ("together few", 3), ("together kept", 9)])
+    def test_samples_that_share_passes(self, folder, name, count):
+        assert_close_to_one_process(folder, name, together(samples(count), 1, distributed=False))
+
+    def test_as_many_must_share_a_pass_on_all_ranks(self, folder):
+        assert_raised(folder, "bad together", *2 * [("DistributedError", "samples_per_pass")])
 
     def test_all_ranks_must_be_able_to_stop(self, folder):
         assert_raised(folder, "bad until", *[("DistributedError", "rank 1 has another until than rank 0")] * 2)
