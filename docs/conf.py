@@ -135,6 +135,7 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "filterattr"
 html_context = {"docs_version": os.environ.get("DOCS_VERSION", version)}
 html_sidebars = {

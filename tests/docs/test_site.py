@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,10 +20,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SITE = Path(os.environ.get("FILTERATTR_SITE", ROOT / "docs" / "_build" / "html"))
 WIDTHS = (1280, 375)
+PATIENCE = 90.0  # seconds from one page to the next
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 pytestmark = [
     pytest.mark.site,
+    pytest.mark.timeout(1800),  # of the browser's walk through all pages on a busy machine; half a minute on a free one
     pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built; `make docs` builds it"),
 ]
 
@@ -123,7 +126,10 @@ async function look(page, width) {
 }
 (async () => {
   const results = [];
-  for (const page of PAGES) for (const width of WIDTHS) results.push(await look(page, width));
+  for (const page of PAGES) {
+    for (const width of WIDTHS) results.push(await look(page, width));
+    await fetch('/seen', {method: 'POST', body: JSON.stringify(page)});
+  }
   await fetch('/done', {method: 'POST', body: JSON.stringify(results)});
 })();
 </script>"""
@@ -134,6 +140,7 @@ class Server(SimpleHTTPRequestHandler):
 
     driver = ""
     report: list[dict[str, Any]] | None = None
+    last_sign = 0.0
     is_done = threading.Event()
 
     def do_GET(self) -> None:
@@ -148,10 +155,13 @@ class Server(SimpleHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_POST(self) -> None:
-        Server.report = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(204)
         self.end_headers()
-        Server.is_done.set()
+        Server.last_sign = time.monotonic()
+        if self.path == "/done":
+            Server.report = content
+            Server.is_done.set()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -176,8 +186,11 @@ def visit(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) -> 
             stdout=subprocess.DEVNULL,
             stderr=stream,
         )
+        Server.last_sign = time.monotonic()
         try:
-            finished = Server.is_done.wait(240)
+            # a busy machine may be slow, a browser that hangs sees no further page
+            while not (finished := Server.is_done.wait(1)) and time.monotonic() - Server.last_sign < PATIENCE:
+                pass
         finally:
             browser.terminate()
             browser.wait(20)
