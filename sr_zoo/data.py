@@ -134,3 +134,20 @@ class PatchSampler:
         if orientation & 4:
             patch = patch.flip(2)
         return torch.rot90(patch, orientation & 3, (1, 2))
+
+
+def without_border(images: Tensor, border: int) -> Tensor:
+    """Cut off what a degradation made of the end of an image.
+
+    Args:
+        images: Shape ``(..., H, W)``.
+        border: Pixels to leave out on every side.
+
+    Returns:
+        A view of shape ``(..., H - 2 * border, W - 2 * border)``.
+
+    Example:
+        >>> without_border(torch.rand(3, 10, 8), 2).shape
+        torch.Size([3, 6, 4])
+    """
+    return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]

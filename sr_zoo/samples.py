@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sr_zoo.data import PatchSampler
+from sr_zoo.data import PatchSampler, without_border
 from sr_zoo.degradations import Degradation
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
@@ -69,13 +69,10 @@ def draw_pairs(
         (['clean', 'blur', 'noise', 'both'], (1, 3, 24, 24))
     """
     wide = PatchSampler(photographs, size + 2 * margin).draw(count, torch.Generator().manual_seed(seed))
+    references = without_border(wide, margin).contiguous()
     pairs = {}
     for place, (name, degradation) in enumerate(inputs.items()):
         generator = torch.Generator().manual_seed(seed * 1009 + place + 1)
-        degraded = _inner(degradation(wide, generator), margin // scale)
-        pairs[name] = [(degraded[i : i + 1], _inner(wide[i : i + 1], margin)) for i in range(count)]
+        degraded = without_border(degradation(wide, generator), margin // scale).contiguous()
+        pairs[name] = [(degraded[i : i + 1], references[i : i + 1]) for i in range(count)]
     return pairs
-
-
-def _inner(images: Tensor, border: int) -> Tensor:
-    return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border].contiguous()

@@ -38,7 +38,28 @@ _CHROMA_STEPS = (
 
 
 @dataclass(frozen=True)
-class JPEG(Degradation):
+class _Compression(Degradation):
+    """What both kinds of compression are described by."""
+
+    quality: int = 75
+    subsampling: str = "4:2:0"
+
+    def __post_init__(self) -> None:
+        """Refuse a quality or subsampling that libjpeg does not have."""
+        check_range(self, "quality", self.quality, 1, 100, whole=True)
+        if self.subsampling not in _SUBSAMPLINGS:
+            known = ", ".join(_SUBSAMPLINGS)
+            raise DegradationError(
+                f"{type(self).__name__}.subsampling must be one of {known}; got {self.subsampling!r}."
+            )
+
+    def strengths(self) -> dict[str, float]:
+        """How far the quality is below 100, as a share of 1."""
+        return {"jpeg": 1 - self.quality / 100}
+
+
+@dataclass(frozen=True)
+class JPEG(_Compression):
     """Encode and decode every image with Pillow, in memory; gradients do not pass.
 
     The images are clipped to [0, 1], rounded to 8 bits, and copied to the CPU and back.
@@ -54,17 +75,6 @@ class JPEG(Degradation):
         >>> JPEG(quality=30)(torch.rand(2, 3, 20, 30)).shape
         torch.Size([2, 3, 20, 30])
     """
-
-    quality: int = 75
-    subsampling: str = "4:2:0"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _check_parameters(self, self.quality, self.subsampling)
-
-    def strengths(self) -> dict[str, float]:
-        """How far the quality is below 100, as a share of 1."""
-        return {"jpeg": 1 - self.quality / 100}
 
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Send every image through a file in memory."""
@@ -84,7 +94,7 @@ class JPEG(Degradation):
 
 
 @dataclass(frozen=True)
-class DifferentiableJPEG(Degradation):
+class DifferentiableJPEG(_Compression):
     """Do what `JPEG` does in differentiable steps; rounding passes gradients on unchanged (straight through).
 
     Colour transform, subsampling, 8x8 cosine transform, quantisation and their way back are those of libjpeg, also in
@@ -104,17 +114,6 @@ class DifferentiableJPEG(Degradation):
         >>> bool(images.grad.abs().sum() > 0)
         True
     """
-
-    quality: int = 75
-    subsampling: str = "4:2:0"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _check_parameters(self, self.quality, self.subsampling)
-
-    def strengths(self) -> dict[str, float]:
-        """How far the quality is below 100, as a share of 1."""
-        return {"jpeg": 1 - self.quality / 100}
 
     def apply(self, images: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Compress each plane by itself, the two of colour at their own resolution."""
@@ -140,15 +139,6 @@ class DifferentiableJPEG(Degradation):
             chroma = _compress(chroma, steps)
         decoded = _round(_to_rgb(torch.cat((luma, chroma), dim=1))).clamp(0, 255)
         return (decoded / 255).to(images.dtype)
-
-
-def _check_parameters(owner: object, quality: int, subsampling: str) -> None:
-    """Refuse a quality or subsampling that libjpeg does not have."""
-    check_range(owner, "quality", quality, 1, 100, whole=True)
-    if subsampling not in _SUBSAMPLINGS:
-        raise DegradationError(
-            f"{type(owner).__name__}.subsampling must be one of {', '.join(_SUBSAMPLINGS)}; got {subsampling!r}."
-        )
 
 
 def _check_channels(images: Tensor) -> None:

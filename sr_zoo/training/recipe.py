@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import FilterAttrError
-from sr_zoo.data import PatchSampler
+from sr_zoo.data import PatchSampler, without_border
 from sr_zoo.degradations import Strengths, from_config
 
 PRECISIONS = ("fp32", "bf16")
@@ -135,7 +135,7 @@ def random_patches(sampler: PatchSampler, recipe: Recipe, scale: int, iteration:
         The batch.
 
     Example:
-        >>> from sr_zoo.data import PatchSampler
+        >>> from sr_zoo.data import PatchSampler, without_border
         >>> from sr_zoo.degradations import clean_inputs
         >>> sampler = PatchSampler([torch.zeros(3, 96, 96, dtype=torch.uint8)], size=96)
         >>> recipe = Recipe(clean_inputs().config(), batch_size=2)
@@ -147,7 +147,7 @@ def random_patches(sampler: PatchSampler, recipe: Recipe, scale: int, iteration:
     wide = sampler.draw(recipe.batch_size, generator).to(device)
     degraded, strengths = from_config(recipe.degradation).traced(wide, generator)
     inner, outer = recipe.margin // scale, recipe.margin
-    return Batch(_without_border(degraded, inner), _without_border(wide, outer), strengths)
+    return Batch(without_border(degraded, inner), without_border(wide, outer), strengths)
 
 
 def _iteration_seed(seed: int, iteration: int) -> int:
@@ -157,8 +157,3 @@ def _iteration_seed(seed: int, iteration: int) -> int:
     thousand seeds are more than a million iterations apart. Seed 0 begins at 0.
     """
     return (seed * 0x9E3779B1 + iteration) % 2**32
-
-
-def _without_border(images: Tensor, border: int) -> Tensor:
-    """Cut ``border`` pixels off every side."""
-    return images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
