@@ -116,24 +116,9 @@ class FilterAttributor:
     ) -> FilterAttribution:
         """Integrate from base to target.
 
-        With ``checkpoint``, the sums are put on the disk after every sample, in one atomic step. A call that was
-        killed at any moment and is made again skips what is done, loses at most the sample it was working on (with
-        ``aggregate="pooled"``, whose sums are as large as the weights and put away more rarely, at most 16), and
-        returns the same bits as an uninterrupted call (with ``samples_per_pass``, it loses at most those of one pass,
-        and as many must go into a pass as before for the same bits); a finished job returns at once, and goes on if
-        data has got more samples. The file knows its job: other weights, settings, units, train flags or samples, or
-        another loss at base, are refused; another PyTorch version, processor, or number of threads or of samples in a
-        pass is warned about. The randomness is that of the job's first start. Writing takes about 15 ms, and 50 ms more
-        per million numbers (6 for every unit): it pays where a sample takes longer than that. Samples must be made of
-        tensors, arrays, pictures, numbers, texts, bytes, paths and ``None``, in tuples, lists, mappings and
-        dataclasses; the loss itself is only known by its value.
-
-        With ``distributed``, the processes of `torch.distributed` share the samples out: rank r of n computes samples
-        r, r + n, and so on. Every rank makes the same call with the same data, which it passes through as a whole, and
-        gets the same bits, within 1e-10 of those of a single process (within the rounding of the network, if samples
-        share passes). The ranks speak after every sample: if one raises, all raise; if one dies, the others raise at
-        the latest after the timeout of the process group. Other weights, settings or samples on some rank are refused.
-        The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
+        The model computes with the weights of every node on the line from base to target, and each sample is
+        integrated by itself. Before the scores of the result, look at its ``completeness_error`` and ``barrier``: they
+        say whether to believe them.
 
         Args:
             base: Weights that lack the function: a module or a state dict (wrappers, ``"params_ema"`` and ``module.``
@@ -194,6 +179,26 @@ class FilterAttributor:
                 computing with other weights in it.
             StorageError: The checkpoint cannot be written, is damaged, or belongs to another job.
             DistributedError: Another rank failed, died, or was given something else.
+
+        Note:
+            With ``checkpoint``, the sums are put on the disk after every sample, in one atomic step. A call that was
+            killed at any moment and is made again skips what is done, loses at most the sample it was working on (with
+            ``aggregate="pooled"``, whose sums are as large as the weights and put away more rarely, at most 16), and
+            returns the same bits as an uninterrupted call (with ``samples_per_pass``, it loses at most those of one
+            pass, and as many must go into a pass as before for the same bits); a finished job returns at once, and
+            goes on if data has got more samples. The file knows its job: other weights, settings, units, train flags
+            or samples, or another loss at base, are refused; another PyTorch version, processor, or number of threads
+            or of samples in a pass is warned about. The randomness is that of the job's first start. Writing takes
+            about 15 ms, and 50 ms more per million numbers (6 for every unit): it pays where a sample takes longer
+            than that. Samples must be made of tensors, arrays, pictures, numbers, texts, bytes, paths and ``None``, in
+            tuples, lists, mappings and dataclasses; the loss itself is only known by its value.
+
+            With ``distributed``, the processes of `torch.distributed` share the samples out: rank r of n computes
+            samples r, r + n, and so on. Every rank makes the same call with the same data, which it passes through as
+            a whole, and gets the same bits, within 1e-10 of those of a single process (within the rounding of the
+            network, if samples share passes). The ranks speak after every sample: if one raises, all raise; if one
+            dies, the others raise at the latest after the timeout of the process group. Other weights, settings or
+            samples on some rank are refused. The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
         """
         ranks = Ranks.joined() if distributed else Ranks()
         claim, mode, entered = Claim(self.model), GradientMode(), RandomState()
@@ -293,6 +298,7 @@ class FilterAttributor:
                 continue
             scored[name] = ScoredParameter(unit, tuple(parameter.shape))
         if findings:
+            findings = list(dict.fromkeys(findings))  # an unknown name is found once for every parameter
             more = f" (and {len(findings) - 5} more)" if len(findings) > 5 else ""
             raise UnitError(" ".join(findings[:5]) + more)
         if not scored:
