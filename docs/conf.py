@@ -152,6 +152,7 @@ html_logo = "_static/logo.svg"
 html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["from_disk.js"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

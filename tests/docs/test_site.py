@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -17,11 +16,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.docs.browser import command, content_of
+
 ROOT = Path(__file__).parents[2]
 SITE = Path(os.environ.get("FILTERATTR_SITE", ROOT / "docs" / "_build" / "html"))
 WIDTHS = (1280, 375)
 PATIENCE = 90.0  # seconds from one page to the next
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 pytestmark = [
     pytest.mark.site,
@@ -169,20 +169,16 @@ class Server(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def visit(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
+    profile = tmp_path_factory.mktemp("profile")
+    start = command(profile, "--window-size=1300,950")
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages]
     Server.driver = DRIVER.replace("PAGES)", f"{json.dumps(names)})").replace("WIDTHS)", f"{json.dumps(WIDTHS)})")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(SITE)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    profile = tmp_path_factory.mktemp("profile")
-    flags = ["--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--window-size=1300,950"]
-    flags += ["--no-sandbox"] if os.geteuid() == 0 else []
     log = profile / "log"
     with log.open("w") as stream:
         browser = subprocess.Popen(
-            [CHROMIUM, *flags, "--enable-logging=stderr", f"http://127.0.0.1:{server.server_port}/driver"],
+            [*start, f"http://127.0.0.1:{server.server_port}/driver"],
             stdout=subprocess.DEVNULL,
             stderr=stream,
         )
@@ -218,3 +214,14 @@ def test_the_console_stays_empty(visit: tuple[list[Any], str]) -> None:
 
 def test_both_widths_of_every_page_were_seen(visit: tuple[list[Any], str], pages: dict[Path, Page]) -> None:
     assert len(visit[0]) == len(WIDTHS) * len(pages)
+
+
+def test_the_search_finds_pages_without_a_server(tmp_path: Path) -> None:
+    address = f"{(SITE / 'search.html').as_uri()}?q=completeness"
+    found = content_of(address, tmp_path, "--virtual-time-budget=20000")
+    assert 'href="explanation/completeness.html' in found
+    assert "finished, found" in found
+
+
+def test_code_can_be_copied(tmp_path: Path) -> None:
+    assert "copybtn" in content_of((SITE / "index.html").as_uri(), tmp_path)
