@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from filterattr.errors import LossError, name_some
 
-_PIECE = 2**18  # entries that are float64 at a time: a whole gradient would double the memory of its parameter
+_PIECE = 2**16  # entries that are float64 at a time: a whole gradient would double the memory of its parameter
 
 
 class GradientHooks(ABC):

@@ -18,7 +18,7 @@ from filterattr.errors import StateMismatchError, name_some
 
 Side = Literal["base", "target"]
 
-_PIECE = 2**18
+_PIECE = 2**16
 _ROUNDING = 1e-9  # of a place between two corners
 
 
