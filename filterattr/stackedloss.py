@@ -133,18 +133,14 @@ class StackedLoss:
         found: list[list[float]] = torch.stack([self._losses[t] for t in places], 1).tolist()
         return found
 
-    def integrals(self) -> list[dict[str, Tensor]]:
-        """For every sample, what its gradients add up to: views, which may be used up."""
-        sums = {} if self._gradients is None else self._gradients.sums
-        return [{name: total[row] for name, total in sums.items()} for row in range(self._width)]
+    def integrals(self) -> dict[str, Tensor]:
+        """Parameter name to what the gradients of every sample add up to, float64; it may be used up."""
+        return {} if self._gradients is None else self._gradients.sums
 
-    def are_finite(self) -> list[bool]:
-        """For every sample, whether its losses and the sums of its gradients are finite numbers."""
-        sums = {} if self._gradients is None else self._gradients.sums
-        parts = (torch.view_as_real(total) if total.is_complex() else total for total in sums.values())
-        rows = [part.flatten(1).sum(1) for part in parts]
-        rows += [values.to(rows[0].device) if rows else values for values in self._losses.values()]
-        return [all(map(math.isfinite, row)) for row in torch.stack(rows, 1).tolist()]
+    def is_finite(self) -> bool:
+        """Whether all losses and gradients are finite numbers; looking at sums is enough, as they stay infinite."""
+        losses = torch.stack(list(self._losses.values())).sum().item()
+        return math.isfinite(losses) and not (self._gradients and self._gradients.find_nonfinite())
 
 
 def refusal(error: Exception) -> LossError:

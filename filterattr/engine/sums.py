@@ -45,15 +45,16 @@ class SampleSums:
         }
         self.count = 0
 
-    def add(self, terms: Iterable[tuple[str, Tensor]]) -> None:
-        """Add one sample.
+    def add(self, terms: Iterable[tuple[str, Tensor]], count: int = 1) -> None:
+        """Add one sample, or several.
 
         Args:
             terms: Every name once, with what is added; they may be made one after the other, so that few are alive.
+            count: Of how many samples they are the sum.
         """
         for name, term in terms:
             self.tensors[name].add_(term)
-        self.count += 1
+        self.count += count
 
     def load(self, tensors: Mapping[str, Tensor], count: object) -> None:
         """Take up sums that were put away.

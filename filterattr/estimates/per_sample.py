@@ -57,25 +57,13 @@ class PerSampleRun(Run[GradientSums]):
         losses = self.path_loss.losses_at(self.places)
         if self.sums.count == 0:
             self.path_loss.check_used(self.job.allow_unused)
-        self.sums.add(self.terms(losses, scale, more, self.path_loss.gradients.sums))
+        self.sums.add(self._terms(losses, scale, more))
         return losses
 
-    def terms(
-        self, losses: list[float], scale: float | None, more: Mapping[str, Tensor], integrals: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Everything that one sample adds, one after the other.
-
-        Args:
-            losses: Its losses along the path.
-            scale: What the integrals are multiplied with; ``None`` uses them up.
-            more: Further terms.
-            integrals: Parameter name to integrated gradient, float64.
-
-        Yields:
-            Names and terms for `SampleSums.add`.
-        """
+    def _terms(self, losses: list[float], scale: float | None, more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Everything that one sample adds, one after the other."""
         yield from more.items()
-        for name, scores in self.attributions.per_unit(integrals, scale):
+        for name, scores in self.attributions.per_unit(self.path_loss.gradients.sums, scale):
             for reduction, score in scores.items():
                 yield f"means/{reduction}/{name}", score
                 yield f"mean_squares/{reduction}/{name}", score.square()

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from filterattr.engine.path import Path
+from filterattr.engine.units import Unit
 from filterattr.result import REDUCTIONS, Reduction, ScoredParameter
 
 TOP = 0.01
@@ -73,16 +75,16 @@ class Attributions:
         groups: dict[str, dict[Reduction, Tensor]] = {}
         for name, integral in integrals.items():
             values = self._values(name, integral, scale)
-            self._signed[name] = values.sum()
+            self._signed[name] = self._sum(values)
             scored = self._parameters.get(name)
             if scored is None:
-                self._absolute[name] = values.abs_().sum()
+                self._absolute[name] = self._sum(values.abs_())
                 continue
-            signed = scored.unit.reduce(values)
+            signed = self._reduce(scored.unit, values)
             if signed.data_ptr() == values.data_ptr():  # every weight is a unit
                 signed = signed.clone()
-            self._absolute[name] = values.abs_().sum()
-            scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": scored.unit.reduce(values)}
+            self._absolute[name] = self._sum(values.abs_())
+            scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": self._reduce(scored.unit, values)}
             if scored.group is None:
                 yield name, _with_all(scores)
             elif scored.group in groups:
@@ -95,19 +97,60 @@ class Attributions:
 
     def totals(self) -> Totals:
         """The sums over all parameters, after the last `per_unit` has come to its end."""
+        return self._totals(1)[0]
+
+    def _totals(self, count: int) -> list[Totals]:
+        """The totals of so many samples; the device is waited for once."""
         if not self._signed:
-            return Totals(0.0, 0.0, 0.0)
+            return count * [Totals(0.0, 0.0, 0.0)]
         # sums of different devices do not meet before they are here
         rows = [torch.stack(list(values.values())) for values in (self._signed, self._absolute)]
-        signed, absolute = torch.stack(rows).tolist()
-        rest = [value for name, value in zip(self._signed, signed, strict=True) if name not in self._parameters]
-        return Totals(sum(signed), sum(rest), sum(absolute))
+        found = []
+        for signed, absolute in torch.stack(rows).reshape(2, len(self._signed), count).permute(2, 0, 1).tolist():
+            rest = [value for name, value in zip(self._signed, signed, strict=True) if name not in self._parameters]
+            found.append(Totals(sum(signed), sum(rest), sum(absolute)))
+        return found
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values.sum()
+
+    def _reduce(self, unit: Unit, values: Tensor) -> Tensor:
+        return unit.reduce(values)
 
     def _values(self, name: str, integral: Tensor, scale: float | None) -> Tensor:
         if scale is None and not integral.is_complex():
             return self._path.multiply_with_change(name, integral)
         change = self._path.change(name)
         values = (integral.conj() * change).real if change.is_complex() else change.mul_(integral)
+        return values if scale is None else values.mul_(scale)
+
+
+class StackedAttributions(Attributions):
+    """The attributions of several samples at once; integrals and scores have one more dimension in front.
+
+    Args:
+        path: The path.
+        parameters: Parameter name to how it is scored.
+    """
+
+    def totals_of_each(self, count: int) -> list[Totals]:
+        """The sums over all parameters for each sample, after the last `per_unit` has come to its end.
+
+        Args:
+            count: Number of samples.
+        """
+        return self._totals(count)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values.flatten(1).sum(1)
+
+    def _reduce(self, unit: Unit, values: Tensor) -> Tensor:
+        reduced: Tensor = vmap(unit.reduce)(values)
+        return reduced
+
+    def _values(self, name: str, integral: Tensor, scale: float | None) -> Tensor:
+        change = self._path.change(name)
+        values = (integral.conj() * change).real if change.is_complex() else integral.mul_(change)
         return values if scale is None else values.mul_(scale)
 
 

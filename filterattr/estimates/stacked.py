@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from filterattr.engine.memory import is_out_of_memory
 from filterattr.engine.quadrature import Quadrature
@@ -14,6 +15,7 @@ from filterattr.engine.stacks import Sample, runs_of_alike
 from filterattr.errors import FilterAttrWarning, LossError, ModelChangedError
 from filterattr.estimates.job import Job
 from filterattr.estimates.per_sample import FixedRun
+from filterattr.estimates.scores import StackedAttributions
 from filterattr.stackedloss import StackedLoss, refusal
 
 
@@ -21,8 +23,8 @@ class StackedRun(FixedRun):
     """The same nodes for every sample, and at every node one pass for all samples that are alike.
 
     The first sample of a call is also evaluated by itself, at base and at one node, with all checks; both ways must
-    come to the same loss and gradient. A sample whose numbers are not finite is integrated again by itself, which finds
-    the place.
+    come to the same loss and gradient. Samples with numbers that are not finite are integrated again one by one, which
+    finds the place.
 
     Args:
         job: What is to be done.
@@ -36,6 +38,7 @@ class StackedRun(FixedRun):
         self._limit = samples_per_pass
         self._is_compared = False
         self._stacked = StackedLoss(self.path_loss)
+        self._scores = StackedAttributions(job.path, job.parameters)
         # base and one node first: what is wrong with the loss shows there
         self._first = tuple(dict.fromkeys((0.0, quadrature.nodes[0])))
         self._order = (*self._first, *(t for t in self.places if t not in self._first))
@@ -109,7 +112,7 @@ class StackedRun(FixedRun):
             if not abs(one - two) <= rounding * max(map(abs, alone))
         ]
         sums = self.path_loss.gradients.sums
-        own = self._stacked.integrals()[0]
+        own = {name: total[0] for name, total in self._stacked.integrals().items()}
         size = sum(float(total.abs().sum()) for total in sums.values())
         gap = sum(float((own[name] - total).abs().sum()) for name, total in sums.items())
         if not wrong and not gap <= 10 * rounding * size:
@@ -130,13 +133,24 @@ class StackedRun(FixedRun):
         return math.sqrt(max(torch.finfo(kind).eps for kind in kinds))
 
     def _add(self, samples: list[Sample]) -> list[list[float]]:
-        """Add all samples to the sums, one after the other."""
-        finite, losses = self._stacked.are_finite(), self._stacked.losses_at(self.places)
-        for row, integrals in enumerate(self._stacked.integrals()):
-            if not finite[row]:
-                losses[row] = self.add_sample(*samples[row])
-                continue
-            self.sums.add(self.terms(losses[row], None, {}, integrals))
-            for _ in self.quadrature.nodes:
-                self.advance()
+        """Add all samples to the sums; what is not finite shows again, with its place, when they are alone."""
+        losses = self._stacked.losses_at(self.places)
+        if not self._stacked.is_finite():
+            return [self.add_sample(*sample) for sample in samples]
+        self.sums.add(self._terms_together(losses), len(samples))
+        for _ in range(len(samples) * len(self.quadrature.nodes)):
+            self.advance()
         return losses
+
+    def _terms_together(self, losses: list[list[float]]) -> Iterator[tuple[str, Tensor]]:
+        """Everything that the samples add together, one after the other."""
+        for name, scores in self._scores.per_unit(self._stacked.integrals()):
+            for reduction, score in scores.items():
+                yield f"means/{reduction}/{name}", score.sum(0)
+                yield f"mean_squares/{reduction}/{name}", score.square().sum(0)
+        rows = [
+            [totals.signed, totals.remainder, *totals.gap(own)]
+            for totals, own in zip(self._scores.totals_of_each(len(losses)), losses, strict=True)
+        ]
+        for name, numbers in (("losses", losses), ("totals", rows)):
+            yield name, torch.tensor(numbers, dtype=torch.float64).sum(0)
