@@ -15,7 +15,7 @@ QUESTION = "one pass for each sample over several samples in one pass, times fas
 
 
 # the measured ratios are 8.7, 2.9 and 1.7
-@pytest.mark.parametrize(("case", "at_least"), zip(CASES, (5, 1.8, 1.2), strict=False), ids=["mlp", "cnn", "crops"])
+@pytest.mark.parametrize(("case", "at_least"), [*zip(CASES, (5, 1.8, 1.2), strict=False)], ids=["mlp", "cnn", "crops"])
 def test_small_samples_share_passes(benchmark: Callable[..., object], case, at_least: float) -> None:
     number = case.numbers[-1]
     ratio = compare(
