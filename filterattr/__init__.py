@@ -21,7 +21,8 @@ from filterattr.groups import attention_heads, output_channels, recurrent_gates
 from filterattr.intervention import blend, swapped, train_only
 from filterattr.loading import load_state
 from filterattr.recorder import PathRecorder
-from filterattr.result import FilterAttribution, FilterScores, FilterSelection, contrast
+from filterattr.result import FilterAttribution
+from filterattr.scores import FilterScores, FilterSelection, contrast
 
 __version__ = "0.1.0"
 

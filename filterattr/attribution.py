@@ -37,8 +37,9 @@ from filterattr.errors import (
 from filterattr.estimates.job import Job, Precision, Run, check_precision
 from filterattr.estimates.plan import Plan
 from filterattr.estimates.pooled import Until
+from filterattr.parameters import ScoredParameter
 from filterattr.pathloss import Loss as Loss
-from filterattr.result import FilterAttribution, ScoredParameter
+from filterattr.result import FilterAttribution
 from filterattr.walk import Walk, job_environment
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]

@@ -16,7 +16,7 @@ from filterattr.engine.claim import Claim
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.result import FilterSelection
+from filterattr.scores import FilterSelection
 
 
 def blend(target: StateLike, base: StateLike, selection: FilterSelection, strength: float = 0.0) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
     Example:
         >>> import torch
         >>> from filterattr.engine.units import Unit
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> chosen = FilterSelection(
         ...     {"w": torch.tensor([True, False])}, {"w": ScoredParameter(Unit("... -> ..."), (2,))}
         ... )
@@ -166,7 +166,7 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> layer = nn.Linear(2, 2)
         >>> before = layer.weight.detach().clone()
         >>> chosen = FilterSelection(

@@ -21,7 +21,7 @@ from filterattr import FilterAttributor, FilterAttrWarning, FilterSelection, Set
 from filterattr.analysis.prediction import UNSURE, Calibration, FunctionPredictor, Prediction, Signals, largest_wins
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.engine.units import Unit
-from filterattr.result import ScoredParameter
+from filterattr.parameters import ScoredParameter
 from sr_zoo.pretrained import build
 
 CLEAN = "clean"

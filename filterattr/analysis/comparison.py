@@ -16,7 +16,7 @@ from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError, UnitError, name_some
 from filterattr.intervention import swapped
-from filterattr.result import FilterScores
+from filterattr.scores import FilterScores
 
 Ends: TypeAlias = Callable[[Any], tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]]]
 Judge: TypeAlias = Callable[[Any, Any], Tensor]

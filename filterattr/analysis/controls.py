@@ -13,7 +13,8 @@ from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.units import Unit
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.result import FilterSelection, ScoredParameter
+from filterattr.parameters import ScoredParameter
+from filterattr.scores import FilterSelection
 
 
 def scrambled(
@@ -40,7 +41,7 @@ def scrambled(
         StateMismatchError: A selected parameter is missing or misshapen.
 
     Example:
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> chosen = FilterSelection({"w": torch.tensor([True, True, False])},
         ...                          {"w": ScoredParameter(Unit("o i -> o"), (3, 2))})
         >>> target = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}
@@ -88,7 +89,7 @@ def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tr
         A selection with the same number of kernels in every row and column of every layer.
 
     Example:
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (2, 2, 3, 3))}
         >>> edges = FilterSelection({"w": torch.eye(2, dtype=torch.bool)}, like)
         >>> shuffled_edges(edges, torch.Generator().manual_seed(0))["w"].sum(0)

@@ -20,7 +20,8 @@ from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
 from filterattr.intervention import swapped
-from filterattr.result import FilterScores, sum_over_units
+from filterattr.parameters import sum_over_units
+from filterattr.scores import FilterScores
 
 Along: TypeAlias = Callable[[Any, float], Any]
 Gradients: TypeAlias = Mapping[str, Tensor]

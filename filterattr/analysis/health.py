@@ -18,7 +18,8 @@ from filterattr.attribution import FilterAttributor, Loss
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError
-from filterattr.result import FilterAttribution, FilterScores
+from filterattr.result import FilterAttribution
+from filterattr.scores import FilterScores
 
 _BARRIER = 0.05
 _MONOTONY = 0.9

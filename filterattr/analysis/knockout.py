@@ -22,7 +22,8 @@ from filterattr.engine.states import StateLike, plain_state
 from filterattr.engine.storage import JobFile
 from filterattr.errors import SettingError, StateMismatchError, StorageError, name_some
 from filterattr.intervention import swapped
-from filterattr.result import FilterScores, FilterSelection, ScoredParameter, units_of
+from filterattr.parameters import ScoredParameter, units_of
+from filterattr.scores import FilterScores, FilterSelection
 
 _SECONDS_BETWEEN_WRITES = 20.0
 _ONE_BY_ONE = 16  # units for which the weights of target are put into the model once
@@ -238,7 +239,7 @@ class KnockOutJob:
         begins = dict(zip(self.units, np.cumsum([0, *(one.numel() for one in self.units.values())]), strict=False))
         labels: dict[str, Tensor] = {}
         for name, places in groups:
-            members = [one for one, scored in self._parameters.items() if (scored.group or one) == name]
+            members = [one for one, scored in self._parameters.items() if scored.key(one) == name]
             labels |= {one: unit_labels(self._parameters[one]) for one in members if one not in labels}
             numbers = torch.tensor(places) - int(begins[name])
             stacked = {}
@@ -344,7 +345,7 @@ def unit_labels(scored: ScoredParameter) -> Tensor:
         ``int64`` of the parameter's shape: flat places of the units.
 
     Example:
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> from filterattr import Unit
         >>> unit_labels(ScoredParameter(Unit("o i -> o"), (2, 3)))
         tensor([[0, 0, 0],

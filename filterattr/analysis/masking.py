@@ -23,7 +23,7 @@ from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
 from filterattr.intervention import blend, swapped
-from filterattr.result import FilterSelection
+from filterattr.scores import FilterSelection
 
 
 class Masking:

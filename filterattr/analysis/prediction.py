@@ -32,7 +32,8 @@ from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError, name_some
 from filterattr.intervention import blend, swapped
-from filterattr.result import FilterSelection, Reduction
+from filterattr.parameters import Reduction
+from filterattr.scores import FilterSelection
 
 ReadOut: TypeAlias = Literal["overlap", "mass", "response"]
 READ_OUTS: tuple[ReadOut, ...] = get_args(ReadOut)

@@ -12,7 +12,8 @@ from filterattr.attribution import FilterAttributor, Loss
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.result import FilterScores, ScoredParameter, sum_over_units
+from filterattr.parameters import ScoredParameter, sum_over_units
+from filterattr.scores import FilterScores
 
 
 def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScores:
@@ -30,7 +31,7 @@ def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScor
 
     Example:
         >>> from filterattr.engine.units import Unit
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> like = FilterScores({"w": torch.zeros(3)}, {"w": ScoredParameter(Unit("... -> ..."), (3,))})
         >>> random_ranking(like, torch.Generator().manual_seed(0)).n_units
         3

@@ -21,7 +21,8 @@ from filterattr.attribution import FilterAttributor, Loss, Progress
 from filterattr.engine.states import StateLike
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import SettingError, name_some
-from filterattr.result import FilterScores, FilterSelection, Reduction, _described, _incomplete, _parameters_of
+from filterattr.parameters import Reduction, complete, described, parameters_of
+from filterattr.scores import FilterScores, FilterSelection
 
 _KIND = "per-sample scores"
 
@@ -40,7 +41,7 @@ class SampleScores:
 
     Example:
         >>> from filterattr import Unit
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
         >>> samples = SampleScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), like)
         >>> samples.scores()["w"], samples.scores([1])["w"]
@@ -82,7 +83,7 @@ class SampleScores:
         Raises:
             StorageError: The disk refuses, or safetensors is not installed.
         """
-        write_tensors(path, _KIND, {"values": self.values}, {"parameters": _described(self.like.parameters)})
+        write_tensors(path, _KIND, {"values": self.values}, {"parameters": described(self.like.parameters)})
 
     @classmethod
     def load(cls, path: str | Path) -> SampleScores:
@@ -98,8 +99,8 @@ class SampleScores:
             StorageError: The file is missing, damaged, or holds something else.
         """
         tensors, description = read_tensors(path, _KIND)
-        with _incomplete(path, _KIND):
-            parameters = _parameters_of(description)
+        with complete(path, _KIND):
+            parameters = parameters_of(description)
             empty = {name: torch.zeros(one.units_shape, dtype=torch.bool) for name, one in parameters.items()}
             return cls(tensors["values"], FilterSelection(empty, parameters))
 

@@ -35,7 +35,8 @@ from filterattr.display.page.sections import (
 )
 from filterattr.engine.storage import replace_file
 from filterattr.errors import SettingError
-from filterattr.result import FilterAttribution, FilterScores, FilterSelection
+from filterattr.result import FilterAttribution
+from filterattr.scores import FilterScores, FilterSelection
 
 __all__ = ["Dial", "Picture", "Strip", "report"]
 

@@ -17,8 +17,9 @@ from filterattr.engine.slots import Slots
 from filterattr.engine.stacks import Sample
 from filterattr.engine.sums import SampleSums
 from filterattr.errors import SettingError, name_some
+from filterattr.parameters import ScoredParameter
 from filterattr.pathloss import G, Loss, PathLoss
-from filterattr.result import FilterAttribution, ScoredParameter
+from filterattr.result import FilterAttribution
 
 AddUp: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Precision: TypeAlias = Literal["bf16"]

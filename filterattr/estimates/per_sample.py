@@ -15,7 +15,8 @@ from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import Job, Run
 from filterattr.estimates.scores import Attributions
-from filterattr.result import REDUCTIONS, FilterAttribution, units_of
+from filterattr.parameters import REDUCTIONS, units_of
+from filterattr.result import FilterAttribution
 
 POWERS = ("means", "mean_squares")
 _TOTALS = ("total", "remainder", "gap", "scale")

@@ -19,7 +19,8 @@ from filterattr.engine.path import Path
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import AddUp, Job, Run
 from filterattr.estimates.scores import top_set
-from filterattr.result import REDUCTIONS, FilterAttribution, Reduction, ScoredParameter, units_of
+from filterattr.parameters import REDUCTIONS, Reduction, ScoredParameter, units_of
+from filterattr.result import FilterAttribution
 
 Until: TypeAlias = Literal["settled"] | Callable[[FilterAttribution], bool]
 
@@ -63,7 +64,7 @@ class PooledGradients(GradientHooks):
         if scored is not None:
             signs = (total if self._sums.count else values).sign()
             parts = {"signed": scored.unit.reduce(values), "signs": scored.unit.reduce(signs.mul_(values))}
-            known = self.units.setdefault(scored.group or name, {})
+            known = self.units.setdefault(scored.key(name), {})
             for kind, part in parts.items():
                 known[kind] = known[kind] + part if kind in known else part.clone()
         total.add_(values)
@@ -199,7 +200,7 @@ class PooledRun(Run[PooledGradients]):
             if scored is None:
                 remainder += whole
                 continue
-            own = scores[scored.group or name]
+            own = scores[scored.key(name)]
             own["sum"] += scored.unit.reduce(signed) / count
             own["sum_of_abs"] += scored.unit.reduce(signed.abs()) / count
             own["first"] += scored.unit.reduce(torch.add(signed, difference).abs_())

@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from filterattr.engine.path import Path
 from filterattr.engine.units import Unit
-from filterattr.result import REDUCTIONS, Reduction, ScoredParameter
+from filterattr.parameters import REDUCTIONS, Reduction, ScoredParameter
 
 TOP = 0.01
 

@@ -13,7 +13,7 @@ from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.taps import Call
 from filterattr.engine.units import unit_of
 from filterattr.errors import LossError, NonFiniteError, name_some
-from filterattr.result import ScoredParameter
+from filterattr.parameters import ScoredParameter
 from filterattr.sweep.line import between
 from filterattr.sweep.passes import Sweep
 from filterattr.sweep.result import ChannelAttribution, LayerAttribution, Method

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import SettingError, name_some
-from filterattr.result import REDUCTIONS, FilterScores, Reduction, ScoredParameter
+from filterattr.parameters import REDUCTIONS, Reduction, ScoredParameter
+from filterattr.scores import FilterScores
 
 Method: TypeAlias = Literal["conductance", "internal_influence", "integrated_gradients", "gradient_x_activation"]
 METHODS: tuple[Method, ...] = get_args(Method)

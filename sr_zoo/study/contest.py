@@ -166,7 +166,7 @@ def shuffled_inside_layers(scores: FilterScores, generator: torch.Generator) -> 
 
     Example:
         >>> from filterattr import Unit
-        >>> from filterattr.result import ScoredParameter
+        >>> from filterattr.parameters import ScoredParameter
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
         >>> scores = FilterScores({"a": torch.tensor([8.0, 7, 1, 2]), "b": torch.tensor([6.0, 3, 4, 5])}, like)
         >>> shuffled = shuffled_inside_layers(scores, torch.Generator().manual_seed(0))

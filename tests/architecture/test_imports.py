@@ -12,11 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # what each room of `filterattr` may import from the library; engine modules know nothing but errors
+SCORES = ("parameters", "scores")
 ALLOWED = {
     "errors": set(),
     "engine": {"errors"},
-    "result": {"errors", "engine"},
-    "intervention": {"errors", "engine", "result"},
+    "parameters": {"errors", "engine"},
+    "scores": {"errors", "engine", "parameters"},
+    "result": {"errors", "engine", *SCORES},
+    "intervention": {"errors", "engine", *SCORES},
     "groups": {"errors", "engine"},
     "loading": {"errors", "engine"},
     "recorder": {"errors", "engine"},
@@ -24,12 +27,22 @@ ALLOWED = {
     "pathloss": {"errors", "engine", "shortage"},
     "stackedloss": {"errors", "engine", "pathloss"},
     "walk": {"errors", "engine"},
-    "estimates": {"errors", "engine", "result", "pathloss", "stackedloss", "estimates"},
-    "attribution": {"errors", "engine", "result", "pathloss", "walk", "estimates"},
-    "sweep": {"errors", "engine", "result", "sweep"},
-    "channels": {"errors", "engine", "result", "sweep"},
-    "analysis": {"errors", "engine", "result", "intervention", "attribution", "channels", "analysis"},
-    "display": {"errors", "engine", "result", "intervention", "attribution", "channels", "analysis", "display"},
+    "estimates": {"errors", "engine", *SCORES, "result", "pathloss", "stackedloss", "estimates"},
+    "attribution": {"errors", "engine", *SCORES, "result", "pathloss", "walk", "estimates"},
+    "sweep": {"errors", "engine", *SCORES, "sweep"},
+    "channels": {"errors", "engine", *SCORES, "sweep"},
+    "analysis": {"errors", "engine", *SCORES, "result", "intervention", "attribution", "channels", "analysis"},
+    "display": {
+        "errors",
+        *SCORES,
+        "result",
+        "intervention",
+        "attribution",
+        "channels",
+        "analysis",
+        "display",
+        "engine",
+    },
 }
 IMAGE_LIBRARIES = {"PIL", "skimage", "cv2", "imageio", "torchvision"}
 

@@ -19,7 +19,7 @@ from filterattr.analysis.budget import (
     units_to_train,
 )
 from filterattr.analysis.rankings import weight_change
-from filterattr.result import ScoredParameter
+from filterattr.parameters import ScoredParameter
 from tests.networks import image, relu_network, smooth_network, squared_sum
 
 

@@ -20,7 +20,8 @@ from filterattr import (
     recurrent_gates,
     train_only,
 )
-from filterattr.result import FilterAttribution, sum_over_units
+from filterattr.parameters import sum_over_units
+from filterattr.result import FilterAttribution
 
 
 class Attention(nn.Module):
@@ -238,7 +239,7 @@ def test_separate_projections_of_torch_attention_are_found() -> None:
 )
 def test_gates_span_both_weights_and_both_biases(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
     from filterattr.engine.slots import Slots
-    from filterattr.result import units_of
+    from filterattr.parameters import units_of
 
     parameters = FilterAttributor(module, unit=recurrent_gates(module)).scored_parameters(Slots(module))
     found = {name.removeprefix("model."): tuple(shape) for name, shape in units_of(parameters).items()}

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttribution, FilterAttributor, FilterScores, SettingError, StorageError, Unit, contrast
-from filterattr.result import FilterSelection, ScoredParameter
+from filterattr.parameters import ScoredParameter
+from filterattr.scores import FilterSelection
 from tests.networks import smooth_network, squared_sum
 
 PARAMETERS = {

@@ -19,7 +19,7 @@ from filterattr.analysis.stability import (
     per_sample_scores,
     stability,
 )
-from filterattr.result import ScoredParameter
+from filterattr.parameters import ScoredParameter
 from tests.networks import image, smooth_network, squared_sum
 from tests.reference.slow_analysis import benjamini_hochberg, kendall, spearman, t_test
 

@@ -17,7 +17,7 @@ from filterattr.analysis.evaluation import Masking
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.stability import SampleScores
 from filterattr.engine.units import Unit
-from filterattr.result import ScoredParameter
+from filterattr.parameters import ScoredParameter
 from sr_zoo.cli import main
 from sr_zoo.degradations import clean_inputs, evaluation_inputs
 from sr_zoo.images import write_image
