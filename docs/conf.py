@@ -34,7 +34,7 @@ extensions = [
     "short_names",
     "program_help",
     "docstrings",
-    "versions",
+    "version_list",
     "absolute_addresses",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}

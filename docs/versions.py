@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
-from versions import write_versions  # noqa: E402 - needs the path
+from version_list import write_versions  # noqa: E402 - needs the path
 
 DEV = "dev"
 

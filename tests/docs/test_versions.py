@@ -20,7 +20,7 @@ CONF = """
 import os, sys
 sys.path.insert(0, {ext!r})
 project = "small"
-extensions = ["sphinxext.opengraph", "versions", "absolute_addresses"]
+extensions = ["sphinxext.opengraph", "version_list", "absolute_addresses"]
 html_theme = "furo"
 html_static_path = [{static!r}]
 templates_path = [{templates!r}]
