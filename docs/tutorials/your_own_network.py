@@ -83,7 +83,8 @@ torch.save({"state_dict": model.state_dict(), "epoch": 3}, folder / "after.pt")
 # them from files and runs no code of the file; it looks through entries such as
 # ``state_dict`` or ``params_ema`` and the prefixes of data-parallel and compiled
 # models, and takes ``key=`` for other entries (:doc:`/howto/load_checkpoints`). The
-# model in evaluation mode is the one that you care about: no dropout.
+# model only lends its architecture, its own weights do not matter; it is in evaluation
+# mode, because that is how it will be used: no dropout.
 base = load_state(folder / "before.pt")
 target = load_state(folder / "after.pt")
 model = Classifier().eval()
