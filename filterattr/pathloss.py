@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.hooks import GradientHooks, first_nonfinite_output
+from filterattr.engine.hooks import GradientHooks, first_nonfinite_output, tensors_in
 from filterattr.engine.memory import SavedBytes, is_out_of_memory
 from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
@@ -272,7 +272,7 @@ class PathLoss(Generic[G]):
 
         def attempt(arguments: tuple[Any, ...], saved: SavedBytes) -> None:
             def both_ways(leaves: Leaves) -> None:
-                with saved.counting(list(leaves.values())):
+                with saved.counting([*leaves.values(), *tensors_in(arguments)]):
                     value = self.evaluate(arguments)
                 if self.moved:
                     torch.autograd.grad(value, [leaves[name] for name in self.moved], allow_unused=True)

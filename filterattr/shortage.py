@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from filterattr.engine.hooks import tensors_in
-from filterattr.engine.memory import SavedBytes, available_bytes, is_out_of_memory, most_that_fits
+from filterattr.engine.memory import SavedBytes, available_bytes, may_be_out_of_memory, most_that_fits
 from filterattr.engine.stacks import cut_rows
 
 Sizes: TypeAlias = list[tuple[int, ...]]
@@ -77,7 +77,8 @@ class Advice:
             too_many = self._too_many(saved.count)
             most = most_that_fits(lambda rows: self._fits(rows, saved), too_many) if too_many > 1 else 1
         except Exception as error:  # noqa: BLE001 - the lack of memory is what the user must see
-            why = f"how many rows fit cannot be told, because the loss raises {type(error).__name__} for fewer"
+            said = " ".join(str(error).split())[:100]
+            why = f"how many rows fit cannot be told, because for fewer there is a {type(error).__name__}: {said}"
             return f"make samples with a smaller first dimension ({height}; {why})"
         fitted = "row has" if most == 1 else f"{most} have"
         return f"make samples with a first dimension of at most {most} ({height}; the first {fitted} just fitted)"
@@ -93,7 +94,7 @@ class Advice:
         try:
             self._attempt(cut_rows(self._arguments, self._rows, rows), saved)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not may_be_out_of_memory(error):
                 raise
             return False
         return True

@@ -11,6 +11,7 @@ from torch import Tensor
 
 _ATTEMPTS = 8
 _MEMINFO = Path("/proc/meminfo")
+_OWN_PAGES = Path("/proc/self/statm")
 _GROUP = Path("/sys/fs/cgroup")
 
 
@@ -23,6 +24,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         part in str(error) for part in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
     )
+
+
+def may_be_out_of_memory(error: BaseException) -> bool:
+    """Whether fewer samples or rows might do: oneDNN names no reason when it gets no memory.
+
+    Args:
+        error: What was raised.
+    """
+    return is_out_of_memory(error) or "could not create a" in str(error)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -39,8 +49,8 @@ def available_bytes(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
-    known = [bytes_ for bytes_ in (_of_the_system(), _of_the_group()) if bytes_ is not None]
-    return min(known, default=None)
+    known = (_of_the_system(), _of_the_group(), _of_the_process())
+    return min((bytes_ for bytes_ in known if bytes_ is not None), default=None)
 
 
 def _of_the_system() -> int | None:
@@ -64,6 +74,18 @@ def _of_the_group() -> int | None:
         return None
 
 
+def _of_the_process() -> int | None:
+    """What a limit of the address space leaves."""
+    try:
+        import resource  # noqa: PLC0415 - Unix alone has it
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(_OWN_PAGES.read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit - used
+
+
 class SavedBytes:
     """Count what a forward pass keeps for its backward pass; a lower bound of what the pass needs.
 
@@ -83,7 +105,7 @@ class SavedBytes:
         """The block in which the forward pass runs.
 
         Args:
-            apart: Tensors that do not count, such as the weights.
+            apart: Tensors that do not count, such as weights and inputs.
         """
         self.count = 0
         self._seen = {tensor.untyped_storage().data_ptr() for tensor in apart}

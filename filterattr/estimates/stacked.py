@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from filterattr.engine.memory import is_out_of_memory
+from filterattr.engine.memory import may_be_out_of_memory
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.stacks import Sample, runs_of_alike
 from filterattr.errors import FilterAttrWarning, LossError, ModelChangedError
 from filterattr.estimates.job import Job
 from filterattr.estimates.per_sample import FixedRun
 from filterattr.estimates.scores import StackedAttributions
+from filterattr.parameters import STATISTICS
 from filterattr.stackedloss import StackedLoss, refusal
 
 
@@ -69,7 +70,7 @@ class StackedRun(FixedRun):
         except (RuntimeError, MemoryError, TypeError, ValueError) as error:
             if isinstance(error, ModelChangedError):
                 raise
-            if is_out_of_memory(error):
+            if may_be_out_of_memory(error):
                 self._limit = len(samples) // 2
                 reason = f"{len(samples)} samples need more memory in one pass than there is"
             else:
@@ -147,7 +148,8 @@ class StackedRun(FixedRun):
         for name, scores in self._scores.per_unit(self._stacked.integrals()):
             for reduction, score in scores.items():
                 yield f"means/{reduction}/{name}", score.sum(0)
-                yield f"mean_squares/{reduction}/{name}", score.square().sum(0)
+                if reduction in STATISTICS["mean_squares"]:
+                    yield f"mean_squares/{reduction}/{name}", score.square().sum(0)
         rows = [
             [totals.signed, totals.remainder, *totals.gap(own)]
             for totals, own in zip(self._scores.totals_of_each(len(losses)), losses, strict=True)

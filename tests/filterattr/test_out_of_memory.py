@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor
+from filterattr import FilterAttributor, shortage
+from filterattr.engine import memory
+from filterattr.engine.memory import available_bytes
 from tests.reliability.fingerprint import Fingerprint
 
 ERRORS = [
@@ -80,3 +88,126 @@ def test_a_real_lack_of_memory_on_cuda_leaves_the_model_as_it_was() -> None:
         FilterAttributor(base).attribute(base, target, loss, images)
     assert "not even the first row of the sample fits by itself (its first dimension is 2)" in caught.value.__notes__[0]
     assert before.changes(base) == []
+
+
+class TestRowsThatFit:
+    """The number in the note was tried, and trying does no harm."""
+
+    def note_of(self, loss, data: list[object]) -> str:
+        base, target = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+        before = Fingerprint(base)
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            FilterAttributor(base).attribute(base, target, loss, data, n_steps=2)
+        assert before.changes(base) == []
+        return caught.value.__notes__[0]
+
+    @pytest.mark.parametrize(("limit", "named"), [(1, 1), (2, 2), (11, 11), (50, 50), (99, 93)])
+    def test_the_number_is_at_most_an_eighth_below_the_largest(self, limit: int, named: int) -> None:
+        rows = 12 if limit < 12 else 100
+        note = self.note_of(failing(torch.OutOfMemoryError("CUDA out of memory."), limit), [sample(rows)])
+        fitted = "row has" if named == 1 else f"{named} have"
+        assert f"at most {named} (its first dimension is {rows}; the first {fitted} just fitted)" in note
+        assert limit * 7 / 8 <= named <= limit
+
+    def test_not_even_one_row(self) -> None:
+        note = self.note_of(failing(torch.OutOfMemoryError("CUDA out of memory."), 0), [sample(12)])
+        assert "not even the first row of the sample fits by itself (its first dimension is 12)" in note
+
+    def test_a_loss_that_needs_all_rows(self) -> None:
+        def loss(model: nn.Module, sample: dict[str, Tensor]) -> Tensor:
+            if len(sample["image"]) < 12:
+                raise ValueError("all twelve, please")
+            model(sample["image"])
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        note = self.note_of(loss, [sample(12)])
+        assert "make samples with a smaller first dimension (its first dimension is 12; how many rows fit" in note
+        assert "because for fewer there is a ValueError: all twelve, please)" in note
+
+    def test_nothing_is_tried_that_the_system_might_end_the_process_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # one row keeps its 72 outputs for backward; four rows and as much on top of them are free
+        monkeypatch.setattr(shortage, "available_bytes", lambda _: 2 * 4 * 4 * 72 + 100)
+        tried: list[int] = []
+        refuse = failing(torch.OutOfMemoryError("CUDA out of memory."), 50)
+
+        def loss(model: nn.Module, sample: dict[str, Tensor]) -> Tensor:
+            tried.append(len(sample["image"]))
+            return refuse(model, sample)
+
+        note = self.note_of(loss, [sample(100)])
+        assert tried[:2] == [100, 1]
+        assert max(tried[2:]) <= 4
+        assert "a first dimension of at most 4" in note
+        assert "About 0.00 GiB are free now." in note
+
+    def test_what_the_failed_pass_held_is_given_back_before(self) -> None:
+        alive: list[weakref.ref[Tensor]] = []
+
+        def loss(model: nn.Module, sample: dict[str, Tensor]) -> Tensor:
+            output = model(sample["image"])
+            assert all(ref() is None for ref in alive)
+            alive.append(weakref.ref(output))
+            if len(output) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return output.square().sum()
+
+        assert "at most 3" in self.note_of(loss, [sample(5)])
+
+
+class TestAvailableBytes:
+    def test_the_processor_has_some(self) -> None:
+        assert (available_bytes(torch.device("cpu")) or 0) > 2**20
+
+    def test_the_smaller_of_system_and_container_counts(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    1000 kB\n")
+        monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(memory, "_GROUP", tmp_path)
+        assert available_bytes(torch.device("cpu")) == 1000 * 1024
+        (tmp_path / "memory.max").write_text("50000\n")
+        (tmp_path / "memory.current").write_text("20000\n")
+        assert available_bytes(torch.device("cpu")) == 30000
+        (tmp_path / "memory.max").write_text("max\n")
+        assert available_bytes(torch.device("cpu")) == 1000 * 1024
+
+    def test_other_devices_do_not_tell(self) -> None:
+        assert available_bytes(torch.device("meta")) is None
+
+
+LIMITED = """
+import resource, sys, warnings
+from pathlib import Path
+import torch
+from torch import nn
+from filterattr import FilterAttributor
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+base, target = (nn.Sequential(nn.Conv2d(1, 8, 3), nn.SiLU(), nn.Conv2d(8, 1, 3)) for _ in range(2))
+loss = lambda model, image: model(image).square().sum()
+attribute = lambda data, **more: FilterAttributor(base).attribute(base, target, loss, data, n_steps=2, **more)
+attribute(torch.rand(4, 1, 1, 8, 8), samples_per_pass=2)  # what is loaded at first use
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 130 * 2**20, -1))
+try:
+    attribute([torch.rand(64, 1, 128, 128)])
+except RuntimeError as error:
+    (note,) = error.__notes__
+    most = int(note.partition("a first dimension of at most ")[2].split()[0])
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    found = attribute(torch.rand(64, 1, 1, 128, 128), samples_per_pass=64)
+print(most, found.n_samples, *(str(one.message) for one in seen if "going on" in str(one.message)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits the address space as Linux does")
+def test_a_real_lack_of_memory_on_the_processor() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    most, count, warning = done.stdout.strip().split(" ", 2)
+    assert 1 < int(most) < 64
+    assert int(count) == 64
+    assert 1 < int(warning.partition("going on with samples_per_pass=")[2].partition(".")[0]) < 64
