@@ -190,7 +190,7 @@ class Stability(Record):
         """How many samples are enough to find nearly the same set with as many others.
 
         Args:
-            jaccard: What is near enough.
+            jaccard: Mean Jaccard index that counts as nearly the same set, in [0, 1].
 
         Returns:
             The smallest number of samples from which on every mean Jaccard index is at least that, or ``None`` if half

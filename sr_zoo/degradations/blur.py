@@ -125,7 +125,8 @@ class EllipticBlur(Degradation, abstract=True):
 class AnisotropicGaussianBlur(EllipticBlur):
     """Convolve every channel with a rotated anisotropic Gaussian kernel, ``k ~ exp(-q / 2)``.
 
-    ``q`` is the squared distance that `EllipticBlur` defines; the border is mirrored without its edge pixel.
+    ``q = d^T C^-1 d`` is the squared distance of an offset ``d``, with ``C = R diag(sigma_x^2, sigma_y^2) R^T`` and
+    ``R`` the rotation by ``angle`` (90 swaps the axes); the border is mirrored without its edge pixel.
 
     Args:
         sigma_x: Standard deviation along the first axis in pixels, in [0.001, 100].
@@ -153,7 +154,8 @@ class AnisotropicGaussianBlur(EllipticBlur):
 class GeneralizedGaussianBlur(EllipticBlur):
     """Convolve every channel with a generalised Gaussian kernel, ``k ~ exp(-q^beta / 2)``.
 
-    ``q`` is the squared distance that `EllipticBlur` defines. ``beta = 1`` is the Gaussian, less has a sharper peak
+    ``q = d^T C^-1 d`` is the squared distance of an offset ``d``, with ``C = R diag(sigma_x^2, sigma_y^2) R^T`` and
+    ``R`` the rotation by ``angle`` (90 swaps the axes). ``beta = 1`` is the Gaussian, less has a sharper peak
     and longer tails, more comes near an ellipse of constant weight. Real-ESRGAN draws ``beta`` from [0.5, 4].
 
     Args:
@@ -188,7 +190,8 @@ class GeneralizedGaussianBlur(EllipticBlur):
 class PlateauBlur(EllipticBlur):
     """Convolve every channel with a plateau-shaped kernel, ``k ~ 1 / (1 + q^beta)``.
 
-    ``q`` is the squared distance that `EllipticBlur` defines. Real-ESRGAN draws ``beta`` from [1, 2].
+    ``q = d^T C^-1 d`` is the squared distance of an offset ``d``, with ``C = R diag(sigma_x^2, sigma_y^2) R^T`` and
+    ``R`` the rotation by ``angle`` (90 swaps the axes). Real-ESRGAN draws ``beta`` from [1, 2].
 
     Args:
         sigma_x: Half width at half maximum along the first axis in pixels, in [0.001, 100].
