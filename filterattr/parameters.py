@@ -17,6 +17,8 @@ from filterattr.errors import StorageError
 
 Reduction: TypeAlias = Literal["sum_of_abs", "abs_of_sum", "sum"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+# what is averaged over samples; abs_of_sum and sum have the same square
+STATISTICS: dict[str, tuple[Reduction, ...]] = {"means": REDUCTIONS, "mean_squares": ("sum_of_abs", "sum")}
 
 
 @dataclass(frozen=True)

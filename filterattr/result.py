@@ -15,6 +15,7 @@ from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import SettingError
 from filterattr.parameters import (
     REDUCTIONS,
+    STATISTICS,
     Reduction,
     ScoredParameter,
     complete,
@@ -68,7 +69,7 @@ class FilterAttribution:
         n_steps: Number of its nodes, in every segment.
         parameters: Parameter name to how it is scored.
         means: Reduction to parameter name to mean scores over the samples.
-        mean_squares: The same for the squared scores.
+        mean_squares: The same for the squared scores; ``"sum"`` stands for ``"abs_of_sum"``, too.
         n_segments: Number of straight parts of the path, 1 without waypoints; each is as long in ``path_places``.
         aggregate: ``"per_sample"`` or ``"pooled"``. A pooled attribution has seen no sample at both ends, so that its
             losses and its completeness error are NaN.
@@ -167,7 +168,7 @@ class FilterAttribution:
         scores = self.scores(reduction)
         if self.n_samples < 2:
             raise SettingError("a standard error needs at least two samples; got 1.")
-        squares = self.mean_squares[reduction]
+        squares = self.mean_squares["sum" if reduction == "abs_of_sum" else reduction]
         variances = {name: (squares[name] - value.square()).clamp_min(0) for name, value in scores.items()}
         errors = {name: (value / (self.n_samples - 1)).sqrt() for name, value in variances.items()}
         return FilterScores(errors, self.parameters)
@@ -202,7 +203,7 @@ class FilterAttribution:
         """
         tensors = {
             f"{statistic}/{reduction}/{name}": tensor
-            for statistic in ("means", "mean_squares")
+            for statistic in STATISTICS
             for reduction, scores in getattr(self, statistic).items()
             for name, tensor in scores.items()
         }
@@ -234,9 +235,9 @@ class FilterAttribution:
                         name: stored_tensor(tensors, f"{statistic}/{reduction}/{name}", shape, torch.float64)
                         for name, shape in units_of(parameters).items()
                     }
-                    for reduction in REDUCTIONS
+                    for reduction in reductions
                 }
-                for statistic in ("means", "mean_squares")
+                for statistic, reductions in STATISTICS.items()
             )
             return cls(**fields, parameters=parameters, means=means, mean_squares=mean_squares)
 

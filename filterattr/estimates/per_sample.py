@@ -15,10 +15,9 @@ from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import Job, Run
 from filterattr.estimates.scores import Attributions
-from filterattr.parameters import REDUCTIONS, units_of
+from filterattr.parameters import STATISTICS, units_of
 from filterattr.result import FilterAttribution
 
-POWERS = ("means", "mean_squares")
 _TOTALS = ("total", "remainder", "gap", "scale")
 
 
@@ -40,7 +39,8 @@ class PerSampleRun(Run[GradientSums]):
         self.units = units_of(job.parameters)
         for name, shape in self.units.items():
             units = torch.empty(shape, device=job.device)
-            shapes |= {f"{power}/{reduction}/{name}": units for power in POWERS for reduction in REDUCTIONS}
+            for statistic, reductions in STATISTICS.items():
+                shapes |= {f"{statistic}/{reduction}/{name}": units for reduction in reductions}
         self.sums = SampleSums(shapes)
 
     @abstractmethod
@@ -67,7 +67,8 @@ class PerSampleRun(Run[GradientSums]):
         for name, scores in self.attributions.per_unit(self.path_loss.gradients.sums, scale):
             for reduction, score in scores.items():
                 yield f"means/{reduction}/{name}", score
-                yield f"mean_squares/{reduction}/{name}", score.square()
+                if reduction in STATISTICS["mean_squares"]:
+                    yield f"mean_squares/{reduction}/{name}", score.square()
         totals = self.attributions.totals()
         if not math.isfinite(totals.absolute):
             self.path_loss.check_gradients()
@@ -83,10 +84,10 @@ class PerSampleRun(Run[GradientSums]):
         total, remainder, gap, scale = averages["totals"].tolist()
         means, mean_squares = (
             {
-                reduction: {name: averages[f"{power}/{reduction}/{name}"] for name in self.units}
-                for reduction in REDUCTIONS
+                reduction: {name: averages[f"{statistic}/{reduction}/{name}"] for name in self.units}
+                for reduction in reductions
             }
-            for power in POWERS
+            for statistic, reductions in STATISTICS.items()
         )
         return {
             "loss_base": losses[0],

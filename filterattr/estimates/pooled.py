@@ -211,7 +211,7 @@ class PooledRun(Run[PooledGradients]):
             "sum_of_abs": {name: own["sum_of_abs"] for name, own in scores.items()},
             "abs_of_sum": {name: own["sum"].abs() for name, own in scores.items()},
         }
-        spread: dict[Reduction, str] = {"sum": "signed", "abs_of_sum": "signed", "sum_of_abs": "signs"}
+        spread: dict[Reduction, str] = {"sum_of_abs": "signs", "sum": "signed"}
         mean_squares = {
             reduction: {name: means[reduction][name].square() + variances[kind][name] for name in self.units}
             for reduction, kind in spread.items()
@@ -231,7 +231,7 @@ class PooledRun(Run[PooledGradients]):
             n_steps=self.passes or 1,
             parameters=dict(self.job.parameters),
             means={reduction: means[reduction] for reduction in REDUCTIONS},
-            mean_squares={reduction: mean_squares[reduction] for reduction in REDUCTIONS},
+            mean_squares=mean_squares,
             aggregate="pooled",
             precision=self.job.precision,
             agreement=_agreement(scores),
