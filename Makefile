@@ -36,6 +36,7 @@ $(DOCS_STAMP): $(STAMP)
 	touch $@
 
 docs: $(DOCS_STAMP)  ## the site, executed, into docs/_build/html, and its checks (warnings are errors; no network)
+	rm -rf docs/reference/generated
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m pytest tests/docs -m site
 
