@@ -15,6 +15,7 @@ from torch._C import _functorch
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
+import filterattr
 from filterattr import (
     FilterAttribution,
     FilterAttributor,
@@ -24,12 +25,15 @@ from filterattr import (
     NonFiniteError,
     SettingError,
 )
+from tests.memory import allocated, needs_glibc, peak_of
 from tests.networks import image, relu_network, smooth_network, squared_sum
 from tests.reference.slow_attribution import slow_attribution, unit_index
 from tests.reliability.fingerprint import Fingerprint
+from tests.reliability.interrupts import Injection
 
 pytestmark = pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.errors.FilterAttrWarning")
 
+SOURCES = str(Path(filterattr.__file__).parent)
 REDUCTIONS = ("sum_of_abs", "abs_of_sum", "sum")
 
 
@@ -445,3 +449,48 @@ class TestGoingOn:
         with pytest.warns(FilterAttrWarning, match="begun with samples_per_pass 2, now 4"):
             result = attribute(ends, squared_sum, data, 4, checkpoint=path)
         assert_same(attribute(ends, squared_sum, data, 1), result)
+
+
+def test_interrupts_inside_of_the_library_leave_no_trace() -> None:
+    ends, data = pair(plain_network), small(4)
+    before = Fingerprint(ends[0])
+
+    def run(injection: Injection) -> bool:
+        try:
+            with injection.armed():
+                attribute(ends, squared_sum, data, 2, n_steps=2)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def is_ours(name: str) -> bool:
+        return name.startswith(SOURCES)
+
+    expected = attribute(ends, squared_sum, data, 2, n_steps=2).scores().flat()
+    dry = Injection(is_ours)
+    run(dry)
+    for at in range(1, dry.count, dry.count // 60):
+        injection = Injection(is_ours, at)
+        assert run(injection)
+        assert before.changes(ends[0]) == [], injection.place
+    assert torch.equal(attribute(ends, squared_sum, data, 2, n_steps=2).scores().flat(), expected)
+
+
+@needs_glibc
+def test_memory_is_three_copies_for_each_sample_of_a_pass() -> None:
+    width, layers = 256, 8
+    one = layers * width * width * 4
+
+    def make() -> nn.Module:
+        return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+
+    def copies(number: int) -> float:
+        ends, data = pair(make), [torch.rand(1, width) for _ in range(8)]
+        attributor, before = FilterAttributor(ends[0], unit="filter"), allocated()
+        options = {"n_steps": 2, "samples_per_pass": number}
+        return (peak_of(lambda: attributor.attribute(*ends, squared_sum, data, **options)) - before) / one
+
+    copies(2)  # PyTorch loads a good deal when it maps for the first time
+    alone, two, eight = copies(1), copies(2), copies(8)
+    assert two - alone < 2 * 3 + 1
+    assert 2 * 6 < eight - two < 3 * 6 + 1  # the thread that looks may miss a moment
