@@ -181,6 +181,8 @@ print(
 # - *Which channels respond, on the way from this input to that one?* Captum's layer
 #   methods, or `ChannelAttributor`
 #   for all layers.
+#   Whether these are the channels that fine-tuning has put a function into is measured
+#   in :doc:`/explanation/findings`, "Which channels".
 # - *Where did fine-tuning put what it taught?* `FilterAttributor`. You need the
 #   checkpoint from before; without one
 #   there is no

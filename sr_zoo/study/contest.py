@@ -47,7 +47,8 @@ class Entrant:
             >>> Entrant("conductance", "strict contrast", 8, 9).name
             'conductance, strict contrast, 8 steps'
         """
-        return f"{self.method}, {self.form}" + (f", {self.steps} steps" if self.steps else "")
+        steps = f", {self.steps} step{'s' if self.steps > 1 else ''}" if self.steps else ""
+        return f"{self.method}, {self.form}{steps}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ go along a path of the input, from the clean crop to the degraded one; they neve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,8 +80,9 @@ class Job:
 def jobs_of(settings: Settings) -> tuple[Job, ...]:
     """What is computed: every method at every number of steps, the cheap ones once.
 
-    Layer integrated gradients, which cost a path for every layer, stop at an eighth of the steps. Captum's usual call
-    has the middle number of steps.
+    Conductance, a sum of differences that nearly cancel where target restores well, goes on to twice as many steps.
+    Layer integrated gradients, which cost a path for every layer, stop at an eighth of them. Captum's usual call has
+    the middle number of steps.
 
     Args:
         settings: The settings.
@@ -98,7 +100,8 @@ def jobs_of(settings: Settings) -> tuple[Job, ...]:
         elif method == "layer integrated gradients":
             jobs += [*(Job(method, steps) for steps in few), Job(method, few[0], usual=True)]
         else:
-            jobs += [*(Job(method, steps) for steps in ladder), Job(method, middle, usual=True)]
+            more = (2 * ladder[-1],) if method == "conductance" else ()
+            jobs += [*(Job(method, steps) for steps in (*ladder, *more)), Job(method, middle, usual=True)]
     jobs += [Job("gradient x change at target", 0), Job("gradient x change at base", 0)]
     return (*jobs, Job("input path x change", ladder[-1]), Job("weight change", 0))
 
@@ -284,8 +287,8 @@ def _channels(context: Context) -> Results:
     pieces = Archive(context.work)
     masked: dict[Entrant, dict[str, MaskedLosses]] = {}
     with counted(context.progress, len(entrants), "curve") as step:
-        for place, (entrant, scores) in enumerate(entrants.items()):
-            key = f"masked{place:02d}"
+        for entrant, scores in entrants.items():
+            key = f"masked-{re.sub(r'[^a-z0-9_]+', '-', entrant.name.lower())}"
             if not pieces.is_done(key):
                 pieces.store(key, "", {name: contest.masked(scores[name]) for name in functions}, {})
             masked[entrant] = dict(pieces.load(key))
