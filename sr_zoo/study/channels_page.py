@@ -139,7 +139,7 @@ def _verdict(rows: Sequence[ContestRow], function: str) -> Verdict:
         f"{own.other.value:.2f} of others ({chance})"
     )
     if best is own:
-        return Verdict(f"{text}; no other method does better.", True)
+        return Verdict(f"{text}; no other with the same loss and contrast does better.", True)
     if best.advantage.is_positive:
         return Verdict(f"{text}; {best.method} is ahead by {estimate_text(best.advantage, 2)}.", False)
     return Verdict(f"{text}; {best.method} is level with it, {estimate_text(best.advantage, 2)}.")
