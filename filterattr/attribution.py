@@ -92,7 +92,7 @@ class FilterAttributor:
         self.model = unwrap_model(model)
         self.unit = unit
         self.select = select
-        self.scored_parameters(Slots(self.model))
+        self.scored_parameters()
 
     def attribute(
         self,
@@ -224,6 +224,13 @@ class FilterAttributor:
                 ranks.agree(answers, "a shared job")
                 with _progress_bar(progress, ranks, data, run.passes) as run.advance:
                     Walk(run, ranks, file).through(data)
+            except Exception as error:
+                if isinstance(data, tuple):
+                    error.add_note(
+                        f"filterattr: data is a tuple of {len(data)}, and every item of it is one sample. A sample of "
+                        "several parts is passed as data=[(x, y)]."
+                    )
+                raise
             finally:
                 entered.restore()
                 mode.restore()
@@ -251,7 +258,7 @@ class FilterAttributor:
     ) -> Job:
         """Check and clone what a run needs."""
         slots = Slots(self.model)
-        parameters = self.scored_parameters(slots)
+        parameters = self._scored(slots)
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
         path = Path.between(
@@ -268,18 +275,22 @@ class FilterAttributor:
         unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
         return Job(self.model, slots, path, loss, parameters, unused, precision)
 
-    def scored_parameters(self, slots: Slots) -> dict[str, ScoredParameter]:
+    def scored_parameters(self) -> dict[str, ScoredParameter]:
         """Find the parameters that are scored, and their units.
-
-        Args:
-            slots: The slots of the model.
 
         Returns:
             Parameter name to how it is scored, in the order of the network.
 
         Raises:
             UnitError: Units do not fit (all misfits are gathered), or no parameter is selected.
+
+        Example:
+            >>> FilterAttributor(nn.Conv2d(2, 3, 5)).scored_parameters()["weight"].units_shape
+            torch.Size([3, 2])
         """
+        return self._scored(Slots(self.model))
+
+    def _scored(self, slots: Slots) -> dict[str, ScoredParameter]:
         scored: dict[str, ScoredParameter] = {}
         findings = []
         members = group_members(self.unit, slots.parameters, slots.aliases)
@@ -322,6 +333,11 @@ class FilterAttributor:
 
 def _doubt(attribution: FilterAttribution) -> str | None:
     """What a reader of the numbers must know first."""
+    if not attribution.remainder and not attribution.scores().flat().any():
+        return (
+            "every attribution is 0: the loss does not change with any weight that differs between base and target. If "
+            "both are one model that was trained in place, keep its weights from before: copy.deepcopy(model)."
+        )
     if attribution.n_unsettled:
         return (
             f"{attribution.n_unsettled} of {attribution.n_samples} samples have not reached the tolerance "

@@ -98,6 +98,7 @@ class _PerParameter(Mapping[str, Tensor]):
             SettingError: A glob matches nothing, or there is none.
 
         Example:
+            >>> from filterattr.parameters import ScoredParameter
             >>> from filterattr import Unit
             >>> one = ScoredParameter(Unit("... -> ..."), (2,))
             >>> like = {"0.attention": one, "0.mlp": one, "1.attention": one}
@@ -152,6 +153,7 @@ class FilterScores(_PerParameter):
         parameters: Parameter name to how it is scored, in the same order.
 
     Example:
+        >>> from filterattr.parameters import ScoredParameter
         >>> from filterattr import Unit
         >>> scores = FilterScores(
         ...     {"conv.weight": torch.tensor([[3.0, 1.0], [2.0, 5.0]], dtype=torch.float64)},
@@ -203,6 +205,7 @@ class FilterScores(_PerParameter):
             SettingError: The fraction is outside [0, 1], or the number is negative or larger than all.
 
         Example:
+            >>> from filterattr.parameters import ScoredParameter
             >>> from filterattr import Unit
             >>> like = {"w": ScoredParameter(Unit("... -> ..."), (4,))}
             >>> FilterScores({"w": torch.tensor([0.1, 0.4, 0.3, 0.2])}, like).top(0.5)["w"]
@@ -227,6 +230,7 @@ class FilterScores(_PerParameter):
             SettingError: A name or place does not exist.
 
         Example:
+            >>> from filterattr.parameters import ScoredParameter
             >>> from filterattr import Unit
             >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (3, 2, 3, 3))}
             >>> FilterScores({"w": torch.zeros(3, 2)}, like).select({"w": [0, (2, 1)]})["w"]
@@ -279,6 +283,7 @@ class FilterScores(_PerParameter):
             SettingError: It is no permutation of all places.
 
         Example:
+            >>> from filterattr.parameters import ScoredParameter
             >>> from filterattr import Unit
             >>> parameters = {"w": ScoredParameter(Unit("... -> ..."), (3,))}
             >>> like = FilterSelection({"w": torch.zeros(3, dtype=torch.bool)}, parameters)
@@ -331,6 +336,7 @@ class FilterSelection(_PerParameter):
         parameters: Parameter name to how it is scored, in the same order.
 
     Example:
+        >>> from filterattr.parameters import ScoredParameter
         >>> from filterattr import Unit
         >>> like = {"w": ScoredParameter(Unit("... -> ..."), (4,))}
         >>> first = FilterSelection({"w": torch.tensor([True, True, False, False])}, like)
@@ -424,6 +430,7 @@ class FilterSelection(_PerParameter):
             A selection of the same size.
 
         Example:
+            >>> from filterattr.parameters import ScoredParameter
             >>> from filterattr import Unit
             >>> like = {"w": ScoredParameter(Unit("... -> ..."), (100,))}
             >>> chosen = FilterSelection({"w": torch.arange(100) < 7}, like)
@@ -464,6 +471,7 @@ def contrast(
         SettingError: A name or scale is unknown, there is nothing to compare with, or the units differ.
 
     Example:
+        >>> from filterattr.parameters import ScoredParameter
         >>> from filterattr import Unit
         >>> like = {"w": ScoredParameter(Unit("... -> ..."), (2,))}
         >>> scores = {

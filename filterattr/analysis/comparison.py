@@ -12,7 +12,6 @@ from filterattr.analysis.gradients import Along, fisher, input_path, taylor
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
 from filterattr.attribution import FilterAttributor, Loss
 from filterattr.channels import ChannelAttributor, Method
-from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError, UnitError, name_some
 from filterattr.intervention import swapped
@@ -149,7 +148,7 @@ def channel_ranking(
         >>> found.scores["weight"].round(decimals=4)
         tensor([[1., 2.]], dtype=torch.float64)
     """
-    parameters = attributor.scored_parameters(Slots(attributor.model))
+    parameters = attributor.scored_parameters()
     whole = {**plain_state(attributor.model, "model"), **plain_state(target, "target")}
     total: FilterScores | None = None
     count = n_passes = 0

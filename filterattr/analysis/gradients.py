@@ -183,7 +183,7 @@ def _averaged(
     places: Iterable[tuple[Along | None, float, float]] = ((None, 0.0, 1.0),),
 ) -> FilterScores:
     """Turn the gradient of every sample into scores, and average them."""
-    parameters = attributor.scored_parameters(Slots(attributor.model))
+    parameters = attributor.scored_parameters()
     samples: Iterable[tuple[Any, ...]] = [()] if data is None else ((sample,) for sample in data)
     totals: dict[str, Tensor] = {}
     count = 0
@@ -275,7 +275,7 @@ def _gradient(
 def _change(attributor: FilterAttributor, base: StateLike, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Change of the scored parameters, in double precision."""
     before = plain_state(base, "base")
-    names = list(attributor.scored_parameters(Slots(attributor.model)))
+    names = list(attributor.scored_parameters())
     misfits = [
         name
         for name in names

@@ -116,7 +116,7 @@ class KnockOutJob:
         seed: int = 0,
     ) -> None:
         self._model = attributor.model
-        self._parameters = attributor.scored_parameters(Slots(self._model))
+        self._parameters = attributor.scored_parameters()
         self._base, self._target = plain_state(base, "base"), plain_state(target, "target")
         self._loss = loss
         self._samples = list(data)

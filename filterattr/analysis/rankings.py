@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from filterattr.attribution import FilterAttributor, Loss
-from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state
 from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.parameters import ScoredParameter, sum_over_units
@@ -65,7 +64,7 @@ def weight_change(
         torch.Size([2, 1])
     """
     first, second = plain_state(base, "base"), plain_state(target, "target")
-    parameters = attributor.scored_parameters(Slots(attributor.model))
+    parameters = attributor.scored_parameters()
     _check_shapes(parameters, first, second)
     before, after = (
         {name: end[name].detach().cpu().to(torch.float64) for name in parameters} for end in (first, second)
@@ -101,7 +100,7 @@ def magnitude(attributor: FilterAttributor, target: StateLike, *, square: bool =
         tensor([[1., 9.]], dtype=torch.float64)
     """
     weights = plain_state(target, "target")
-    parameters = attributor.scored_parameters(Slots(attributor.model))
+    parameters = attributor.scored_parameters()
     _check_shapes(parameters, weights)
     sizes = {name: weights[name].detach().cpu().to(torch.float64).abs() for name in parameters}
     if square:

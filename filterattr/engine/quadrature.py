@@ -39,7 +39,7 @@ def _trapezoid(count: int) -> Rule:
     return tuple(j / (count - 1) for j in range(count)), (cell / 2, *inner, cell / 2)
 
 
-_RULES: dict[str, Callable[[int], Rule]] = {
+RULES: dict[str, Callable[[int], Rule]] = {
     "gausslegendre": _gauss_legendre,
     "riemann_left": _riemann(0.0),
     "riemann_middle": _riemann(0.5),
@@ -87,8 +87,8 @@ class Quadrature:
             ...
             filterattr.errors.SettingError: method must be one of gausslegendre, riemann_left, ...
         """
-        if method not in _RULES:
-            raise SettingError(f"method must be one of {', '.join(_RULES)}; got {method!r}.")
+        if method not in RULES:
+            raise SettingError(f"method must be one of {', '.join(RULES)}; got {method!r}.")
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
             raise SettingError(f"n_steps must be a whole number of at least 1; got {n_steps!r}.")
         return cls(method, *_cached(method, n_steps))
@@ -97,7 +97,7 @@ class Quadrature:
 @lru_cache(maxsize=64)
 def _cached(method: str, n_steps: int) -> Rule:
     """Gauss nodes of a high order take a while to find."""
-    nodes, coefficients = _RULES[method](n_steps)
+    nodes, coefficients = RULES[method](n_steps)
     return tuple(map(float, nodes)), tuple(map(float, coefficients))
 
 

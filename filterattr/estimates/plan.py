@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from filterattr.engine.quadrature import NestedQuadrature, Quadrature
+from filterattr.engine.quadrature import RULES, NestedQuadrature, Quadrature
 from filterattr.errors import SettingError
 from filterattr.estimates.adaptive import DEFAULT_LIMIT, DEFAULT_TOLERANCE, AdaptiveRun
 from filterattr.estimates.job import Job, Run
@@ -43,6 +43,8 @@ class Plan:
     ) -> None:
         self._tolerance, self._until = tolerance, until
         self._is_pooled, self._is_adaptive = aggregate == "pooled", method == "adaptive"
+        if method not in (None, "adaptive", *RULES):
+            raise SettingError(f"method must be one of {', '.join((*RULES, 'adaptive'))}; got {method!r}.")
         if aggregate not in ("per_sample", "pooled"):
             raise SettingError(f'aggregate must be "per_sample" or "pooled"; got {aggregate!r}.')
         if self._is_pooled and method is not None:

@@ -124,7 +124,8 @@ class TestReport:
 
     def test_equal_ends_stop_at_the_first_comparison_with_zero(self) -> None:
         base = relu_network()
-        found = FilterAttributor(base).attribute(base, base, squared_sum, [image()], method="adaptive")
+        with pytest.warns(FilterAttrWarning, match="every attribution is 0"):
+            found = FilterAttributor(base).attribute(base, base, squared_sum, [image()], method="adaptive")
         assert found.n_steps == 7
         assert not found.scores().flat().any()
         assert found.n_unsettled == 0

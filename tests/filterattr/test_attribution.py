@@ -232,12 +232,24 @@ class TestLaws:
         back = attributor.attribute(target, base, squared_sum, [image()]).scores("sum").flat()
         torch.testing.assert_close(forth, -back, rtol=1e-10, atol=1e-14)
 
-    def test_equal_ends_give_exactly_zero(self) -> None:
+    def test_equal_ends_give_exactly_zero_and_a_warning(self) -> None:
         base = relu_network()
-        attribution = FilterAttributor(base).attribute(base, copy.deepcopy(base), squared_sum, [image()])
+        with pytest.warns(FilterAttrWarning, match="every attribution is 0.*trained in place, keep its weights"):
+            attribution = FilterAttributor(base).attribute(base, copy.deepcopy(base), squared_sum, [image()])
         assert attribution.scores().flat().abs().max() == 0
         assert attribution.completeness_error == 0
         assert attribution.cosine == pytest.approx(1)
+
+    def test_a_pair_passed_as_two_samples_is_pointed_out(self) -> None:
+        def loss(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
+            degraded, reference = sample
+            return (model(degraded) - reference).square().sum()
+
+        base, target = relu_network(), relu_network()
+        with pytest.raises(ValueError, match="unpack") as caught:
+            FilterAttributor(base).attribute(base, target, loss, (image(), image()))
+        assert "data is a tuple of 2" in caught.value.__notes__[0]
+        assert "data=[(x, y)]" in caught.value.__notes__[0]
 
     def test_a_parameter_that_did_not_change_scores_zero(self) -> None:
         base, target = smooth_network(), smooth_network()

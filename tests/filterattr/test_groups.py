@@ -146,22 +146,18 @@ def test_grouped_results_survive_a_file_and_a_checkpoint(ends: tuple[nn.Module, 
 
 def test_sum_over_units_is_what_a_ranking_of_groups_needs(ends: tuple[nn.Module, nn.Module]) -> None:
     base, _ = ends
-    from filterattr.engine.slots import Slots
 
-    parameters = FilterAttributor(base, unit={"[13]": HEAD}).scored_parameters(Slots(base))
+    parameters = FilterAttributor(base, unit={"[13]": HEAD}).scored_parameters()
     values = {name: torch.ones(scored.shape) for name, scored in parameters.items()}
     scores = FilterScores(sum_over_units(values, parameters), parameters)
     assert scores["3"].tolist() == [3 * (2 * 4 + 2) + 4 * 2] * 2  # rows and biases of q, k, v; columns of out
 
 
 def test_select_takes_members_away(ends: tuple[nn.Module, nn.Module]) -> None:
-    from filterattr.engine.slots import Slots
 
     base, _ = ends
     attributor = FilterAttributor(base, unit={"[13]": HEAD}, select="1.*.weight")
-    assert list(attributor.scored_parameters(Slots(base))) == [
-        f"1.{part}.weight" for part in ("query", "key", "value", "out")
-    ]
+    assert list(attributor.scored_parameters()) == [f"1.{part}.weight" for part in ("query", "key", "value", "out")]
 
 
 @pytest.mark.parametrize(
@@ -238,10 +234,9 @@ def test_separate_projections_of_torch_attention_are_found() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_gates_span_both_weights_and_both_biases(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    from filterattr.engine.slots import Slots
     from filterattr.parameters import units_of
 
-    parameters = FilterAttributor(module, unit=recurrent_gates(module)).scored_parameters(Slots(module))
+    parameters = FilterAttributor(module, unit=recurrent_gates(module)).scored_parameters()
     found = {name.removeprefix("model."): tuple(shape) for name, shape in units_of(parameters).items()}
     assert found == {name.removeprefix("model."): shape for name, shape in shapes.items()}
     with pytest.raises(UnitError, match="no recurrent layer"):
@@ -288,9 +283,6 @@ def test_channels_hold_kernels_bias_and_the_norm_that_is_given_their_output() ->
 def test_tied_parameters_are_members_under_either_name() -> None:
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     model["head"].weight = model["embed"].weight
-    from filterattr.engine.slots import Slots
 
-    parameters = FilterAttributor(model, unit={"head": Group({"weight": "token i -> token"})}).scored_parameters(
-        Slots(model)
-    )
+    parameters = FilterAttributor(model, unit={"head": Group({"weight": "token i -> token"})}).scored_parameters()
     assert [(name, scored.group) for name, scored in parameters.items()] == [("embed.weight", "head")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from filterattr import FilterAttributor, SettingError
+from filterattr import FilterAttributor, FilterAttrWarning, SettingError
 from filterattr.analysis.health import PathHealth, SanityTable, path_health, sanity_checks
 from filterattr.analysis.stability import per_sample_scores
 from tests.networks import image, relu_network, smooth_network, squared_sum
@@ -59,7 +59,8 @@ def test_targets_that_are_no_better_and_far_ends_are_named() -> None:
 
 def test_equal_ends_have_no_barrier_to_speak_of() -> None:
     base = smooth_network()
-    health = path_health(FilterAttributor(base).attribute(base, base, squared_sum, [image()]))
+    with pytest.warns(FilterAttrWarning, match="every attribution is 0"):
+        health = path_health(FilterAttributor(base).attribute(base, base, squared_sum, [image()]))
     assert (health.barrier, health.monotony, health.remainder_share) == (0.0, 1.0, 0.0)
 
 
@@ -108,8 +109,9 @@ def test_labels_that_mean_nothing_fail_and_three_functions_are_refused() -> None
 
 def test_a_number_that_is_none_is_not_inside_its_bound() -> None:
     base = nn.Linear(1, 1)
-    table = sanity_checks(
-        FilterAttributor(base), base, base, lambda model, x: model(x).sum(), [torch.ones(1)], amount=1
-    )
+    with pytest.warns(FilterAttrWarning, match="every attribution is 0"):
+        table = sanity_checks(
+            FilterAttributor(base), base, base, lambda model, x: model(x).sum(), [torch.ones(1)], amount=1
+        )
     assert math.isnan(table.entries[0].measured)
     assert not table.holds

@@ -27,7 +27,6 @@ from filterattr.analysis.comparison import all_rankings, channel_ranking
 from filterattr.analysis.gradients import fisher, input_path, taylor
 from filterattr.analysis.knockout import KnockOutJob
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
-from filterattr.engine.slots import Slots
 from tests.networks import image, relu_network, smooth_network, squared_sum
 from tests.reference.slow_analysis import gradients, kernel_sums, knock_outs, mean_loss
 
@@ -199,7 +198,7 @@ def test_knock_out_of_grouped_and_transposed_layers_and_tied_weights() -> None:
     one_by_one = KnockOutJob(FilterAttributor(base, unit="filter"), base, target, squared_sum, [image()])
     found, slow = job.run().scores, one_by_one.run().scores
     torch.testing.assert_close(found.flat(), slow.flat(), rtol=1e-9, atol=1e-12)
-    whole = FilterAttributor(base, unit="filter").scored_parameters(Slots(base))["4.weight"]
+    whole = FilterAttributor(base, unit="filter").scored_parameters()["4.weight"]
     selection = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in found.items()}
     selection["4.weight"][1] = True
     masked = blend(target, base, FilterSelection(selection, found.parameters))
@@ -317,7 +316,7 @@ def test_channel_ranking_averages_the_layers_of_single_samples(unit: str, method
     expected = [part.kernels() if unit == "kernel" else part.filters() for part in parts]
     torch.testing.assert_close(found.scores.flat(), (expected[0].flat() + expected[1].flat()) / 2)
     assert found.n_passes == sum(part.n_passes for part in parts)
-    assert found.scores.parameters == FilterAttributor(model, unit=unit).scored_parameters(Slots(model))
+    assert found.scores.parameters == FilterAttributor(model, unit=unit).scored_parameters()
 
 
 def test_channel_ranking_refuses_other_units() -> None:
