@@ -38,7 +38,7 @@ extensions = [
     "absolute_addresses",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
-exclude_patterns = ["_build", "tutorials/*"]
+exclude_patterns = ["_build", "tutorials/*", "explanation/benchmarks.md"]  # the last is part of another page
 templates_path = ["_templates"]
 default_role = "py:obj"
 nitpicky = True

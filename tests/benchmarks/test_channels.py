@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from filterattr import ChannelAttributor
 from sr_zoo.models import SRResNet
 from tests.benchmarks.interleaved import record
+from tests.memory import needs_glibc
 
 captum_attr = pytest.importorskip("captum.attr")
 
@@ -117,8 +118,9 @@ def test_the_kernel_split_costs_a_gradient_of_the_weights(benchmark: Callable[..
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from tests.benchmarks.test_channels import Problem
+from tests.memory import allocated, peak_of
 who, method, n_steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 problem = Problem(32)
@@ -128,23 +130,22 @@ run = {
 }[who]
 with torch.no_grad():
     problem.model(problem.degraded)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(n_steps)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+before = allocated()
+print((peak_of(lambda: run(n_steps)) - before) / 2**20)
 """
 
 
 def peak_mebibytes(who: str, method: str, n_steps: int) -> float:
-    """Growth of the highest resident size of a fresh process; Captum attributes to one layer only."""
+    """What a fresh process allocates above its network and images; Captum attributes to one layer only."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, who, method, str(n_steps)], capture_output=True, text=True, check=True
     )
     return float(done.stdout)
 
 
+@needs_glibc
 @pytest.mark.parametrize("method", ["conductance", "internal_influence"])
 def test_memory_is_flat_in_the_number_of_steps(benchmark: Callable[..., object], method: str) -> None:
-    pytest.importorskip("resource")
     peaks = {n: peak_mebibytes("sweep", method, n) for n in (20, 50, 200)}
     captum = {n: peak_mebibytes("captum", method, n) for n in (20, 50)}
     benchmark.pedantic(lambda: None, rounds=1)

@@ -122,6 +122,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "midpoint 8": {"method": "riemann_middle", "n_steps": 8},
     "midpoint 12": {"method": "riemann_middle", "n_steps": 12},
     "midpoint 16": {"method": "riemann_middle", "n_steps": 16},
+    "Gauss 10, bf16": {"n_steps": 10, "precision": "bf16"},
+    "Gauss 12, bf16": {"n_steps": 12, "precision": "bf16"},
     "Gauss 16, bf16": {"n_steps": 16, "precision": "bf16"},
 }
 

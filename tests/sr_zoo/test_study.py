@@ -456,6 +456,9 @@ class TestSources:
         names = {"base": str(folders / "one.safetensors"), "target": str(folders / "other.safetensors")}
         subject = open_subject(Sources(**names, images=folders / "photos"), small())
         assert subject.unused == ("estimate.*",)
+        scored = subject.attributor.scored_parameters()
+        assert "predictor.convolutions.0.weight" in scored
+        assert not any(name.startswith("estimate") for name in scored)
         torch.testing.assert_close(subject.base.estimate.weight, subject.target.estimate.weight, rtol=0, atol=0)
         assert not torch.equal(subject.base.conv_last.weight, subject.target.conv_last.weight)
 
