@@ -229,6 +229,10 @@ class TestOwnFiles:
         with pytest.raises(WeightsError, match="weights must be a file or one of one, two; got 'three'"):
             load_network("three")
 
+    def test_every_shipped_network_is_on_the_page_of_weights(self):
+        page = (Path(__file__).parents[2] / "docs" / "reference" / "weights.md").read_text()
+        assert [name for name in shipped_weights() if f"`{name}`" not in page] == []
+
     def test_every_shipped_network_loads_and_says_where_it_comes_from(self):
         for name in shipped_weights():
             load_network(name)
