@@ -88,7 +88,10 @@ def test_averaged_models_are_looked_through() -> None:
     averaged.update_parameters(model)
     assert list(plain_state(averaged, "target")) == list(model.state_dict())
     assert list(plain_state(averaged.state_dict(), "target")) == list(model.state_dict())
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
     result = FilterAttributor(model, unit="filter").attribute(
         averaged, model, lambda network: network(torch.ones(3)).square().sum(), progress=False
     )
     assert result.scores().n_units == 6
+    assert result.scores()["0.weight"].any()

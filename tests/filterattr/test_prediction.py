@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterSelection, SettingError, contrast
+from filterattr import FilterAttributor, FilterAttrWarning, FilterSelection, SettingError, contrast
 from filterattr.analysis.prediction import (
     UNSURE,
     Calibration,
@@ -179,7 +179,8 @@ def test_ties_and_silence_are_unsure() -> None:
 
 
 def test_an_input_that_changes_nothing_has_no_signals(predictor) -> None:
-    signals = predictor.signals(torch.zeros(1, 2, dtype=torch.float64))
+    with pytest.warns(FilterAttrWarning, match="every attribution is 0"):
+        signals = predictor.signals(torch.zeros(1, 2, dtype=torch.float64))
     assert set(signals.mass.values()) == {0.0}
     assert set(signals.response.values()) == {0.0}
 

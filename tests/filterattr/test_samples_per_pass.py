@@ -150,7 +150,8 @@ class TestNumbers:
 
     def test_equal_ends_score_nothing(self) -> None:
         base, _ = pair()
-        result = attribute((base, base), squared_sum, [image(0), image(1)], 2)
+        with pytest.warns(FilterAttrWarning, match="every attribution is 0"):
+            result = attribute((base, base), squared_sum, [image(0), image(1)], 2)
         assert all(not scores.any() for scores in result.scores().values())
 
 

@@ -175,6 +175,7 @@ def test_case_23_a_cut_gradient_is_named(attribute, way):
     assert "first.weight" in message
 
 
+@pytest.mark.filterwarnings("ignore:every attribution is 0:filterattr.FilterAttrWarning")
 @pytest.mark.parametrize("which", ["one", "all"])
 def test_case_24_no_change_is_exactly_zero(attribute, which):
     model, base, target = ends(convolutions)
