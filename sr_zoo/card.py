@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from sr_zoo.comparison import measure_estimates
-from sr_zoo.degradations import evaluation_inputs, from_config
+from sr_zoo.degradations import Degradation, evaluation_inputs, from_config
 from sr_zoo.evaluation import measure
 from sr_zoo.models import TwoBranch
-from sr_zoo.pretrained import WeightsError, describe_network, load_network, save_network
+from sr_zoo.pretrained import WeightsError, describe_network, load_network, save_network, trained_on
 
 Table: TypeAlias = dict[str, dict[str, dict[str, float]]]
 Folders: TypeAlias = Mapping[str, Sequence[Tensor]]
@@ -69,7 +69,7 @@ def make_card(weights: Path, folders: Folders, *, data: str, seed: int = 0, tabl
             for condition, row in rows.items()
         ]
     if isinstance(network, TwoBranch):
-        lines += _predictions(network, folders, _names(provenance), seed)
+        lines += _predictions(network, folders, trained_on(provenance), seed)
     return "\n".join(lines) + "\n"
 
 
@@ -92,8 +92,8 @@ def measure_weights(weights: str | Path, folders: Folders, *, seed: int = 0) -> 
         ['clean', 'blur', 'noise', 'both']
     """
     network = load_network(weights)
-    names = _names(describe_network(weights)["provenance"])
-    inputs = evaluation_inputs(int(network.upscale), degradations=names)  # type: ignore[arg-type]
+    degradations = trained_on(describe_network(weights)["provenance"])
+    inputs = evaluation_inputs(int(network.upscale), degradations=degradations)  # type: ignore[arg-type]
     return {
         name: measure(network, photographs, inputs, seed=seed, progress=True) for name, photographs in folders.items()
     }
@@ -146,11 +146,6 @@ def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0) -> 
     return half
 
 
-def _names(provenance: Mapping[str, Any]) -> tuple[str, ...]:
-    """The degradations that weights were trained for; the first ones do not say."""
-    return tuple(provenance.get("degradations", ("blur", "noise")))
-
-
 def _first_losses(provenance: Mapping[str, Any]) -> list[str]:
     """How the loss began, so that a run of the same recipe can be compared; the first weights do not say."""
     losses = provenance.get("first_losses")
@@ -160,7 +155,7 @@ def _first_losses(provenance: Mapping[str, Any]) -> list[str]:
     return [f"- mean training loss: {listed}"]
 
 
-def _predictions(network: TwoBranch, folders: Folders, names: Sequence[str], seed: int) -> list[str]:
+def _predictions(network: TwoBranch, folders: Folders, degradations: Mapping[str, Degradation], seed: int) -> list[str]:
     """What the predictor tells, as lines of the card."""
     lines = [
         "",
@@ -169,7 +164,7 @@ def _predictions(network: TwoBranch, folders: Folders, names: Sequence[str], see
         "| photographs | input | " + " | ".join(network.predicts) + " |",
         "| --- " * (2 + len(network.predicts)) + "|",
     ]
-    inputs = evaluation_inputs(network.upscale, degradations=names)
+    inputs = evaluation_inputs(network.upscale, degradations=degradations)
     for folder, photographs in folders.items():
         for name, told in measure_estimates(network, photographs, inputs, seed=seed).items():
             cells = [f"{told[kind]['accuracy']:.1%} ({told[kind]['error']:.3f})" for kind in network.predicts]

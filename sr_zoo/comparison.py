@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from filterattr import SettingError
 from sr_zoo.cost import cost
-from sr_zoo.degradations import Degradation, evaluation_inputs
+from sr_zoo.degradations import Degradation, evaluation_inputs, spellings_of
 from sr_zoo.evaluation import measure, traced_photograph
 from sr_zoo.models import TwoBranch
-from sr_zoo.pretrained import describe_network, load_network
+from sr_zoo.pretrained import describe_network, load_network, trained_on
 from sr_zoo.training import wanted_estimates
 
 # what the repetitions of a network may differ in
@@ -100,8 +100,8 @@ def compare(
         raise SettingError("a comparison needs at least one network, with at least one file.")
     described = {label: [describe_network(file) for file in files] for label, files in networks.items()}
     loaded = {label: [load_network(file).to(device) for file in files] for label, files in networks.items()}
-    scale, names = _common(loaded, described)
-    inputs = evaluation_inputs(scale, degradations=names)
+    scale, degradations = _common(loaded, described)
+    inputs = evaluation_inputs(scale, degradations=degradations)
     result: dict[str, Any] = {
         "networks": {label: _facts(loaded[label][0], described[label]) for label in networks},
         "differences": _differences(described),
@@ -209,20 +209,17 @@ def _facts(network: nn.Module, described: Sequence[Mapping[str, Any]]) -> dict[s
 
 def _common(
     loaded: Mapping[str, Sequence[nn.Module]], described: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> tuple[int, tuple[str, ...]]:
+) -> tuple[int, dict[str, Degradation]]:
     """Scale and degradations, which all networks must share."""
     scales = {int(network.upscale) for copies in loaded.values() for network in copies}  # type: ignore[arg-type]
-    names = {
-        tuple(one["provenance"].get("degradations", ("blur", "noise")))
-        for copies in described.values()
-        for one in copies
-    }
-    if len(scales) > 1 or len(names) > 1:
+    trained = [trained_on(one["provenance"]) for copies in described.values() for one in copies]
+    if len(scales) > 1 or any(one != trained[0] for one in trained):
+        names = {", ".join(spellings_of(one)) for one in trained}
         raise SettingError(
             f"networks must have the same scale and degradations to be compared; got scales {sorted(scales)} and "
-            f"degradations {sorted(names)}."
+            f"degradations {' and '.join(sorted(names))}."
         )
-    return scales.pop(), names.pop()
+    return scales.pop(), trained[0]
 
 
 def _differences(described: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

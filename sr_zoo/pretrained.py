@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from filterattr import load_state
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import FilterAttrError, StateMismatchError, StorageError
+from sr_zoo.degradations import Degradation, degradations_from
 from sr_zoo.models import DASR, RRDBNet, SRCNNStyle, SRResNet, TwoBranch
 from sr_zoo.recognition import recognise
 
@@ -113,6 +114,25 @@ def describe_network(path: str | Path) -> dict[str, Any]:
         {'upscale': 2}
     """
     return _read(path)[1]
+
+
+def trained_on(provenance: Mapping[str, Any]) -> dict[str, Degradation]:
+    """The degradations that weights were trained to undo.
+
+    Args:
+        provenance: What `describe_network` says of it; the first weights do not say, and undo blur and noise.
+
+    Returns:
+        Name to degradation.
+
+    Raises:
+        DegradationError: The description is not that of a degradation.
+
+    Example:
+        >>> trained_on({"degradations": ["jpeg:10"]})
+        {'jpeg': JPEG(quality=10, subsampling='4:2:0')}
+    """
+    return degradations_from(provenance.get("degradations", ("blur", "noise")))
 
 
 def load_network(path: str | Path) -> nn.Module:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError
 from filterattr.display.plot import plot_layers, plot_path
 from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.data import load_photographs
-from sr_zoo.degradations import STRENGTH_UNITS, evaluation_inputs
+from sr_zoo.degradations import SPELLING, Degradation, clean_inputs, degradations_from, evaluation_inputs
 from sr_zoo.models import TwoBranch
 from sr_zoo.pretrained import open_network
 from sr_zoo.samples import draw_pairs, squared_error
@@ -28,9 +29,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
     parser.add_argument(
         "--degradation",
-        choices=("clean", *STRENGTH_UNITS, "all"),
-        default="blur",
-        help="what is done to the photographs; all at once with 'all'",
+        nargs="+",
+        default=["blur"],
+        metavar="DEGRADATION",
+        help=f"what is done to the photographs, all of it at once: clean, {SPELLING}",
     )
     parser.add_argument("--crops", type=int, default=12, help="number of crops")
     parser.add_argument("--size", type=int, default=128, help="width of a crop in pixels")
@@ -49,16 +51,16 @@ def run(options: argparse.Namespace) -> None:
     scale = int(target.upscale)  # type: ignore[arg-type]
     if not 0 < options.fraction < 1:
         raise SettingError(f"fraction must lie between 0 and 1 (one per cent is 0.01); got {options.fraction}.")
-    inputs = evaluation_inputs(scale, degradations=tuple(STRENGTH_UNITS))
+    name, degradation = _input(options.degradation, scale)
     pairs = draw_pairs(
         load_photographs(options.images),
-        {options.degradation: inputs[options.degradation]},
+        {name: degradation},
         count=options.crops,
         size=options.size,
         scale=scale,
         seed=options.seed,
         margin=8 * scale,
-    )[options.degradation]
+    )[name]
     data = [(degraded.to(device), reference.to(device)) for degraded, reference in pairs]
     options.out.mkdir(parents=True, exist_ok=True)
     attribution = FilterAttributor(target).attribute(
@@ -74,10 +76,23 @@ def run(options: argparse.Namespace) -> None:
     selection = attribution.scores().top(options.fraction)
     files = [options.out / name for name in ("attribution.safetensors", "attribution.png")]
     attribution.save(files[0])
-    _draw(attribution, selection, options.degradation, files[1])
+    _draw(attribution, selection, name, files[1])
     (options.out / "unfinished.safetensors").unlink()
-    sys.stdout.write(f"\n{_table(attribution, selection, options.degradation)}\n\n")
+    sys.stdout.write(f"\n{_table(attribution, selection, name)}\n\n")
     sys.stdout.write("".join(f"wrote {file}\n" for file in files))
+
+
+def _input(spellings: Sequence[str], scale: int) -> tuple[str, Degradation]:
+    """Name of what is done to the photographs, and how it is done."""
+    if list(spellings) == ["clean"]:
+        return "clean", clean_inputs(scale)
+    parts = degradations_from(spellings)
+    name, degradation = list(evaluation_inputs(scale, degradations=parts).items())[-1]
+    if len(parts) > 1 and name in parts:
+        raise SettingError(
+            f"of several degradations none may shrink the image, as they follow one another; got {', '.join(parts)}."
+        )
+    return name if name in parts else "+".join(parts), degradation
 
 
 def _table(attribution: FilterAttribution, selection: FilterSelection, degradation: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_zoo.cli.program import Commands
-from sr_zoo.degradations import STRENGTH_UNITS
+from sr_zoo.degradations import SPELLING
 from sr_zoo.pretrained import ARCHITECTURES
 from sr_zoo.study import STAGES, Settings, Sources, StudyError, make_plan, open_archive, open_subject, quick_settings
 from sr_zoo.study import run_study as run_stages
@@ -41,9 +41,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--degradations",
         nargs="+",
-        choices=tuple(STRENGTH_UNITS),
         default=list(sources.degradations),
-        help="what target has learnt to undo",
+        metavar="DEGRADATION",
+        help=f"what target has learnt to undo: {SPELLING}",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("study_output"), help="folder of the study; an old one goes on"

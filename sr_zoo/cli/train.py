@@ -7,6 +7,7 @@ import datetime
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from torch import nn
 from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.cost import cost
 from sr_zoo.data import hold_out, load_photographs
-from sr_zoo.degradations import STRENGTH_UNITS, blind_inputs, clean_inputs, evaluation_inputs
+from sr_zoo.degradations import (
+    SPELLING,
+    STRENGTH_UNITS,
+    Degradation,
+    blind_inputs,
+    clean_inputs,
+    degradations_from,
+    evaluation_inputs,
+    spellings_of,
+)
 from sr_zoo.models import TwoBranch
 from sr_zoo.pretrained import ARCHITECTURES, WeightsError, build, describe_network, load_network, save_network
 from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes, read_log
@@ -50,9 +60,12 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--degradations",
         nargs="+",
-        choices=tuple(STRENGTH_UNITS),
         default=["blur", "noise"],
-        help="what target learns to undo, each with probability one half",
+        metavar="DEGRADATION",
+        help=f"what target learns to undo, each with probability one half: {SPELLING}",
+    )
+    parser.add_argument(
+        "--one-at-a-time", action="store_true", help="every patch has one of the degradations or none, equally likely"
     )
     parser.add_argument("--upscale", type=int, choices=(2, 3, 4), default=2, help="factor; --from brings its own")
     parser.add_argument("--iterations", type=int, default=20_000, help="optimizer steps; the rate falls along them")
@@ -85,9 +98,10 @@ def run(options: argparse.Namespace) -> None:
         raise TrainingError(
             "target is fine-tuned from base: give its weights with --from BASE.safetensors, or --from scratch."
         )
-    architecture, settings, network = _network(options)
+    degradations = degradations_from(options.degradations)
+    architecture, settings, network = _network(options, degradations)
     scale = int(network.upscale)  # type: ignore[arg-type]
-    recipe = _recipe(options, scale)
+    recipe = _recipe(options, scale, degradations)
     with joined_processes(device_of(options)) as (processes, device):
         photographs, validation = hold_out(load_photographs(options.images, progress=processes.is_first))
         trainer = Trainer(
@@ -96,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
             validation,
             recipe,
             options.out,
-            inputs=evaluation_inputs(scale, degradations=options.degradations),
+            inputs=evaluation_inputs(scale, degradations=degradations),
             validate_every=options.validate_every,
             device=device,
             tensorboard=options.tensorboard and not options.dry_run,
@@ -114,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         return
     provenance = {
         "stage": options.stage,
-        "degradations": options.degradations,
+        "degradations": spellings_of(degradations),
         "recipe": vars(recipe),
         "photographs": len(photographs),
         "cosine_to_first_weights": trainer.cosine(),
@@ -127,7 +141,9 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write(f"wrote {path}\n")
 
 
-def _network(options: argparse.Namespace) -> tuple[str, dict[str, Any], nn.Module]:
+def _network(
+    options: argparse.Namespace, degradations: Mapping[str, Degradation]
+) -> tuple[str, dict[str, Any], nn.Module]:
     """Name, constructor's arguments and first weights of the network."""
     if options.start not in (None, "scratch"):
         description = describe_network(options.start)
@@ -141,15 +157,23 @@ def _network(options: argparse.Namespace) -> tuple[str, dict[str, Any], nn.Modul
             settings |= kind.matched_arguments(options.features, options.blocks)
         except ValueError as error:
             raise WeightsError(str(error)) from error
-        settings["predicts"] = list(options.degradations)
+        foreign = [name for name in degradations if name not in STRENGTH_UNITS]
+        if foreign:
+            raise WeightsError(
+                f"{options.network} estimates how strong {', '.join(STRENGTH_UNITS)} are, and nothing else; got "
+                f"{', '.join(foreign)}. Leave it out, or train another --network."
+            )
+        settings["predicts"] = list(degradations)
     torch.manual_seed(options.seed)
     return options.network, settings, build(options.network, settings)
 
 
-def _recipe(options: argparse.Namespace, scale: int) -> Recipe:
+def _recipe(options: argparse.Namespace, scale: int, degradations: Mapping[str, Degradation]) -> Recipe:
     """Everything else that decides the outcome."""
     blind = options.stage == "target"
-    degradation = blind_inputs(scale, degradations=options.degradations) if blind else clean_inputs(scale)
+    degradation: Degradation = clean_inputs(scale)
+    if blind:
+        degradation = blind_inputs(scale, degradations=degradations, one_at_a_time=options.one_at_a_time)
     return Recipe(
         degradation.config(),
         iterations=options.iterations,

@@ -6,16 +6,25 @@ from sr_zoo.degradations.draws import Drawn, OneOf, Shuffled
 from sr_zoo.degradations.jpeg import JPEG, DifferentiableJPEG
 from sr_zoo.degradations.noise import GaussianNoise, PoissonNoise
 from sr_zoo.degradations.pipeline import Pipeline, Quantize, Sometimes
-from sr_zoo.degradations.protocol import STRENGTH_UNITS, blind_inputs, clean_inputs, evaluation_inputs
+from sr_zoo.degradations.protocol import (
+    STRENGTH_UNITS,
+    Degradations,
+    blind_inputs,
+    clean_inputs,
+    evaluation_inputs,
+)
 from sr_zoo.degradations.resize import Downsample, Resize
 from sr_zoo.degradations.second_order import SecondOrder, second_order
+from sr_zoo.degradations.spelling import SPELLING, degradations_from, spellings_of
 
 __all__ = [
     "JPEG",
+    "SPELLING",
     "STRENGTH_UNITS",
     "AnisotropicGaussianBlur",
     "Degradation",
     "DegradationError",
+    "Degradations",
     "DifferentiableJPEG",
     "Downsample",
     "Drawn",
@@ -35,7 +44,9 @@ __all__ = [
     "Strengths",
     "blind_inputs",
     "clean_inputs",
+    "degradations_from",
     "evaluation_inputs",
     "from_config",
     "second_order",
+    "spellings_of",
 ]

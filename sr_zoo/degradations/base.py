@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -111,6 +112,10 @@ class Degradation(ABC):
         """How strongly it degrades any image, by name; empty for what has no such number."""
         return {}
 
+    def is_optical(self) -> bool:
+        """Whether it happens in front of the sensor, as blur does: `evaluation_inputs` puts it before downsampling."""
+        return False
+
     def config(self) -> dict[str, Any]:
         """Describe the degradation in plain values that JSON can hold: its kind and its fields."""
         return {"type": type(self).__name__, **asdict(self)}
@@ -139,6 +144,13 @@ class Composite(Degradation, abstract=True):
     @abstractmethod
     def apply_traced(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Strengths]:
         """Degrade a batch that was checked already, and gather what the parts say."""
+
+    def is_optical(self) -> bool:
+        """Whether all its parts are."""
+        held = (getattr(self, field.name) for field in dataclasses.fields(self))
+        parts = [part for value in held for part in (value if isinstance(value, tuple) else (value,))]
+        degradations = [part for part in parts if isinstance(part, Degradation)]
+        return bool(degradations) and all(part.is_optical() for part in degradations)
 
 
 def add_strengths(first: Strengths, second: Strengths) -> Strengths:

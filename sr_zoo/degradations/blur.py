@@ -54,6 +54,10 @@ class GaussianBlur(Degradation):
         weights = torch.exp(-(offsets**2) / (2 * self.sigma**2))
         return weights / weights.sum()
 
+    def is_optical(self) -> bool:
+        """It is."""
+        return True
+
     def strengths(self) -> dict[str, float]:
         """The standard deviation."""
         return {"blur": float(self.sigma)}
@@ -109,6 +113,10 @@ class EllipticBlur(Degradation, abstract=True):
         first, second = cosine * x + sine * y, cosine * y - sine * x
         weights = self.profile((first / self.sigma_x) ** 2 + (second / self.sigma_y) ** 2)
         return weights / weights.sum()
+
+    def is_optical(self) -> bool:
+        """It is."""
+        return True
 
     def strengths(self) -> dict[str, float]:
         """The standard deviation of the kernel itself, root mean square over the two axes."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from filterattr import FilterAttrError, FilterAttributor
 from filterattr.analysis.agreement import load_scipy
 from filterattr.engine.identity import digest_of
-from sr_zoo.degradations import Degradation, evaluation_inputs
+from sr_zoo.degradations import Degradation, degradations_from, evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.images import list_photographs, read_image
 from sr_zoo.models import TwoBranch
@@ -40,7 +40,7 @@ class Sources:
         search: Folder of photographs to find kernels on.
         test: Folder of other photographs to evaluate on.
         images: One folder for both: every second photograph is tested on.
-        degradations: What target has learnt to undo.
+        degradations: What target has learnt to undo, as `degradations_from` reads it.
     """
 
     base: str = "srresnet_x2_f32b8_base"
@@ -60,8 +60,7 @@ class Subject:
     Attributes:
         base: The network that lacks the functions.
         target: The same network with them.
-        inputs: Name to degradation: ``clean``, every degradation alone, and all at once.
-        functions: The degradations alone.
+        degradations: Name to what target has learnt to undo.
         search: ``uint8`` photographs of shape ``(3, H, W)`` to find kernels on.
         test: Others to evaluate on.
         architecture: Name of the networks' architecture.
@@ -71,8 +70,7 @@ class Subject:
 
     base: nn.Module
     target: nn.Module
-    inputs: Mapping[str, Degradation]
-    functions: tuple[str, ...]
+    degradations: Mapping[str, Degradation]
     search: Sequence[Tensor]
     test: Sequence[Tensor]
     architecture: str
@@ -83,6 +81,16 @@ class Subject:
     def scale(self) -> int:
         """Upscaling factor of the networks."""
         return int(self.target.upscale)  # type: ignore[arg-type]
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of the degradations."""
+        return tuple(self.degradations)
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Degradation]:
+        """Name to degradation: ``clean``, every degradation alone, and all at once if they can follow one another."""
+        return evaluation_inputs(self.scale, degradations=self.degradations)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -163,26 +171,27 @@ def open_subject(sources: Sources, settings: Settings) -> Subject:
     networks = {role: attempt(lambda role=role: _network(sources, role)) for role in ("base", "target")}  # type: ignore[misc]
     base, target = networks["base"], networks["target"]
     scale = int(target[0].upscale) if target is not None else 2  # type: ignore[arg-type]
-    inputs = attempt(lambda: evaluation_inputs(scale, degradations=sources.degradations))
+    degradations = attempt(lambda: degradations_from(sources.degradations))
+    if degradations:
+        attempt(lambda: evaluation_inputs(scale, degradations=degradations))
     folders = attempt(lambda: _photographs(sources, settings.seed))
     attempt(load_scipy)
     if base is not None and target is not None:
         findings += _pair_findings(base, target)
-    if len(set(sources.degradations)) < 2:
-        findings.append(f"at least two degradations are needed to tell apart; got {', '.join(sources.degradations)}")
+    if degradations is not None and len(degradations) < 2:
+        findings.append(f"at least two degradations are needed to tell apart; got {', '.join(degradations) or 'none'}")
     if settings.crop % scale:
         findings.append(f"crop must be a multiple of the scale {scale}; got {settings.crop}")
     if folders is not None:
         findings += _photograph_findings(*folders, settings.crop + 2 * margin_of(scale))
-    if findings or base is None or target is None or inputs is None or folders is None:
+    if findings or base is None or target is None or degradations is None or folders is None:
         raise StudyError("; ".join(dict.fromkeys(findings)) + ".")
     _share_unused(base[0], target[0])
     search, test = (_large(some, settings.crop + 2 * margin_of(scale)) for some in folders)
     return Subject(
         base=base[0],
         target=target[0],
-        inputs=inputs,
-        functions=tuple(name for name in inputs if name in sources.degradations),
+        degradations=degradations,
         search=search,
         test=test,
         architecture=target[1],

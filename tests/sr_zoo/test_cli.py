@@ -7,9 +7,10 @@ from PIL import Image
 
 from filterattr import FilterAttribution
 from sr_zoo.cli import main
+from sr_zoo.degradations import JPEG, PoissonNoise, blind_inputs, from_config
 from sr_zoo.images import read_image, write_image
 from sr_zoo.models import SRResNet, TwoBranch
-from sr_zoo.pretrained import save_network
+from sr_zoo.pretrained import describe_network, save_network, trained_on
 
 SIZES = {"num_feat": 4, "num_block": 1, "upscale": 2}
 
@@ -119,6 +120,31 @@ class TestAttribute:
         assert self.command(folder, paths, "--steps", "16") == 0
         assert "predictor.convolutions" in capsys.readouterr().out
 
+    @pytest.mark.parametrize(
+        ("spelled", "name"),
+        [
+            (["clean"], "clean"),
+            (["jpeg:10"], "jpeg"),
+            (["noise", "blur:3"], "blur+noise"),
+            (['mist={"type": "GaussianBlur", "sigma": 4.0}'], "mist"),
+        ],
+    )
+    # random networks hardly differ in what they do: the ends of the loss are rounding
+    @pytest.mark.filterwarnings("ignore:the attributions should sum")
+    def test_degradations_are_those_that_are_spelled(self, folder, weights, capsys, spelled, name):
+        assert self.command(folder, weights, "--degradation", *spelled) == 0
+        assert f"{name} inputs: loss" in capsys.readouterr().out
+
+    @pytest.mark.filterwarnings("ignore:the attributions should sum")
+    def test_degradations_that_cannot_be_had_are_refused(self, folder, weights, capsys):
+        assert self.command(folder, weights, "--degradation", "rain") == 2
+        assert "a degradation is spelled blur, noise, jpeg" in capsys.readouterr().err
+        shrunk = 'half={"type": "Downsample", "scale": 2}'
+        assert self.command(folder, weights, "--degradation", shrunk) == 0
+        assert "half inputs" in capsys.readouterr().out
+        assert self.command(folder, weights, "--degradation", shrunk, "blur") == 2
+        assert "none may shrink the image" in capsys.readouterr().err
+
     def test_networks_that_differ_and_fractions_that_are_none_are_refused(self, folder, weights, capsys):
         other = str(folder / "other.safetensors")
         save_network(other, "srresnet", {**SIZES, "num_feat": 5}, SRResNet(**{**SIZES, "num_feat": 5}).state_dict(), {})
@@ -126,6 +152,29 @@ class TestAttribute:
         assert "conv_first" in capsys.readouterr().err
         assert self.command(folder, weights, "--fraction", "1") == 2
         assert "fraction must lie between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_training_keeps_what_was_spelled(folder, weights):
+    description = folder / "grain.json"
+    description.write_text('{"type": "PoissonNoise", "scale": 2.0}')
+    words = ["train", "target", "--from", weights[0], "--images", str(folder / "photos"), "--iterations", "2"]
+    words += ["--batch-size", "2", "--patch-size", "16", "--device", "cpu", "--out", str(folder / "run")]
+    spelled = ["--degradations", "jpeg:10", str(description), "--one-at-a-time"]
+    assert main([*words, *spelled]) == 0
+    description.unlink()
+    provenance = describe_network(folder / "run" / "target.safetensors")["provenance"]
+    assert trained_on(provenance) == {"jpeg": JPEG(10), "grain": PoissonNoise(2.0)}
+    learnt = from_config(provenance["recipe"]["degradation"])
+    assert learnt == blind_inputs(2, degradations=trained_on(provenance), one_at_a_time=True)
+
+
+def test_a_network_that_estimates_strengths_knows_those_of_the_protocol_only(folder, capsys):
+    words = ["train", "target", "--from", "scratch", "--network", "two_branch", "--images", str(folder / "photos")]
+    spelled = ["--degradations", "blur", "heavy=noise:0.2"]
+    sizes = ["--features", "32", "--blocks", "8"]
+    assert main([*words, *spelled, *sizes, "--out", str(folder / "run")]) == 2
+    wanted = "two_branch estimates how strong blur, noise, jpeg are, and nothing else; got heavy"
+    assert wanted in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [(), ("rain",), ("restore",), ("degrade", "a.png", "--size", "large")])

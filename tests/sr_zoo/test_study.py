@@ -19,7 +19,7 @@ from filterattr.analysis.stability import SampleScores
 from filterattr.engine.units import Unit
 from filterattr.parameters import ScoredParameter
 from sr_zoo.cli import main
-from sr_zoo.degradations import clean_inputs, evaluation_inputs
+from sr_zoo.degradations import PoissonNoise, clean_inputs, degradations_from, evaluation_inputs, second_order
 from sr_zoo.images import write_image
 from sr_zoo.models import SRCNNStyle, SRResNet
 from sr_zoo.pretrained import build, save_network
@@ -105,8 +105,7 @@ def subject() -> Subject:
     return Subject(
         base=base,
         target=target,
-        inputs=evaluation_inputs(2),
-        functions=("blur", "noise"),
+        degradations=degradations_from(["blur", "noise"]),
         search=[photograph(seed) for seed in range(3)],
         test=[photograph(seed) for seed in range(10, 13)],
         architecture="srresnet",
@@ -462,6 +461,26 @@ class TestSources:
         torch.testing.assert_close(subject.base.estimate.weight, subject.target.estimate.weight, rtol=0, atol=0)
         assert not torch.equal(subject.base.conv_last.weight, subject.target.conv_last.weight)
 
+    def test_degradations_are_those_that_are_spelled(self, folders: Path) -> None:
+        names = {name: str(folders / f"{name}.safetensors") for name in ("base", "target")}
+        (folders / "web.json").write_text(json.dumps(second_order(2).config()))
+        spelled = ("noise:0.2", str(folders / "web.json"))
+        subject = open_subject(Sources(**names, images=folders / "photos", degradations=spelled), small())
+        assert subject.functions == ("noise", "web")
+        assert list(subject.inputs) == ["clean", "noise", "web"]
+        drawn = subject.search_samples(small(crop=48))
+        assert {tuple(sample[0].shape) for samples in drawn.values() for sample in samples} == {(1, 3, 24, 24)}
+        other = open_subject(Sources(**names, images=folders / "photos", degradations=("noise", spelled[1])), small())
+        assert other.digest != subject.digest
+
+    def test_degradations_that_cannot_be_read_are_gathered_with_the_rest(self, folders: Path) -> None:
+        path = str(folders / "base.safetensors")
+        sources = Sources(base=path, target=path, images=folders / "photos", degradations=("rain", "noise:9"))
+        with pytest.raises(StudyError) as caught:
+            open_subject(sources, small())
+        for part in ("'rain'", "in [0, 1]; got 9", "they hold the same weights"):
+            assert part in str(caught.value)
+
     def test_one_folder_is_split_in_halves(self, folders: Path) -> None:
         names = {name: str(folders / f"{name}.safetensors") for name in ("base", "target")}
         subject = open_subject(Sources(**names, images=folders / "photos"), small())
@@ -528,13 +547,14 @@ def test_a_whole_study_of_three_degradations_from_two_checkpoints(
 
     monkeypatch.setattr(command, "quick_settings", lambda **changes: small(**changes))
     words = ["study", "--base", str(folders / "base.pth"), "--target", str(folders / "target.pth"), "--quick"]
-    words += ["--images", str(folders / "photos"), "--degradations", "blur", "noise", "jpeg"]
+    (folders / "grain.json").write_text(json.dumps(PoissonNoise(2.0).config()))
+    words += ["--images", str(folders / "photos"), "--degradations", "blur", "jpeg:10", str(folders / "grain.json")]
     out = folders / "out"
     assert main([*words, "--out", str(out)]) == 0
     assert open_archive(out).stages() == sorted(stage.name for stage in STAGES)
     matrix = open_archive(out).load("specificity")["strict"]
-    assert list(matrix.shares) == ["blur", "noise", "jpeg"]
-    assert list(matrix.shares["jpeg"]) == ["clean", "blur", "noise", "jpeg", "all"]
+    assert list(matrix.shares) == ["blur", "jpeg", "grain"]
+    assert list(matrix.shares["jpeg"]) == ["clean", "blur", "jpeg", "grain", "all"]
     text = (out / "summary.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == len(STAGES) - 2  # pictures and rankings have no words of their own
     capsys.readouterr()

@@ -17,7 +17,7 @@ from filterattr.analysis.rankings import weight_change
 from filterattr.analysis.results import area_under
 from filterattr.channels import ChannelAttributor
 from filterattr.groups import output_channels
-from sr_zoo.degradations import evaluation_inputs
+from sr_zoo.degradations import Quantize, degradations_from
 from sr_zoo.models import SRResNet
 from sr_zoo.study import Settings, StudyError, Subject, quick_settings, run_study
 from sr_zoo.study.contest import Contest, ContestTable, Entrant, MaskedLosses, shuffled_inside_layers
@@ -68,7 +68,7 @@ def planted_samples(count: int = 3, *, equal: bool = False) -> dict[str, list[Sa
 
 
 def subject_of(base: nn.Module, target: nn.Module) -> Subject:
-    return Subject(base, target, {}, FUNCTIONS, [], [], "planted", {})
+    return Subject(base, target, dict.fromkeys(FUNCTIONS, Quantize()), [], [], "planted", {})
 
 
 def row_losses(model: nn.Module, sample: Sample) -> Tensor:
@@ -274,8 +274,8 @@ def subject() -> Subject:
     smooth = nn.functional.interpolate(coarse, size=(90, 90), mode="bicubic").clamp(0, 1)
     images = list((smooth * 255).to(torch.uint8))
     names = {"base": "a", "target": "b", "photographs searched": "2", "photographs tested": "2"}
-    inputs = evaluation_inputs(2)
-    return Subject(base, target, inputs, ("blur", "noise"), images[:2], images[2:], "srresnet", arguments, names)
+    degradations = degradations_from(["blur", "noise"])
+    return Subject(base, target, degradations, images[:2], images[2:], "srresnet", arguments, names)
 
 
 def small() -> Settings:

@@ -190,7 +190,7 @@ def _retraining(context: Context) -> Results:
     total = len(subject.functions) * len(PLACES) * settings.retrain_seeds
     with counted(context.progress, total, "training") as step:
         for name, chosen in context.sets.items():
-            degradation = blind_inputs(subject.scale, degradations=(name,))
+            degradation = blind_inputs(subject.scale, degradations={name: subject.degradations[name]})
             brought: dict[str, list[float]] = {}
             for kind in PLACES:
                 for seed in range(settings.retrain_seeds):
