@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from filterattr.engine.hooks import GradientHooks, first_nonfinite_output, tensors_in
 from filterattr.engine.memory import SavedBytes, is_out_of_memory
-from filterattr.engine.modes import Autocast
+from filterattr.engine.modes import Autocast, Forgetting
 from filterattr.engine.path import Path
+from filterattr.engine.points import Points
 from filterattr.engine.randomness import seed_all
 from filterattr.engine.slots import Slots
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, name_some
@@ -64,8 +65,8 @@ class PathLoss(Generic[G]):
         self._slots = slots
         self._loss = loss
         self._autocast = autocast or Autocast()
-        # the same memory at every place: fresh memory has to be asked for, and costs more than to fill it
-        self._points = {name: torch.empty_like(value) for name, value in path.base.items()}
+        self._forgetting = Forgetting()
+        self._points = Points(path)
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
@@ -101,6 +102,10 @@ class PathLoss(Generic[G]):
             RuntimeError: PyTorch's own error for lack of memory passes through; a note at it says what would help.
         """
 
+        def forget(_leaves: Leaves) -> Tensor:
+            self._forgetting.enter()
+            return self.evaluate(self._arguments).detach().to(torch.float64)
+
         def evaluate(leaves: Leaves) -> Tensor:
             value = self.evaluate(self._arguments)
             if coefficient is not None and self.moved:
@@ -110,7 +115,8 @@ class PathLoss(Generic[G]):
             return value.detach().to(torch.float64)
 
         try:
-            self.losses[t] = self._with_weights(t, evaluate)
+            found = self._tried(t, forget) if coefficient is None else None
+            self.losses[t] = self._with_weights(t, evaluate) if found is None else found
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 self._advise(error, t)
@@ -216,7 +222,7 @@ class PathLoss(Generic[G]):
         Returns:
             Name to fresh leaf for what moves or could, and name to clone for what stays the same along any path.
         """
-        leaves = {name: nn.Parameter(value.detach()) for name, value in self.path.point(t, self._points).items()}
+        leaves = {name: nn.Parameter(value.detach()) for name, value in self._points.at(t).items()}
         rest: dict[str, Tensor] = {}
         for name, value in self.path.fresh_fixed().items():
             is_parameter = name in self._slots.parameters
@@ -241,9 +247,11 @@ class PathLoss(Generic[G]):
                 self._slots.put(tensors)
                 answer = self._unchanged(work)
             finally:
+                self._forgetting.restore()
                 self._autocast.restore()
                 self._slots.restore()
         finally:
+            self._forgetting.restore()
             self._autocast.restore()
             self._slots.restore()
             # a kept traceback keeps this frame, and autocast its casts of every weight it has seen
@@ -266,6 +274,17 @@ class PathLoss(Generic[G]):
             return self.holding({**leaves, **rest}, lambda: work(leaves))
         finally:
             leaves.clear()
+
+    def _tried(self, t: float, forget: Callable[[Leaves], Tensor]) -> Tensor | None:
+        """Evaluate the loss without what a backward pass needs; ``None`` if it takes derivatives itself."""
+        if self._forgetting.is_in_the_way:
+            return None
+        try:
+            return self._with_weights(t, forget)
+        except Exception as error:
+            if not self._forgetting.caused(error):
+                raise
+            return None
 
     def _advise(self, error: BaseException, t: float) -> None:
         """Say in a note what to do about a lack of memory; the answer is found by trying fewer rows."""

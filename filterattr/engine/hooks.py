@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from filterattr.engine.pieces import Scratch, flat_pieces
 from filterattr.errors import LossError, name_some
-
-_PIECE = 2**16  # entries that are float64 at a time: a whole gradient would double the memory of its parameter
 
 
 class GradientHooks(ABC):
@@ -96,13 +95,17 @@ class GradientSums(GradientHooks):
             )
             for name, tensor in parameters.items()
         }
-        self._wide: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        scratch = Scratch()
+        self._pieces: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        for (name, total), tensor in zip(self.sums.items(), parameters.values(), strict=True):
+            is_wide = tensor.dtype == total.dtype
+            self._pieces[name] = [(piece, None if is_wide else scratch.like(piece)) for piece in flat_pieces(total)]
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
         """See `GradientHooks.take`."""
-        total = self.sums[name]
-        for piece, part in zip(_pieces(total.view(-1)), _pieces(gradient.reshape(-1)), strict=True):
-            piece.add_(self._widened(part, total), alpha=coefficient)
+        parts = flat_pieces(gradient.contiguous())
+        for (total, wide), part in zip(self._pieces[name], parts, strict=True):
+            total.add_(part if wide is None else wide.copy_(part), alpha=coefficient)
 
     def find_nonfinite(self) -> dict[str, float]:
         """See `GradientHooks.find_nonfinite`."""
@@ -115,19 +118,6 @@ class GradientSums(GradientHooks):
         super().reset()
         for total in self.sums.values():
             total.zero_()
-
-    def _widened(self, part: Tensor, like: Tensor) -> Tensor:
-        """A piece in the type of the sums; the memory is the same every time, so that it stays in the cache."""
-        if part.dtype == like.dtype:
-            return part
-        key = like.device, like.dtype
-        if key not in self._wide or self._wide[key].numel() < part.numel():
-            self._wide[key] = torch.empty(part.numel(), dtype=like.dtype, device=like.device)
-        return self._wide[key][: part.numel()].copy_(part)
-
-
-def _pieces(flat: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(flat, _PIECE) if flat.numel() > _PIECE else (flat,)
 
 
 def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str | None:

@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from filterattr.engine.pieces import flat_pieces, wide, wide_type
 from filterattr.errors import StateMismatchError, name_some
 
 Side = Literal["base", "target"]
 
-_PIECE = 2**16
 _ROUNDING = 1e-9  # of a place between two corners
 
 
@@ -107,27 +107,6 @@ class Path:
         corners = (self.base, *self.waypoints, self.target)
         return tuple(Path(first, second, self.fixed) for first, second in pairwise(corners))
 
-    def point(self, t: float, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return the weights at place ``t``: exact copies of the end points at 0 and 1, float64 in between.
-
-        Args:
-            t: Place on the path, 0 base, 1 target.
-            into: Tensors of this path's names, types and layouts to write to; without it, new ones are made.
-
-        Returns:
-            Parameter name to a tensor in the model's type and layout.
-        """
-        if self.waypoints:
-            segment, t = self._segment_at(t)
-            return segment.point(t, into)
-        points = {name: torch.empty_like(value) for name, value in self.base.items()} if into is None else dict(into)
-        for name, point in points.items():
-            if t in (0.0, 1.0):
-                point.copy_((self.base if t == 0.0 else self.target)[name])
-            else:
-                self._interpolate(name, t, point)
-        return points
-
     def fresh_fixed(self) -> dict[str, Tensor]:
         """Return clones of what stays fixed, so that no point sees what another wrote."""
         return {name: value.clone() for name, value in self.fixed.items()}
@@ -135,8 +114,8 @@ class Path:
     def change(self, name: str) -> Tensor:
         """Return ``target - base`` of a parameter, in float64 (complex128)."""
         base, target = self.base[name], self.target[name]
-        change = torch.empty_like(target, dtype=_wide_type(target))
-        for piece, first, second in zip(_pieces(change), _pieces(base), _pieces(target), strict=True):
+        change = torch.empty_like(target, dtype=wide_type(target))
+        for piece, first, second in zip(flat_pieces(change), flat_pieces(base), flat_pieces(target), strict=True):
             piece.copy_(second).sub_(first)
         return change
 
@@ -151,8 +130,8 @@ class Path:
             ``integral``.
         """
         flat = (integral.view(-1), self.base[name].reshape(-1), self.target[name].reshape(-1))
-        for piece, first, second in zip(*map(_pieces, flat), strict=True):
-            piece.mul_(_wide(second) - _wide(first))
+        for piece, first, second in zip(*map(flat_pieces, flat), strict=True):
+            piece.mul_(wide(second) - wide(first))
         return integral
 
     def moved(self) -> list[str]:
@@ -166,26 +145,30 @@ class Path:
         """Cosine of the angle between all weights of base and of target; 1 if both are equal."""
         dot = norm_base = norm_target = 0.0
         for name in self.base:
-            for pair in zip(_pieces(self.base[name]), _pieces(self.target[name]), strict=True):
-                first, second = map(_real, pair)
-                dot += _dot(first, second)
-                norm_base += _dot(first, first)
-                norm_target += _dot(second, second)
+            for pair in zip(flat_pieces(self.base[name]), flat_pieces(self.target[name]), strict=True):
+                first, second = (wide(_real(piece)) for piece in pair)
+                dot += float(first @ second)
+                norm_base += float(first @ first)
+                norm_target += float(second @ second)
         product = math.sqrt(norm_base * norm_target)
         return dot / product if product else float(norm_base == norm_target)
 
-    def _segment_at(self, t: float) -> tuple[Path, float]:
-        """The segment of a place, and the place in it; corners are hit exactly, whatever t was rounded to."""
+    def segment_at(self, t: float) -> tuple[Path, float]:
+        """Find the straight part of a place; corners are hit exactly, whatever t was rounded to.
+
+        Args:
+            t: Place on the path.
+
+        Returns:
+            One of `segments`, and the place in it.
+        """
+        if not self.waypoints:
+            return self, t
         place = t * len(self.segments)
         if abs(place - round(place)) < _ROUNDING:
             place = float(round(place))
         index = min(int(place), len(self.segments) - 1)
         return self.segments[index], place - index
-
-    def _interpolate(self, name: str, t: float, point: Tensor) -> None:
-        base, target = self.base[name], self.target[name]
-        for piece, first, second in zip(_pieces(point), _pieces(base), _pieces(target), strict=True):
-            piece.copy_(torch.lerp(_wide(first), _wide(second), t))
 
 
 def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -311,24 +294,6 @@ def _clone_like(value: Tensor, own: Tensor) -> Tensor:
     if value.is_complex() and not own.is_complex():
         value = value.real
     return torch.empty_like(own, requires_grad=False).copy_(value.detach())
-
-
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Cut a tensor that we made into flat views, so that float64 copies of them stay small."""
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return torch.split(flat, _PIECE) if flat.numel() > _PIECE else (flat,)
-
-
-def _wide_type(tensor: Tensor) -> torch.dtype:
-    return torch.complex128 if tensor.is_complex() else torch.float64
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_wide_type(tensor))
-
-
-def _dot(first: Tensor, second: Tensor) -> float:
-    return float(_wide(first) @ _wide(second))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -194,6 +194,7 @@ def test_what_does_not_move_is_kept_once() -> None:
         other[0].load_state_dict(base[0].state_dict())
     slots = Slots(base)
     from filterattr.engine.path import Path as WeightPath
+    from filterattr.engine.points import Points
 
     path = WeightPath.between(
         base.state_dict(),
@@ -206,5 +207,5 @@ def test_what_does_not_move_is_kept_once() -> None:
     assert path.waypoints[0]["0.weight"] is path.base["0.weight"]
     assert "0.weight" not in path.moved()
     for t, network in ((0.0, base), (0.5, middle), (1.0, target)):
-        for name, value in path.point(t).items():
+        for name, value in Points(path).at(t).items():
             torch.testing.assert_close(value, network.state_dict()[name], rtol=0, atol=0)

@@ -19,7 +19,7 @@ class Fingerprint:
 
     Identities of modules, parameters, buffers, attributes, hooks and containers with their order; of every tensor the
     address, layout, type, version, flags, hooks, marks, ``.grad`` and raw bytes (so that -0.0 differs from 0.0, and one
-    NaN from another); train flags; all random generators; gradient modes; global optimizer hooks.
+    NaN from another); train flags; all random generators; gradient modes; hooks of saved tensors and of optimizers.
 
     Args:
         model: The model.
@@ -79,6 +79,7 @@ class Fingerprint:
             (torch.get_rng_state().numpy().tobytes(), random.getstate(), kind, keys.tobytes(), rest),
         )
         self._add("gradient modes", (torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        self._add("hooks of saved tensors", repr(torch._C._autograd._top_saved_tensors_default_hooks(True)))
         self._add("optimizer hooks", len(optimizer._global_optimizer_pre_hooks))
         self._add("threads", torch.get_num_threads())
 

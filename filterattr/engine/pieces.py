@@ -1,0 +1,61 @@
+"""Float64 work on tensors of a lower precision, piece by piece: a whole copy would double their memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_PIECE = 2**16  # entries; two float64 pieces stay in a processor's second cache
+
+
+def flat_pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Cut a tensor without gaps into flat views; tensors of the same layout are cut alike.
+
+    Args:
+        tensor: Dense, in any order of its dimensions.
+
+    Returns:
+        Views in the order of the memory.
+
+    Example:
+        >>> [len(piece) for piece in flat_pieces(torch.zeros(70_000))]
+        [65536, 4464]
+    """
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return torch.split(flat, _PIECE) if flat.numel() > _PIECE else (flat,)
+
+
+def wide_type(tensor: Tensor) -> torch.dtype:
+    """``float64``, or ``complex128`` for complex tensors."""
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in its `wide_type`: itself if it has it already."""
+    return tensor.to(wide_type(tensor))
+
+
+class Scratch:
+    """Memory for one wide piece of each device and type, the same every time, so that it stays in the cache.
+
+    Example:
+        >>> scratch = Scratch()
+        >>> scratch.like(torch.zeros(3)).dtype
+        torch.float64
+        >>> scratch.like(torch.zeros(3)).data_ptr() == scratch.like(torch.zeros(2)).data_ptr()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def like(self, piece: Tensor) -> Tensor:
+        """Give wide memory of a piece's size, with any content.
+
+        Args:
+            piece: One of `flat_pieces`.
+        """
+        key = piece.device, wide_type(piece)
+        if key not in self._memory:
+            self._memory[key] = torch.empty(_PIECE, dtype=key[1], device=key[0])
+        return self._memory[key][: piece.numel()]
