@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttrError, FilterAttributor
+from filterattr import FilterAttrError, FilterAttributor, Group
 from filterattr.analysis.agreement import load_scipy
 from filterattr.engine.identity import digest_of
+from filterattr.groups import output_channels
 from sr_zoo.degradations import Degradation, degradations_from, evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.images import list_photographs, read_image
@@ -104,9 +105,18 @@ class Subject:
             return FilterAttributor(self.target)
 
         def is_used(name: str, _module: nn.Module, parameter: nn.Parameter) -> bool:
-            return parameter.ndim >= 2 and not any(fnmatchcase(name, pattern) for pattern in self.unused)
+            return parameter.ndim >= 2 and self._is_used(name)
 
         return FilterAttributor(self.target, select=is_used)
+
+    @cached_property
+    def channels(self) -> tuple[Group, ...]:
+        """The output channels of the networks' layers, as far as they have a part in the image."""
+        groups = output_channels(self.target)[""]
+        return tuple(group for group in groups if any(map(self._is_used, group.members)))
+
+    def _is_used(self, name: str) -> bool:
+        return not any(fnmatchcase(name, pattern) for pattern in self.unused)
 
     @cached_property
     def digest(self) -> str:

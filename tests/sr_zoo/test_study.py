@@ -458,6 +458,9 @@ class TestSources:
         scored = subject.attributor.scored_parameters()
         assert "predictor.convolutions.0.weight" in scored
         assert not any(name.startswith("estimate") for name in scored)
+        labels = [group.label for group in subject.channels]
+        assert "predictor.convolutions.0" in labels
+        assert "estimate" not in labels
         torch.testing.assert_close(subject.base.estimate.weight, subject.target.estimate.weight, rtol=0, atol=0)
         assert not torch.equal(subject.base.conv_last.weight, subject.target.conv_last.weight)
 

@@ -21,7 +21,6 @@ from filterattr.analysis.rankings import random_ranking, weight_change
 from filterattr.analysis.record import Record, Row
 from filterattr.analysis.results import NullCurve
 from filterattr.channels import ChannelAttributor, Method
-from filterattr.groups import output_channels
 from sr_zoo.study.archive import Archive, Results
 from sr_zoo.study.contest import Contest, ContestRow, ContestTable, Entrant, MaskedLosses
 from sr_zoo.study.samples import Sample, restoration_error, towards_degraded
@@ -115,7 +114,7 @@ class ChannelRanker:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.attributor = FilterAttributor(subject.target, unit=output_channels(subject.target))
+        self.attributor = FilterAttributor(subject.target, unit={"": subject.channels})
         self.like = weight_change(self.attributor, subject.base, subject.target)
 
     def scores(self, job: Job, samples: Sequence[Sample]) -> dict[str, FilterScores]:
@@ -387,7 +386,7 @@ def contest_table(
 
 
 def _cost(subject: Subject, settings: Settings) -> Cost:
-    count, n_layers = len(subject.functions), len(output_channels(subject.target)[""])
+    count, n_layers = len(subject.functions), len(subject.channels)
     jobs = jobs_of(settings)
     rankings = len(jobs) + len(settings.channel_steps) + 5 + 2 * len(LAYER_METHODS)  # other reductions and contrasts
     sets = 2 + len(settings.channel_fractions) * (count * rankings + (1 + len(SHUFFLED) * count) * settings.null_draws)
