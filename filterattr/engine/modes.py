@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 
 import torch
 
@@ -115,15 +114,21 @@ class Forgetting:
     def __init__(self) -> None:
         self.is_in_the_way = False
         self._is_trial = True
+        self._was_refused = False
+        self._probe: list[bool] | None = None
         self._hooks: torch.autograd.graph.saved_tensors_hooks | None = None
 
     def enter(self) -> None:
         """Keep nothing from now on; the first time, keep everything and watch."""
+        self._was_refused = False
         # hooks are made anew, as what holds itself in a circle would live until the garbage collector comes; what is
         # called for every tensor is no Python, which torch.compile would try to compile
         pack = torch.Tensor.detach if self._is_trial else deque[torch.Tensor](maxlen=0).append
         self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, self._unpack)
-        self._hooks.__enter__()
+        try:
+            self._hooks.__enter__()
+        except RuntimeError:  # they can be forbidden
+            self.is_in_the_way = True
 
     def restore(self) -> None:
         """Let graphs keep tensors again; doing it twice, or without having entered, does no harm."""
@@ -135,24 +140,29 @@ class Forgetting:
         self._hooks = None
 
     def caused(self, error: BaseException) -> bool:
-        """Whether it would not have come to an error without this.
+        """Whether it would not have come to an error without this; then it is in the way.
 
         Args:
             error: What was raised since `enter`.
         """
-        self.is_in_the_way |= "saved tensor hooks" in str(error)  # what torch.func says to any
-        return self.is_in_the_way
+        is_culprit = self._was_refused or "saved tensor hooks" in str(error)  # what torch.func says to any
+        self.is_in_the_way |= is_culprit
+        return is_culprit
 
     def _is_on(self) -> bool:
         """Whether it is this that a new graph asks: an interrupt may have come at any moment."""
-        before, self.is_in_the_way = self.is_in_the_way, False
-        with torch.enable_grad(), suppress(RuntimeError):
+        self._probe = []
+        with torch.enable_grad():
             torch.ones((), requires_grad=True).square().grad_fn._saved_self  # type: ignore[union-attr]  # noqa: B018
-        was_asked, self.is_in_the_way = self.is_in_the_way, before
-        return was_asked
+        asked, self._probe = bool(self._probe), None
+        return asked
 
     def _unpack(self, kept: torch.Tensor | None) -> torch.Tensor:
+        if self._probe is not None:
+            self._probe.append(True)
+            return torch.ones(())
         self.is_in_the_way = True
         if kept is None:
+            self._was_refused = True
             raise RuntimeError("the graph kept no tensors.")
         return kept

@@ -100,18 +100,21 @@ def test_a_loss_that_begins_to_take_derivatives_later_is_asked_again():
     assert found.loss_target == pytest.approx(wanted, rel=1e-12)
 
 
-def test_an_error_of_the_loss_is_raised_the_first_time():
+@pytest.mark.parametrize("inner", [squares, with_a_penalty])
+@pytest.mark.parametrize("failing", [1, 2, 3, 7])
+def test_an_error_of_the_loss_is_raised_the_first_time(inner, failing):
     base, target = networks()
     calls: list[float] = []
 
     def loss(model, x):
-        if len(calls) == 2:
+        value = inner(model, x)
+        if len(calls) == failing:
             raise RuntimeError("stop")
-        return squares(model, x)
+        return value
 
     with pytest.raises(RuntimeError, match="stop"):
         FilterAttributor(base).attribute(base, target, counted(loss, calls), SAMPLES, n_steps=4, progress=False)
-    assert len(calls) == 2
+    assert len(calls) == failing
 
 
 def test_hooks_of_the_user_are_on_again_afterwards():
@@ -124,6 +127,14 @@ def test_hooks_of_the_user_are_on_again_afterwards():
         x.square().backward()
     assert kept == [1]
     assert x.grad == 2
+
+
+def test_where_hooks_are_forbidden_everything_is_kept():
+    base, target = networks()
+    with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+        found = FilterAttributor(base).attribute(base, target, squares, SAMPLES, n_steps=2, progress=False)
+    again = FilterAttributor(base).attribute(base, target, squares, SAMPLES, n_steps=2, progress=False)
+    assert torch.equal(found.scores()["0.weight"], again.scores()["0.weight"])
 
 
 def test_it_is_freed_without_the_garbage_collector():
