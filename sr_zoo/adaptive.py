@@ -140,8 +140,9 @@ class AdaptiveRestorer:
         self.calibration = calibration
         self.n_steps = n_steps
         self._shared = {name: value.detach().clone() for name, value in base.state_dict().items()}
+        scored = {name for patch in patches.values() for name in patch.selection.parameters}
         self._predictor = FunctionPredictor(
-            FilterAttributor(self.network),
+            FilterAttributor(self.network, select=lambda name, _module, _parameter: name in scored),
             self._shared,
             self.weights(tuple(patches)),
             {name: patch.selection for name, patch in patches.items()},

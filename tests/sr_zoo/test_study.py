@@ -566,3 +566,25 @@ def test_a_whole_study_of_three_degradations_from_two_checkpoints(
     done = json.loads((out / "search" / "done.json").read_text())
     assert done["environment"]["torch"] == torch.__version__
     assert isinstance(matrix.shares["blur"]["blur"], Estimate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two_branch", "dasr"])
+def test_a_whole_study_of_a_network_with_two_branches(
+    kind: str, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sr_zoo.cli.study as command
+
+    monkeypatch.setattr(command, "quick_settings", lambda **changes: small(retrain_batch=2, **changes))
+    arguments = {"num_feat": 4, "num_block": 1, "hidden": 2, "condition": 2, "predictor_feat": 2}
+    torch.manual_seed(0)
+    state = build(kind, arguments).state_dict()
+    for role in ("one", "other"):
+        save_network(folders / f"{role}.safetensors", kind, arguments, state, {})
+        state = {
+            name: value + 0.05 * torch.randn_like(value) if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+    words = ["study", "--base", str(folders / "one.safetensors"), "--target", str(folders / "other.safetensors")]
+    assert main([*words, "--quick", "--images", str(folders / "photos"), "--out", str(folders / "out")]) == 0
+    assert open_archive(folders / "out").stages() == sorted(stage.name for stage in STAGES)
