@@ -122,7 +122,8 @@ def _concerns(health: PathHealth) -> list[str]:
     if health.barrier > _BARRIER:
         concerns.append(
             f"The loss rises on the way to {health.barrier:.0%} of what the ends differ by above the higher end: base "
-            "and target are not in one valley, and the attribution means little."
+            "and target are not in one valley, and what matters only in between counts as well. Judge by masking, "
+            "not by the scores alone."
         )
     elif health.monotony < _MONOTONY:
         concerns.append(
