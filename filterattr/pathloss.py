@@ -14,10 +14,10 @@ from filterattr.engine.hooks import GradientHooks, first_nonfinite_output, tenso
 from filterattr.engine.memory import SavedBytes, is_out_of_memory
 from filterattr.engine.modes import Autocast, Forgetting
 from filterattr.engine.path import Path
-from filterattr.engine.points import Points
 from filterattr.engine.randomness import seed_all
 from filterattr.engine.slots import Slots
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, name_some
+from filterattr.points import Points
 from filterattr.shortage import Advice, sizes_of
 
 Loss: TypeAlias = Callable[..., Tensor]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.pieces import Scratch, flat_pieces
 from filterattr.errors import LossError, name_some
+from filterattr.pieces import Scratch, flat_pieces
 
 
 class GradientHooks(ABC):

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from filterattr.engine.pieces import flat_pieces, wide, wide_type
 from filterattr.errors import StateMismatchError, name_some
+from filterattr.pieces import flat_pieces, wide, wide_type
 
 Side = Literal["base", "target"]
 
@@ -99,11 +99,13 @@ class Path:
             raise StateMismatchError(f"base and target must both fit the model: {'; '.join(findings)}.{cure}")
         return cls(ends["base"], ends["target"], fixed, _corners(list(ends.values())))
 
-    @cached_property
+    @property
     def segments(self) -> tuple[Path, ...]:
         """The straight parts, in order; a path without waypoints is its only one."""
-        if not self.waypoints:
-            return (self,)
+        return self._chain if self.waypoints else (self,)  # not kept: what holds itself is not freed at once
+
+    @cached_property
+    def _chain(self) -> tuple[Path, ...]:
         corners = (self.base, *self.waypoints, self.target)
         return tuple(Path(first, second, self.fixed) for first, second in pairwise(corners))
 

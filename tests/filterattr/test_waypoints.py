@@ -194,7 +194,7 @@ def test_what_does_not_move_is_kept_once() -> None:
         other[0].load_state_dict(base[0].state_dict())
     slots = Slots(base)
     from filterattr.engine.path import Path as WeightPath
-    from filterattr.engine.points import Points
+    from filterattr.points import Points
 
     path = WeightPath.between(
         base.state_dict(),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from filterattr.engine.path import Path
-from filterattr.engine.pieces import Scratch, flat_pieces, wide_type
+from filterattr.pieces import Scratch, flat_pieces, wide_type
+
+Writer: TypeAlias = Callable[[float, Scratch, Scratch], object]
 
 
 class Points:
@@ -30,8 +33,7 @@ class Points:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tensors = {name: torch.empty_like(value) for name, value in path.base.items()}
-        scratches = Scratch(), Scratch()
-        self._segments = {id(segment): _Segment(segment, self._tensors, scratches) for segment in path.segments}
+        self._segments = {id(segment): _Segment(segment, self._tensors) for segment in path.segments}
 
     def at(self, t: float) -> dict[str, Tensor]:
         """Write the point at a place: exact copies of the end points at 0 and 1, float64 in between.
@@ -48,24 +50,24 @@ class Points:
             for name, tensor in self._tensors.items():
                 tensor.copy_(end[name])
         else:
+            scratches = Scratch(), Scratch()  # not held while the loss runs
             for write in self._segments[id(segment)].writers:
-                write(place)
+                write(place, *scratches)
         return dict(self._tensors)
 
 
 class _Segment:
     """What has to be written for a point on one straight part."""
 
-    def __init__(self, path: Path, tensors: dict[str, Tensor], scratches: tuple[Scratch, Scratch]) -> None:
+    def __init__(self, path: Path, tensors: dict[str, Tensor]) -> None:
         self._path = path
         self._tensors = tensors
-        self._scratches = scratches
 
     @cached_property
-    def writers(self) -> list[Callable[[float], object]]:
+    def writers(self) -> list[Writer]:
         """For every piece of every tensor, what writes it; found out once, as that is as slow as the writing."""
         moved = set(self._path.moved())
-        writers: list[Callable[[float], object]] = []
+        writers: list[Writer] = []
         for name, tensor in self._tensors.items():
             base, target = self._path.base[name], self._path.target[name]
             if name not in moved:
@@ -75,23 +77,21 @@ class _Segment:
                 if first.dtype == wide_type(first):
                     writers.append(_mixing(point, first, second))
                 else:
-                    writers.append(_mixing_wide(point, first, second, *(one.like(first) for one in self._scratches)))
+                    writers.append(_mixing_wide(point, first, second))
         return writers
 
 
-def _copying(point: Tensor, value: Tensor) -> Callable[[float], object]:
-    return lambda _t: point.copy_(value)
+def _copying(point: Tensor, value: Tensor) -> Writer:
+    return lambda _t, _first, _second: point.copy_(value)
 
 
-def _mixing(point: Tensor, first: Tensor, second: Tensor) -> Callable[[float], object]:
-    return lambda t: torch.lerp(first, second, t, out=point)
+def _mixing(point: Tensor, first: Tensor, second: Tensor) -> Writer:
+    return lambda t, _first, _second: torch.lerp(first, second, t, out=point)
 
 
-def _mixing_wide(
-    point: Tensor, first: Tensor, second: Tensor, wide_first: Tensor, wide_second: Tensor
-) -> Callable[[float], object]:
-    def mix(t: float) -> None:
-        wide_second.copy_(second)
-        point.copy_(wide_first.copy_(first).lerp_(wide_second, t))
+def _mixing_wide(point: Tensor, first: Tensor, second: Tensor) -> Writer:
+    def mix(t: float, of_first: Scratch, of_second: Scratch) -> None:
+        wide = of_second.like(second).copy_(second)
+        point.copy_(of_first.like(first).copy_(first).lerp_(wide, t))
 
     return mix
