@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
@@ -356,10 +357,12 @@ class PathLoss(Generic[G]):
         return f", first seen in the output of '{name}'" if name else ", first seen in the output of the model"
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Have glibc keep what a pass frees for the next pass, instead of giving it back and asking for it again.
 
     Its allocator gives the top of the heap back once that is twice as large as the largest block that was ever freed;
-    with the activations of every pass that cost 3 to 6 % of the time. The block is never touched, and so costs nothing.
+    with the activations of every pass that cost 3 to 6 % of the time. The block is never touched, and so costs nothing;
+    glibc remembers it, so that once is enough.
     """
     torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
