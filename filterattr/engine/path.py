@@ -138,6 +138,10 @@ class Path:
 
     def moved(self) -> list[str]:
         """List the parameters that change along the path."""
+        return list(self._moved)
+
+    @cached_property
+    def _moved(self) -> list[str]:
         if self.waypoints:
             moved = {name for segment in self.segments for name in segment.moved()}
             return [name for name in self.base if name in moved]
