@@ -90,7 +90,7 @@ class Subject:
 
     @cached_property
     def inputs(self) -> Mapping[str, Degradation]:
-        """Every input by its name; ``clean``, each degradation alone, and all at once if they can follow one another."""
+        """Every input by its name; ``clean``, each degradation alone, and all at once where that can be."""
         return evaluation_inputs(self.scale, degradations=self.degradations)
 
     @property
