@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from filterattr.engine.storage import replace_file
 from filterattr.errors import StorageError
+from filterattr.files.writing import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

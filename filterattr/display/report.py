@@ -33,8 +33,8 @@ from filterattr.display.page.sections import (
     provenance_section,
     tables_section,
 )
-from filterattr.engine.storage import replace_file
 from filterattr.errors import SettingError
+from filterattr.files.writing import replace_file
 from filterattr.result import FilterAttribution
 from filterattr.scores import FilterScores, FilterSelection
 

@@ -7,15 +7,12 @@ Files are at most 16 GiB long and their headers at most 64 MiB; both are checked
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import platform
-import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import StorageError
+from filterattr.files.writing import replace_file
 
 FORMAT = "filterattr-1"
 MAX_BYTES = 16 * 2**30
@@ -63,44 +61,6 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], de
     """
     path = Path(path)
     replace_file(path, _pack(path, kind, tensors, description))
-
-
-def replace_file(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a whole file, or leave the old one as it was; `write_tensors` says how.
-
-    Args:
-        path: Where to write; missing folders are made.
-        parts: Its bytes, in parts.
-
-    Raises:
-        StorageError: The disk refuses.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "page.html"
-        >>> replace_file(path, [b"<!doctype html>"])
-        >>> path.read_bytes()
-        b'<!doctype html>'
-    """
-    path = Path(path)
-    partial = path.with_name(f"{_part_prefix(path)}{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        with partial.open("xb") as stream:
-            stream.writelines(parts)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise StorageError(
-            f"'{path}' could not be written ({error}); an older file there is unharmed. Free some space or choose "
-            "another folder."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -352,49 +312,6 @@ def _checked_metadata(path: Path, kind: str, header: dict[str, Any], rest: int) 
 def _unreadable(path: Path, reason: object) -> StorageError:
     reason = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
     return StorageError(f"'{path}' is not a readable safetensors file: {reason}. It is damaged or of another format.")
-
-
-def _part_prefix(path: Path) -> str:
-    """First part of the names of temporary files: for which file, on which machine; the process follows."""
-    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    return f".{path.name[:120]}.{machine}."
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that killed processes left for this target."""
-    for partial in _parts(path):
-        process = partial.name.removeprefix(_part_prefix(path)).partition(".")[0]
-        if process.isdecimal() and not _is_alive(int(process)):
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-
-
-def _parts(path: Path) -> Iterator[Path]:
-    prefix = _part_prefix(path)
-    return (found for found in path.parent.iterdir() if found.name.startswith(prefix) and found.suffix == ".part")
-
-
-def _is_alive(process: int) -> bool:
-    """Whether a process of this machine exists; where asking is not safe, it does."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the renaming itself durable; not every platform can open a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _safetensors() -> Any:

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeAlias
 from filterattr import FilterAttribution, FilterScores, FilterSelection
 from filterattr.analysis.record import Record
 from filterattr.analysis.stability import SampleScores
-from filterattr.engine.storage import replace_file
 from filterattr.errors import StorageError
+from filterattr.files.writing import replace_file
 
 _DONE = "done.json"
 

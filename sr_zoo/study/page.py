@@ -9,7 +9,7 @@ from typing import Any
 from filterattr.analysis.prediction import Confusion
 from filterattr.analysis.record import Record
 from filterattr.display.report import Dial, Picture, Strip, report
-from filterattr.engine.storage import replace_file
+from filterattr.files.writing import replace_file
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.channels_page import channels_section
 from sr_zoo.study.pipeline import STAGES

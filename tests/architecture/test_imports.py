@@ -16,7 +16,8 @@ SCORES = ("parameters", "scores")
 ALLOWED = {
     "errors": set(),
     "pieces": set(),
-    "engine": {"errors", "pieces"},
+    "files": {"errors", "files"},
+    "engine": {"errors", "pieces", "files"},
     "points": {"engine", "pieces"},
     "parameters": {"errors", "engine"},
     "scores": {"errors", "engine", "parameters"},
@@ -33,9 +34,10 @@ ALLOWED = {
     "attribution": {"errors", "engine", *SCORES, "result", "pathloss", "walk", "estimates"},
     "sweep": {"errors", "engine", *SCORES, "sweep"},
     "channels": {"errors", "engine", *SCORES, "sweep"},
-    "analysis": {"errors", "engine", *SCORES, "result", "intervention", "attribution", "channels", "analysis"},
+    "analysis": {"errors", "engine", *SCORES, "result", "intervention", "attribution", "channels", "analysis", "files"},
     "display": {
         "errors",
+        "files",
         *SCORES,
         "result",
         "intervention",
