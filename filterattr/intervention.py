@@ -2,7 +2,7 @@ r"""Put chosen units back to base, dial them, :math:`W = s\,\theta + (1 - s)\,\b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -48,16 +48,7 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
     if not torch.isfinite(torch.tensor(float(strength))):
         raise SettingError(f"strength must be finite; got {strength}.")
     ends = {"target": plain_state(target, "target"), "base": plain_state(base, "base")}
-    findings = [
-        f"{role} has {'no ' + repr(name) if name not in state else f'{name!r} of shape {tuple(state[name].shape)}'}"
-        f", the selection expects shape {scored.shape}"
-        for role, state in ends.items()
-        for name, scored in selection.parameters.items()
-        if name not in state or tuple(state[name].shape) != scored.shape
-    ]
-    if findings:
-        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-        raise StateMismatchError("the selection must fit both end points: " + "; ".join(findings[:5]) + more + ".")
+    check_selection(selection, ends)
     with torch.no_grad():
         result = {name: value.detach().clone() for name, value in ends["target"].items()}
         shared = _shared_names(ends["target"])
@@ -69,13 +60,35 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
     return result
 
 
+def check_selection(selection: FilterSelection, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Make sure that state dicts hold the parameters of a selection, in their shapes.
+
+    Args:
+        selection: The selection.
+        states: What a state dict is called in messages to the state dict.
+
+    Raises:
+        StateMismatchError: A selected parameter is missing or has another shape; all of them are named.
+    """
+    findings = [
+        f"{role} has {'no ' + repr(name) if name not in state else f'{name!r} of shape {tuple(state[name].shape)}'}"
+        f", the selection expects shape {scored.shape}"
+        for role, state in states.items()
+        for name, scored in selection.parameters.items()
+        if name not in state or tuple(state[name].shape) != scored.shape
+    ]
+    if findings:
+        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+        raise StateMismatchError("the selection must fit both end points: " + "; ".join(findings[:5]) + more + ".")
+
+
 @contextmanager
-def swapped(model: nn.Module, state: StateLike) -> Iterator[nn.Module]:
+def swapped(model: nn.Module, state: StateLike | EditableState) -> Iterator[nn.Module]:
     """Let a model compute with other weights inside a ``with`` block; nothing of it is written to.
 
     Args:
         model: The model; wrappers are looked through.
-        state: Weights for all or some of its parameters and buffers.
+        state: Weights for all or some of its parameters and buffers, or an `EditableState` of them.
 
     Yields:
         The model itself.
@@ -98,12 +111,69 @@ def swapped(model: nn.Module, state: StateLike) -> Iterator[nn.Module]:
         try:
             claim.take()
             slots = Slots(inner)
-            slots.put(_fitting(state, slots))
+            slots.put(state.tensors() if isinstance(state, EditableState) else _fitting(state, slots))
             yield inner
         finally:
             _give_back(slots, claim)
     finally:
         _give_back(slots, claim)
+
+
+class EditableState:
+    """Weights for `swapped` that change in a few places from one use to the next.
+
+    They are copied once, in the model's types and layouts. What `write` changes stays changed; buffers begin anew with
+    every use.
+
+    Args:
+        model: The model that will compute with them; wrappers are looked through.
+        state: Weights for all or some of the model's parameters and buffers.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> state = EditableState(layer, {"weight": torch.zeros(1, 2)})
+        >>> with swapped(layer, state):
+        ...     layer(torch.ones(2)).item()
+        0.0
+        >>> state.write("weight", torch.tensor([[True, False]]), torch.full((1, 2), 3.0))
+        >>> with swapped(layer, state):
+        ...     layer(torch.ones(2)).item()
+        3.0
+    """
+
+    def __init__(self, model: nn.Module, state: StateLike) -> None:
+        slots = Slots(unwrap_model(model))
+        self._aliases = slots.aliases
+        self._tensors = _fitting(state, slots)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """First name to tensor: the parameters themselves, and copies of the buffers."""
+        return {
+            name: value if isinstance(value, nn.Parameter) else value.clone() for name, value in self._tensors.items()
+        }
+
+    def write(self, name: str, places: Tensor, values: Tensor) -> None:
+        """Change some weights of one parameter.
+
+        Args:
+            name: A name of the parameter.
+            places: Flat places, ascending, of shape ``(n,)``, or booleans of the parameter's shape.
+            values: Tensor of the parameter's shape, whose entries are taken at these places.
+        """
+        weights = self._tensors[self._aliases[name]].detach()
+        values = values.detach()
+        if places.dtype == torch.bool:
+            weights.copy_(torch.where(places.to(weights.device), values.to(weights), weights))
+        elif weights.is_contiguous():
+            weights.view(-1)[places] = values.reshape(-1)[places.to(values.device)].to(weights)
+        else:
+            self.write(name, _marked(places, weights), values)
+
+
+def _marked(places: Tensor, like: Tensor) -> Tensor:
+    marked = torch.zeros(like.numel(), dtype=torch.bool)
+    marked[places] = True
+    return marked.reshape(like.shape)
 
 
 def _give_back(slots: Slots | None, claim: Claim) -> None:

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from filterattr.analysis.masking import Masking as Masking
 from filterattr.analysis.masking import Measured
@@ -87,9 +86,10 @@ def mask_curve(
     selections = [ordered.top(float(fraction)) for fraction in fractions]
     losses: dict[str, list[Estimate]] = {name: [] for name in masking.data}
     shares: dict[str, list[Estimate]] = {name: [] for name in masking.data}
+    network = masking.changing(intervention)
     with counted(progress, len(selections), "set") as step:
         for selection in selections:
-            measured = Measured(masking, _state(masking, selection, intervention), bootstrap, intervention)
+            measured = Measured(masking, network.sample_losses(selection), bootstrap, intervention)
             for name in masking.data:
                 losses[name].append(measured.loss(name))
                 shares[name].append(measured.share(name))
@@ -162,6 +162,7 @@ def null_curve(
         )
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in masking.data}
     counts = []
+    network = masking.changing(intervention)
     with counted(progress, draws * len(fractions), "draw") as step:
         for fraction in fractions:
             like = scores.top(float(fraction))
@@ -169,9 +170,8 @@ def null_curve(
             drawn: dict[str, list[float]] = {name: [] for name in masking.data}
             for _ in range(draws):
                 chosen = like.random(generator, layer_matched=null == "layer-matched")
-                losses = masking.losses_of(_state(masking, chosen, intervention))
-                for name, loss in losses.items():
-                    removed = masking.share_removed(name, loss)
+                for name, losses in network.sample_losses(chosen).items():
+                    removed = masking.share_removed(name, float(losses.mean()))
                     drawn[name].append(removed if intervention == "mask" else 1 - removed)
                 step()
             for name, values in drawn.items():
@@ -231,7 +231,8 @@ def specificity(
             f"{name_some(sets) or 'none'}."
         )
     bootstrap = bootstrap or masking.bootstrap()
-    measured = {name: Measured(masking, masking.masked(chosen), bootstrap) for name, chosen in sets.items()}
+    network = masking.changing()
+    measured = {name: Measured(masking, network.sample_losses(chosen), bootstrap) for name, chosen in sets.items()}
     return SpecificityMatrix(
         counts={name: chosen.count for name, chosen in sets.items()},
         shares={name: {other: one.share(other) for other in masking.data} for name, one in measured.items()},
@@ -291,7 +292,7 @@ def modulation(
             f"{function!r} and {tuple(strengths)}."
         )
     bootstrap = bootstrap or masking.bootstrap()
-    measured = [Measured(masking, masking.masked(selection, s), bootstrap) for s in strengths]
+    measured = [Measured(masking, masking.sample_losses(masking.masked(selection, s)), bootstrap) for s in strengths]
     pairs = list(itertools.pairwise(measured))
     return Modulation(
         function=function,
@@ -365,13 +366,14 @@ def compare_rankings(
     bootstrap = bootstrap or masking.bootstrap()
     order = [reference, *(name for name in rankings if name != reference)]
     entries = []
+    network = masking.changing()
     with counted(progress, len(functions) * len(fractions) * len(rankings), "set") as step:
         for function in functions:
             for fraction in fractions:
                 first: Measured | None = None
                 for name in order:
                     chosen = rankings[name][function].top(float(fraction))
-                    measured = Measured(masking, masking.masked(chosen), bootstrap)
+                    measured = Measured(masking, network.sample_losses(chosen), bootstrap)
                     first = first or measured
                     entries.append(
                         RankingRow(
@@ -387,10 +389,6 @@ def compare_rankings(
                     )
                     step()
     return RankingTable(reference, tuple(entries))
-
-
-def _state(masking: Masking, selection: FilterSelection, intervention: Intervention) -> dict[str, Tensor]:
-    return masking.masked(selection) if intervention == "mask" else masking.grafted(selection)
 
 
 def _check_fractions(fractions: Iterable[float]) -> None:

@@ -22,7 +22,8 @@ from filterattr.attribution import Loss
 from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
-from filterattr.intervention import blend, swapped
+from filterattr.intervention import EditableState, blend, check_selection, swapped
+from filterattr.parameters import ScoredParameter
 from filterattr.scores import FilterSelection
 
 
@@ -91,7 +92,7 @@ class Masking:
         self.n_samples = {name: len(losses) for name, losses in self.samples_base.items()}
 
     @torch.no_grad()
-    def sample_losses(self, state: Mapping[str, Tensor]) -> dict[str, Array]:
+    def sample_losses(self, state: Mapping[str, Tensor] | EditableState) -> dict[str, Array]:
         """Loss of any weights of the network on every sample.
 
         Args:
@@ -148,6 +149,17 @@ class Masking:
         """
         return blend(self.base, self.target, selection)
 
+    def changing(self, intervention: Intervention = "mask") -> ChangingNetwork:
+        """A network for many selections, of which only what differs from the one before is written.
+
+        Args:
+            intervention: ``"mask"`` puts selected units of target back to base, ``"graft"`` those of target into base.
+
+        Returns:
+            The network, without any unit changed yet.
+        """
+        return ChangingNetwork(self, intervention)
+
     def removed(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, float]:
         """How much of every function masking takes away.
 
@@ -193,12 +205,82 @@ class Masking:
         return Bootstrap(self.n_samples, draws=draws, confidence=confidence, seed=seed, paired=paired)
 
 
+class ChangingNetwork:
+    """A network whose selected units are those of the other end; from one selection to the next it writes what differs.
+
+    A new state dict for every selection costs several passes over all weights. Here only the units that enter or leave
+    the selection are written, which is what many sets of a large network need.
+
+    Args:
+        masking: The end points and samples.
+        intervention: As in `Masking.changing`.
+
+    Example:
+        >>> from filterattr import Unit
+        >>> from filterattr.parameters import ScoredParameter
+        >>> base, target = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+        >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
+        >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 2))})
+        >>> like = {"weight": ScoredParameter(Unit("... -> ..."), (1, 2))}
+        >>> network = masking.changing()
+        >>> for chosen in ([True, False], [True, True]):
+        ...     losses = network.sample_losses(FilterSelection({"weight": torch.tensor([chosen])}, like))
+        >>> bool((losses["copying"] == masking.samples_base["copying"]).all())
+        True
+    """
+
+    def __init__(self, masking: Masking, intervention: Intervention = "mask") -> None:
+        ends = masking.target, masking.base
+        self._masking = masking
+        self._outside, self._inside = ends if intervention == "mask" else reversed(ends)
+        self._state = EditableState(masking.model, self._outside)
+        self._last: FilterSelection | None = None
+
+    def sample_losses(self, selection: FilterSelection) -> dict[str, Array]:
+        """Loss of the network with these units changed, on every sample.
+
+        Args:
+            selection: The units; of the same kind at every call.
+
+        Returns:
+            Function to one loss a sample, float64.
+
+        Raises:
+            StateMismatchError: A selected parameter is missing or has another shape.
+            SettingError: The units are of another kind than those of the call before.
+        """
+        if self._last is None:
+            check_selection(selection, {"target": self._masking.target, "base": self._masking.base})
+            self._last = selection - selection
+        entering, leaving = selection - self._last, self._last - selection
+        for units, source in ((entering, self._inside), (leaving, self._outside)):
+            for name, scored in units.parameters.items():
+                if bool(units[scored.key(name)].any()):
+                    self._state.write(name, _places(scored, units[scored.key(name)]), source[name])
+        self._last = selection
+        return self._masking.sample_losses(self._state)
+
+
+def _places(scored: ScoredParameter, units: Tensor) -> Tensor:
+    """Where the weights of some units are: flat places if every weight is a unit, booleans else."""
+    if _is_per_weight(scored):
+        return units.reshape(-1).nonzero().reshape(-1)
+    return scored.unit.expand(units, scored.shape)
+
+
+def _is_per_weight(scored: ScoredParameter) -> bool:
+    """Whether every weight is a unit, at the same place in the scores as in the parameter."""
+    before, after = (side.split() for side in scored.unit.pattern.split("->"))
+    names = [axis for axis in before if axis != "..."]
+    return before == after or (names == after and len(names) == len(scored.shape))
+
+
 class Measured:
     """One network on all samples, in every draw of the bootstrap.
 
     Args:
         masking: The end points and samples.
-        state: Weights of the network.
+        losses: Function to the loss of the network on every sample, as `Masking.sample_losses` gives it.
         bootstrap: The draws.
         intervention: Where shares start: at target for ``"mask"``, at base for ``"graft"``.
 
@@ -208,19 +290,20 @@ class Measured:
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
         >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 4))})
-        >>> Measured(masking, masking.base, masking.bootstrap()).share("copying").value  # everything is back at base
+        >>> back = Measured(masking, masking.samples_base, masking.bootstrap())  # everything is back at base
+        >>> back.share("copying").value
         1.0
     """
 
     def __init__(
         self,
         masking: Masking,
-        state: Mapping[str, Tensor],
+        losses: Mapping[str, Array],
         bootstrap: Bootstrap,
         intervention: Intervention = "mask",
     ) -> None:
         self._bootstrap = bootstrap
-        self._losses = masking.sample_losses(state)
+        self._losses = losses
         self._shares: dict[str, tuple[float, Array]] = {}
         self._better = [name for name in masking.data if masking.loss_target[name] < masking.loss_base[name]]
         for name, values in self._losses.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ from filterattr.analysis.evaluation import (
 )
 from filterattr.analysis.rankings import weight_change
 from filterattr.analysis.record import Estimate
+from filterattr.analysis.results import Intervention
 from tests.networks import image, relu_network, squared_sum
 from tests.reference.slow_analysis import mean_loss, with_kernels
 
@@ -323,3 +325,76 @@ def test_losses_per_row_of_a_batch_are_samples_of_their_own(held_out, ends, scor
         assert (first.value, first.low, first.high) == pytest.approx((second.value, second.low, second.high), rel=1e-9)
     with pytest.raises(LossError, match=r"one number per row of a batch; got shape \(6, 1"):
         Masking(ends[0], *ends, lambda model, batch: model(batch[0]), batches)
+
+
+class Stateful(nn.Module):
+    """Layouts, a transposed unit, a norm in train mode, a tied pair and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.tied = self.second
+        self.double().to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(torch.tanh(nn.functional.dropout(self.second(self.norm(self.first(x))), 0.2)))
+
+
+UNITS = {
+    "weights": "... -> ...",
+    "kernels": "kernel",
+    "filters": "filter",
+    "transposed": {"first.weight": "o i h w -> i o w h", "second.weight": "o i h w -> i o h w", "*": "... -> ..."},
+    "layers": "layer",
+}
+
+
+@pytest.mark.parametrize("intervention", ["mask", "graft"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_changing_network_is_the_network_with_the_selected_units_of_the_other_end(
+    unit: str, intervention: Intervention
+) -> None:
+    torch.manual_seed(0)
+    model, base, target = Stateful(), Stateful(), Stateful()
+    data = {"one": [torch.rand(2, 1, 6, 6).double() for _ in range(2)]}
+    masking = Masking(model, base, target, squared_sum, data)
+    like = FilterAttributor(model, unit=UNITS[unit], select="*").scored_parameters()
+    shapes = {name: scored.units_shape for name, scored in like.items()}
+    network = masking.changing(intervention)
+    generator = torch.Generator().manual_seed(0)
+    outside, inside = (target, base) if intervention == "mask" else (base, target)
+    for _ in range(4):
+        chosen = FilterSelection(
+            {name: torch.rand(shape, generator=generator) < 0.4 for name, shape in shapes.items()}, like
+        )
+        expected = copy.deepcopy(outside)
+        with torch.no_grad():
+            for name, weights in expected.named_parameters():
+                marked = chosen.weights()[name]
+                weights.copy_(torch.where(marked, dict(inside.named_parameters())[name], weights))
+        losses = []
+        for seed, sample in enumerate(data["one"]):
+            torch.manual_seed(seed)
+            losses.append(squared_sum(expected, sample).item())
+        assert network.sample_losses(chosen)["one"].tolist() == losses
+
+
+def test_a_changing_network_leaves_the_model_alone_between_selections(masking: Masking) -> None:
+    before = {name: value.clone() for name, value in masking.model.state_dict().items()}
+    scores = weight_change(FilterAttributor(masking.model), masking.base, masking.target)
+    network = masking.changing()
+    for amount in (0.1, 0.5):
+        network.sample_losses(scores.top(amount))
+        assert all(torch.equal(before[name], value) for name, value in masking.model.state_dict().items())
+
+
+def test_a_changing_network_refuses_units_of_another_kind(masking: Masking) -> None:
+    network = masking.changing()
+    for unit in ("kernel", "filter"):
+        scores = weight_change(FilterAttributor(masking.model, unit=unit), masking.base, masking.target)
+        if unit == "kernel":
+            network.sample_losses(scores.top(0.1))
+    with pytest.raises(SettingError, match="same units"):
+        network.sample_losses(scores.top(0.1))
