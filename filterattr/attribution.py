@@ -47,6 +47,7 @@ Aggregate: TypeAlias = Literal["per_sample", "pooled"]
 Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 
 _COMPLETENESS_LIMIT = 0.01
+_ROUNDED_LIMIT = 0.1  # of the changes of a parameter
 _BAR_AFTER_SECONDS = 2.0
 
 
@@ -222,6 +223,9 @@ class FilterAttributor:
             try:  # an interrupt in the first finally leaves the second one to do its work
                 (run, file), answers = ranks.together(prepare)
                 ranks.agree(answers, "a shared job")
+                rounding = _rounding(run.job.path)
+                if rounding:
+                    warnings.warn(rounding, FilterAttrWarning, stacklevel=2)
                 with _progress_bar(progress, ranks, data, run.passes) as run.advance:
                     Walk(run, ranks, file).through(data)
             except Exception as error:
@@ -262,13 +266,13 @@ class FilterAttributor:
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
         path = Path.between(
-            plain_state(base, "base"),
-            plain_state(target, "target"),
+            plain_state(base, "base", slots.aliases),
+            plain_state(target, "target", slots.aliases),
             parameters=slots.parameters,
             buffers=slots.buffers,
             aliases=slots.aliases,
             keep_buffers=buffers,
-            waypoints=[plain_state(state, f"waypoint {index}") for index, state in enumerate(waypoints)],
+            waypoints=[plain_state(state, f"waypoint {index}", slots.aliases) for index, state in enumerate(waypoints)],
         )
         check_precision(precision, path.base)
         _check_call(loss, data)
@@ -329,6 +333,20 @@ class FilterAttributor:
             return bool(self.select(name, module, parameter))
         globs = (self.select,) if isinstance(self.select, str) else self.select
         return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _rounding(path: Path) -> str | None:
+    """What the model's types make of the changes, where they round many of them away."""
+    hit = {name: one for name, one in path.rounded.items() if one.n_lost > _ROUNDED_LIMIT * one.n_moved}
+    if not hit:
+        return None
+    n_moved, n_lost = (sum(counts) for counts in zip(*hit.values(), strict=True))
+    kinds = ", ".join(sorted({str(path.base[name].dtype) for name in hit}))
+    return (
+        f"{n_lost / n_moved:.0%} of the changes between base and target round away in the model's {kinds} "
+        f"({n_lost} of {n_moved} weights, in {name_some(hit)}): these weights count 0, and the others have changed by "
+        'other amounts. Load the model in float32, the type of the weights, and use precision="bf16" for speed.'
+    )
 
 
 def _doubt(attribution: FilterAttribution) -> str | None:

@@ -2,6 +2,7 @@ r"""Put chosen units back to base, dial them, :math:`W = s\,\theta + (1 - s)\,\b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,8 +14,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from filterattr.engine.claim import Claim
+from filterattr.engine.path import by_first_name, lost_values
 from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.engine.states import StateLike, copied, plain_state, shared_names, unwrap_model
 from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.scores import FilterSelection
 
@@ -29,7 +31,8 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
         strength: 0 puts the units to base (masking), 1 leaves them at target, 1.5 goes beyond; both ends are exact.
 
     Returns:
-        A new state dict; nothing in it shares memory with ``target`` or ``base``.
+        A new state dict; nothing in it shares memory with ``target`` or ``base``. Names that share memory in target
+        (tied weights) share it here.
 
     Raises:
         StateMismatchError: A selected parameter is missing or has another shape; all of them are named.
@@ -45,18 +48,18 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
         >>> blend({"w": torch.ones(2)}, {"w": torch.zeros(2)}, chosen, strength=0.25)
         {'w': tensor([0.2500, 1.0000])}
     """
-    if not torch.isfinite(torch.tensor(float(strength))):
+    if not math.isfinite(strength):
         raise SettingError(f"strength must be finite; got {strength}.")
-    ends = {"target": plain_state(target, "target"), "base": plain_state(base, "base")}
+    names = selection.parameters
+    ends = {"target": plain_state(target, "target", names), "base": plain_state(base, "base", names)}
     check_selection(selection, ends)
     with torch.no_grad():
-        result = {name: value.detach().clone() for name, value in ends["target"].items()}
-        shared = _shared_names(ends["target"])
+        result = copied(ends["target"])
+        shared = shared_names(result)
         for name, marked in selection.weights().items():
             mixed = _mix(ends["target"][name], ends["base"][name], strength)
-            for alias in shared.get(name, (name,)):
-                own = result[alias]
-                result[alias] = torch.where(marked.to(own.device), mixed, own)
+            blended = torch.where(marked.to(mixed.device), mixed, result[name])
+            result |= dict.fromkeys(shared[name], blended)
     return result
 
 
@@ -94,7 +97,8 @@ def swapped(model: nn.Module, state: StateLike | EditableState) -> Iterator[nn.M
         The model itself.
 
     Raises:
-        StateMismatchError: A name is unknown or a shape differs; all of them are named.
+        StateMismatchError: A name is unknown, a shape differs, tied names hold different values, or a value does not
+            fit into the model's type; all of them are named.
         ModelChangedError: Another thread computes with other weights in the model.
 
     Example:
@@ -171,7 +175,7 @@ class EditableState:
 
 
 def _marked(places: Tensor, like: Tensor) -> Tensor:
-    marked = torch.zeros(like.numel(), dtype=torch.bool)
+    marked = torch.zeros(like.numel(), dtype=torch.bool, device="cpu")
     marked[places] = True
     return marked.reshape(like.shape)
 
@@ -184,24 +188,24 @@ def _give_back(slots: Slots | None, claim: Claim) -> None:
 
 def _fitting(state: StateLike, slots: Slots) -> dict[str, Tensor]:
     """Copy the weights of a state in the model's types and layouts."""
-    tensors: dict[str, Tensor] = {}
-    unknown, misshapen = [], []
-    for name, value in plain_state(state, "state").items():
-        first = slots.aliases.get(name)
-        if first is None:
-            unknown.append(name)
-            continue
-        own = slots.parameters[first] if first in slots.parameters else slots.buffers[first]
-        if own.shape != value.shape:
-            misshapen.append(f"'{name}' has shape {tuple(value.shape)}, not {tuple(own.shape)}")
-            continue
-        copy = torch.empty_like(own, requires_grad=False).copy_(value.detach())
-        is_parameter = first in slots.parameters
-        tensors[first] = nn.Parameter(copy, own.requires_grad) if is_parameter else copy
-    if unknown or misshapen:
-        findings = ([f"the model lacks {name_some(unknown)}"] if unknown else []) + misshapen[:5]
+    entries = plain_state(state, "state", slots.aliases)
+    values, findings = by_first_name("state", entries, slots.parameters, slots.buffers, slots.aliases, is_partial=True)
+    held = {**slots.parameters, **slots.buffers}
+    copies = {name: _copy_like(value, held[name]) for name, value in values.items()}
+    findings += lost_values("state", values, copies)
+    if findings:
         raise StateMismatchError("the state must fit the model: " + "; ".join(findings) + ".")
-    return tensors
+    parameters = slots.parameters
+    return {
+        name: nn.Parameter(copy, parameters[name].requires_grad) if name in parameters else copy
+        for name, copy in copies.items()
+    }
+
+
+def _copy_like(value: Tensor, own: Tensor) -> Tensor:
+    if value.is_complex() and not own.is_complex():
+        value = value.real  # refused afterwards, together with everything else
+    return torch.empty_like(own, requires_grad=False).copy_(value.detach())
 
 
 @contextmanager
@@ -299,7 +303,7 @@ def _frozen_weights(slots: Slots, selection: FilterSelection, optimizer: Optimiz
             f"the optimizer must be able to train all selected parameters: {'; '.join(reasons)}. Make it from "
             "model.parameters(), after the model was moved or loaded."
         )
-    nothing = torch.zeros((), dtype=torch.bool)
+    nothing = torch.zeros((), dtype=torch.bool, device="cpu")
     frozen = []
     for name, parameter in slots.parameters.items():
         marked = chosen.get(name, nothing.to(parameter.device).expand(parameter.shape))
@@ -359,12 +363,3 @@ def _mix(target: Tensor, base: Tensor, strength: float) -> Tensor:
         return (base if strength == 0.0 else target.detach()).to(target.dtype)
     wide = torch.complex128 if target.is_complex() else torch.float64
     return torch.lerp(base.to(wide), target.detach().to(wide), strength).to(target.dtype)
-
-
-def _shared_names(state: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Names that hold the same memory: tied weights, which must stay equal."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, value in state.items():
-        key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,)
-        groups.setdefault(key, []).append(name)
-    return {name: names for names in groups.values() for name in names}

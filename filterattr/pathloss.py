@@ -365,4 +365,4 @@ def _keep_freed_memory() -> None:
     with the activations of every pass that cost 3 to 6 % of the time. The block is never touched, and so costs nothing;
     glibc remembers it, so that once is enough.
     """
-    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
+    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from filterattr.engine.storage import read_tensors, write_tensors
-from filterattr.errors import SettingError, name_some
+from filterattr.errors import FilterAttrWarning, SettingError, name_some
 from filterattr.parameters import ScoredParameter, complete, described, parameters_of, stored_tensor, units_of
 
 if TYPE_CHECKING:
@@ -199,10 +200,11 @@ class FilterScores(_PerParameter):
                 their number. So ``top(1)`` is one unit and ``top(1.0)`` is all of them.
 
         Returns:
-            The selection. Among equal scores the earlier parameter, output and input channel win.
+            The selection. Among equal scores the earlier parameter, output and input channel win; where it takes some
+            of the units whose score is exactly 0 and leaves others, a `FilterAttrWarning` says so.
 
         Raises:
-            SettingError: The fraction is outside [0, 1], or the number is negative or larger than all.
+            SettingError: The fraction is outside [0, 1], the number is negative or larger than all, or scores are NaN.
 
         Example:
             >>> from filterattr.parameters import ScoredParameter
@@ -211,9 +213,26 @@ class FilterScores(_PerParameter):
             >>> FilterScores({"w": torch.tensor([0.1, 0.4, 0.3, 0.2])}, like).top(0.5)["w"]
             tensor([False,  True,  True, False])
         """
-        flat = torch.zeros(self.n_units, dtype=torch.bool)
-        flat[self.order()[: _count(amount, self.n_units)]] = True
+        count = _count(amount, self.n_units)
+        scores, order = self.flat(), self.order()
+        self._check_order(scores[order], count)
+        flat = torch.zeros(self.n_units, dtype=torch.bool, device="cpu")
+        flat[order[:count]] = True
         return FilterSelection(self._split(flat), self.parameters)
+
+    def _check_order(self, ordered: Tensor, count: int) -> None:
+        """Make sure that scores, and not the order of the network, say which units are the highest."""
+        if bool(torch.isnan(ordered[:1]).any()):  # they come first
+            raise SettingError(f"scores must be numbers to be ranked; {int(torch.isnan(ordered).sum())} are NaN.")
+        if 0 < count < len(ordered) and ordered[count - 1] == 0 and ordered[count] == 0:
+            n_positive = int((ordered > 0).sum())
+            cure = f"Select no more than top({n_positive})." if n_positive else "There is nothing to select."
+            warnings.warn(
+                f"{count - n_positive} of the {count} selected units have score 0 and are taken for their place in the "
+                f"network alone; {n_positive} of all have more. {cure}",
+                FilterAttrWarning,
+                stacklevel=3,
+            )
 
     def select(self, places: Mapping[str, Iterable[int | tuple[int, ...]]]) -> FilterSelection:
         """Select units by hand.
@@ -238,7 +257,7 @@ class FilterScores(_PerParameter):
                     [False, False],
                     [False,  True]])
         """
-        chosen = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in self.items()}
+        chosen = {name: torch.zeros(tensor.shape, dtype=torch.bool, device="cpu") for name, tensor in self.items()}
         findings = []
         for name, wanted in places.items():
             if name not in chosen:
@@ -295,16 +314,16 @@ class FilterScores(_PerParameter):
                 index = np.loadtxt(index, dtype=np.int64, ndmin=1).tolist()
             except (OSError, ValueError) as error:
                 raise SettingError(f"an index file must hold one whole number a line: {error}.") from error
-        places = torch.tensor(index, dtype=torch.int64)
+        places = torch.tensor(index, dtype=torch.int64, device="cpu")
         total = like.n_units
-        if len(places) != total or not torch.equal(places.sort().values, torch.arange(total)):
+        if len(places) != total or not torch.equal(places.sort().values, torch.arange(total, device="cpu")):
             raise SettingError(
                 f"an index must name each of the {total} units once; got {len(places)} places"
                 + (f" from {int(places.min())} to {int(places.max())}" if len(places) else "")
                 + ". It belongs to a network with other units."
             )
-        flat = torch.empty(total, dtype=torch.float64)
-        flat[places] = torch.arange(total - 1, -1, -1, dtype=torch.float64)
+        flat = torch.empty(total, dtype=torch.float64, device="cpu")
+        flat[places] = torch.arange(total - 1, -1, -1, dtype=torch.float64, device="cpu")
         return cls(like._split(flat), like.parameters)
 
     def to_frame(self) -> pd.DataFrame:
@@ -531,6 +550,6 @@ def _exists(place: tuple[object, ...], shape: tuple[int, ...]) -> bool:
 
 def _draw(total: int, count: int, generator: torch.Generator) -> Tensor:
     """Choose ``count`` of ``total`` places uniformly, without repetition."""
-    chosen = torch.zeros(total, dtype=torch.bool)
-    chosen[torch.randperm(total, generator=generator)[:count]] = True
+    chosen = torch.zeros(total, dtype=torch.bool, device="cpu")
+    chosen[torch.randperm(total, generator=generator, device="cpu")[:count]] = True
     return chosen

@@ -236,7 +236,7 @@ class Walk:
         tensors: dict[str, Tensor] = dict(self.run.sums.tensors)
         flat = bytearray.fromhex("".join(self._digests))
         tensors["samples"] = (
-            torch.frombuffer(flat, dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8)
+            torch.frombuffer(flat, dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8, device="cpu")
         ).reshape(-1, _DIGEST_BYTES)
         tensors["random_state"] = self._random_state
         self._unwritten = False

@@ -12,7 +12,7 @@ from filterattr.analysis.gradients import Along, fisher, input_path, taylor
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
 from filterattr.attribution import FilterAttributor, Loss
 from filterattr.channels import ChannelAttributor, Method
-from filterattr.engine.states import StateLike, plain_state
+from filterattr.engine.states import StateLike, completed, state_for
 from filterattr.errors import SettingError, UnitError, name_some
 from filterattr.intervention import swapped
 from filterattr.scores import FilterScores
@@ -149,7 +149,7 @@ def channel_ranking(
         tensor([[1., 2.]], dtype=torch.float64)
     """
     parameters = attributor.scored_parameters()
-    whole = {**plain_state(attributor.model, "model"), **plain_state(target, "target")}
+    whole = completed(state_for(attributor.model, target, "target"), attributor.model)
     total: FilterScores | None = None
     count = n_passes = 0
     with swapped(attributor.model, whole) as model:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filterattr.analysis.knockout import unit_labels
 from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.engine.states import StateLike, copied, plain_state, shared_names, unwrap_model
 from filterattr.engine.units import Unit
 from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.parameters import ScoredParameter
@@ -50,7 +50,8 @@ def scrambled(
     """
     if how not in ("permute", "flip"):
         raise SettingError(f'how must be "permute" or "flip"; got {how!r}.')
-    state = {name: value.detach().clone() for name, value in plain_state(target, "target").items()}
+    state = copied(plain_state(target, "target", selection.parameters))
+    shared = shared_names(state)
     misfits = [
         name for name, one in selection.parameters.items() if name not in state or tuple(state[name].shape) != one.shape
     ]
@@ -64,13 +65,13 @@ def scrambled(
         order = torch.sort(unit_labels(one).reshape(-1), stable=True).indices
         rows = state[name].reshape(-1).cpu()[order].reshape(selection[name].numel(), -1).clone()
         if how == "permute":
-            rows[places] = rows[places[torch.randperm(len(places), generator=generator)]]
+            rows[places] = rows[places[torch.randperm(len(places), generator=generator, device="cpu")]]
         else:
-            signs = 2 * torch.randint(0, 2, (len(places), 1), generator=generator) - 1
+            signs = 2 * torch.randint(0, 2, (len(places), 1), generator=generator, device="cpu") - 1
             rows[places] = rows[places] * signs.to(rows.dtype)
         flat = torch.empty_like(rows.reshape(-1))
         flat[order] = rows.reshape(-1)
-        state[name] = flat.reshape(one.shape).to(state[name].device)
+        state |= dict.fromkeys(shared[name], flat.reshape(one.shape).to(state[name].device))
     return state
 
 
@@ -98,7 +99,7 @@ def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tr
     References:
         Maslov and Sneppen, "Specificity and Stability in Topology of Protein Networks", Science 2002.
     """
-    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator, device="cpu")))
     tensors = {}
     for name, chosen in selection.items():
         tensors[name] = chosen.clone()

@@ -17,7 +17,7 @@ from filterattr.engine.modes import GradientMode
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, plain_state
+from filterattr.engine.states import StateLike, completed, state_for
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
 from filterattr.intervention import swapped
 from filterattr.parameters import sum_over_units
@@ -60,7 +60,7 @@ def taylor(
         Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019; Lee, Ajanthan and Torr,
         "SNIP", ICLR 2019.
     """
-    weights = plain_state(state, "state")
+    weights = state_for(attributor.model, state, "state")
 
     def form(name: str, gradient: Tensor) -> Tensor:
         return _product(gradient, weights[name].to(gradient.device)).abs()
@@ -105,7 +105,7 @@ def fisher(
         Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018; Kirkpatrick et al.,
         "Overcoming catastrophic forgetting in neural networks", PNAS 2017.
     """
-    weights = plain_state(target, "target")
+    weights = state_for(attributor.model, target, "target")
     change = None if base is None else _change(attributor, base, weights)
 
     def form(name: str, gradient: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def input_path(
         Xie et al., NeurIPS 2021, section 4.2 (as a ranking to compare with); Sundararajan et al., "Axiomatic
         Attribution for Deep Networks", ICML 2017.
     """
-    weights = plain_state(target, "target")
+    weights = state_for(attributor.model, target, "target")
     rule = Quadrature.rule(method, n_steps)
     change = None if base is None else _change(attributor, base, weights)
 
@@ -230,7 +230,7 @@ def sample_gradient(
         >>> sample_gradient(layer, layer, loss, (torch.tensor([3.0, 4.0]),), ["weight"])["weight"]
         tensor([[3., 4.]], dtype=torch.float64)
     """
-    whole = {**plain_state(model, "model"), **plain_state(state, "state")}
+    whole = completed(state_for(model, state, "state"), model)
     own = {id(parameter) for parameter in model.parameters()}
     mode, caller = GradientMode(), RandomState()
     try:
@@ -274,7 +274,7 @@ def _gradient(
 
 def _change(attributor: FilterAttributor, base: StateLike, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Change of the scored parameters, in double precision."""
-    before = plain_state(base, "base")
+    before = state_for(attributor.model, base, "base")
     names = list(attributor.scored_parameters())
     misfits = [
         name

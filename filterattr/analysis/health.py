@@ -17,7 +17,7 @@ from filterattr.analysis.resampling import Array, p_value
 from filterattr.analysis.stability import SampleScores
 from filterattr.attribution import FilterAttributor, Loss
 from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, plain_state
+from filterattr.engine.states import StateLike, shared_names, state_for
 from filterattr.errors import FilterAttrWarning, SettingError
 from filterattr.result import FilterAttribution
 from filterattr.scores import FilterScores
@@ -234,8 +234,8 @@ def sanity_checks(
         >>> [row.holds for row in table.entries[:4]]
         [True, True, True, True]
     """
-    ends = {"base": plain_state(base, "base"), "target": plain_state(target, "target")}
     slots = Slots(attributor.model)
+    ends = {role: state_for(attributor.model, end, role) for role, end in (("base", base), ("target", target))}
     moving = [name for name, value in slots.parameters.items() if value.is_floating_point()]
     generator = torch.Generator().manual_seed(seed)
 
@@ -249,7 +249,7 @@ def sanity_checks(
         size = float(reference.flat().abs().max())
         return float((scores - reference).flat().abs().max()) / size if size else math.nan
 
-    factors = {name: 2.0 ** int(torch.randint(-2, 3, (), generator=generator)) for name in moving}
+    factors = {name: 2.0 ** int(torch.randint(-2, 3, (), generator=generator, device="cpu")) for name in moving}
     scaled = {
         role: {
             name: value * factors[first] if (first := slots.aliases.get(name)) in factors else value
@@ -257,10 +257,11 @@ def sanity_checks(
         }
         for role, state in ends.items()
     }
-    shuffled = dict(ends["target"])
+    shuffled, shared = dict(ends["target"]), shared_names(ends["target"])
     for name in whole.parameters:
         flat = shuffled[name].reshape(-1)
-        shuffled[name] = flat[torch.randperm(len(flat), generator=generator)].reshape(shuffled[name].shape)
+        mixed = flat[torch.randperm(len(flat), generator=generator, device="cpu")].reshape(shuffled[name].shape)
+        shuffled |= dict.fromkeys(shared[name], mixed)
     # the completeness of a path to a shuffled network is nobody's concern
     randomised = attributor.attribute(base, shuffled, loss, data, progress=False, **{"n_steps": 1, **options})
     with warnings.catch_warnings():

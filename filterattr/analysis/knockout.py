@@ -18,7 +18,7 @@ from filterattr.attribution import FilterAttributor, Loss, Progress
 from filterattr.engine.identity import digest_of
 from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, plain_state
+from filterattr.engine.states import StateLike, completed, state_for
 from filterattr.engine.storage import JobFile
 from filterattr.errors import SettingError, StateMismatchError, StorageError, name_some
 from filterattr.intervention import swapped
@@ -117,20 +117,24 @@ class KnockOutJob:
     ) -> None:
         self._model = attributor.model
         self._parameters = attributor.scored_parameters()
-        self._base, self._target = plain_state(base, "base"), plain_state(target, "target")
+        self._base = state_for(self._model, base, "base")
+        self._target = state_for(self._model, target, "target")
         self._loss = loss
         self._samples = list(data)
         self._batch = batch_units
         self._check()
         everything = FilterSelection(
-            {name: torch.ones(shape, dtype=torch.bool) for name, shape in units_of(self._parameters).items()},
+            {
+                name: torch.ones(shape, dtype=torch.bool, device="cpu")
+                for name, shape in units_of(self._parameters).items()
+            },
             self._parameters,
         )
         self.units = everything if units is None else units
         self.units._check_same_units(everything)
         if not self.units.count:
             raise SettingError("units must hold at least one unit; it is empty.")
-        self._losses = torch.full((self.units.n_units,), torch.nan, dtype=torch.float64)
+        self._losses = torch.full((self.units.n_units,), torch.nan, dtype=torch.float64, device="cpu")
         self._groups = self._grouped(seed)
         started = time.monotonic()
         self.loss_target = self._loss_of_target()
@@ -215,7 +219,7 @@ class KnockOutJob:
         return [place for place in places if not torch.isfinite(self._losses[place])]
 
     def _whole_target(self) -> dict[str, Tensor]:
-        return {**plain_state(self._model, "model"), **self._target}
+        return completed(self._target, self._model)
 
     @torch.no_grad()
     def _loss_of_target(self) -> float:
@@ -227,7 +231,7 @@ class KnockOutJob:
             caller.restore()
 
     def _mean_loss(self, model: nn.Module) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         for index, sample in enumerate(self._samples):
             seed_all(index)
             value = self._loss(model, sample)
@@ -241,7 +245,7 @@ class KnockOutJob:
         for name, places in groups:
             members = [one for one, scored in self._parameters.items() if scored.key(one) == name]
             labels |= {one: unit_labels(self._parameters[one]) for one in members if one not in labels}
-            numbers = torch.tensor(places) - int(begins[name])
+            numbers = torch.tensor(places, device="cpu") - int(begins[name])
             stacked = {}
             for one in members:
                 own = self._target[one]
@@ -352,8 +356,8 @@ def unit_labels(scored: ScoredParameter) -> Tensor:
                 [1, 1, 1]])
     """
     with torch.inference_mode(False), torch.enable_grad():
-        weights = torch.zeros(scored.shape, dtype=torch.float64, requires_grad=True)
+        weights = torch.zeros(scored.shape, dtype=torch.float64, requires_grad=True, device="cpu")
         units = scored.unit.reduce(weights)
-        numbers = torch.arange(units.numel(), dtype=torch.float64).reshape(units.shape)
+        numbers = torch.arange(units.numel(), dtype=torch.float64, device="cpu").reshape(units.shape)
         (labels,) = torch.autograd.grad(units, weights, numbers)
     return labels.round().long()

@@ -20,7 +20,7 @@ from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
 from filterattr.attribution import Loss
 from filterattr.engine.randomness import RandomState, seed_all
-from filterattr.engine.states import StateLike, plain_state, unwrap_model
+from filterattr.engine.states import StateLike, copied, state_for, unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
 from filterattr.intervention import EditableState, blend, check_selection, swapped
 from filterattr.parameters import ScoredParameter
@@ -81,8 +81,8 @@ class Masking:
         if empty or not data:
             raise SettingError(f"every function needs samples; {name_some(empty) or 'data'} holds none.")
         self.model = unwrap_model(model)
-        self.base = {name: value.clone() for name, value in plain_state(base, "base").items()}
-        self.target = {name: value.clone() for name, value in plain_state(target, "target").items()}
+        self.base = copied(state_for(self.model, base, "base"))
+        self.target = copied(state_for(self.model, target, "target"))
         self.loss = loss
         self.data = {name: list(samples) for name, samples in data.items()}
         self.samples_base = self.sample_losses(self.base)

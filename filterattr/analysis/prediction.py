@@ -29,7 +29,7 @@ from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.results import spread
 from filterattr.attribution import FilterAttributor, Progress
 from filterattr.engine.randomness import RandomState, seed_all
-from filterattr.engine.states import StateLike, plain_state
+from filterattr.engine.states import StateLike, copied, state_for
 from filterattr.errors import SettingError, name_some
 from filterattr.intervention import blend, swapped
 from filterattr.parameters import Reduction
@@ -159,8 +159,8 @@ class Calibration(Record):
         labels = tuple(labelled)
         functions = tuple(next(iter(labelled.values()))[0].overlap)
         rows = [_features(one, functions, read_outs) for signals in labelled.values() for one in signals]
-        places = torch.tensor([k for k, signals in enumerate(labelled.values()) for _ in signals])
-        features = torch.tensor(rows, dtype=torch.float64)
+        places = torch.tensor([k for k, signals in enumerate(labelled.values()) for _ in signals], device="cpu")
+        features = torch.tensor(rows, dtype=torch.float64, device="cpu")
         means, scales = features.mean(0), features.std(0, correction=0)
         scales = torch.where(scales > 0, scales, 1.0)
         weights, biases = _logistic((features - means) / scales, places, len(labels), penalty)
@@ -192,7 +192,7 @@ class Calibration(Record):
             self.biases[label] + math.fsum(w * x for w, x in zip(self.weights[label], standard, strict=True))
             for label in self.labels
         ]
-        probabilities = torch.tensor(logits, dtype=torch.float64).softmax(0).tolist()
+        probabilities = torch.tensor(logits, dtype=torch.float64, device="cpu").softmax(0).tolist()
         return _answer(dict(zip(self.labels, probabilities, strict=True)), self.unsure_below)
 
     def rows(self) -> list[Row]:
@@ -288,8 +288,8 @@ class FunctionPredictor:
         self.amount = max(chosen.count for chosen in sets.values()) if amount is None else amount
         self.reduction: Reduction = reduction
         self.n_steps = n_steps
-        self._base = {name: value.clone() for name, value in plain_state(base, "base").items()}
-        self._target = {name: value.clone() for name, value in plain_state(target, "target").items()}
+        self._base = copied(state_for(attributor.model, base, "base"))
+        self._target = copied(state_for(attributor.model, target, "target"))
         self._masked = {name: blend(self._target, self._base, chosen) for name, chosen in sets.items()}
         self._respond = respond or _call
         self._distance = distance
@@ -489,8 +489,8 @@ def _logistic(features: Tensor, labels: Tensor, n_labels: int, penalty: float) -
     """Multinomial logistic regression by Newton-like steps: small, convex, and the same on every machine."""
     with torch.inference_mode(False), torch.enable_grad():
         features, labels = features.clone(), labels.clone()
-        weights = torch.zeros(n_labels, features.shape[1], dtype=torch.float64, requires_grad=True)
-        biases = torch.zeros(n_labels, dtype=torch.float64, requires_grad=True)
+        weights = torch.zeros(n_labels, features.shape[1], dtype=torch.float64, requires_grad=True, device="cpu")
+        biases = torch.zeros(n_labels, dtype=torch.float64, requires_grad=True, device="cpu")
         optimizer = torch.optim.LBFGS(
             [weights, biases], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filterattr.attribution import FilterAttributor, Loss
-from filterattr.engine.states import StateLike, plain_state
+from filterattr.engine.states import StateLike, state_for
 from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.parameters import ScoredParameter, sum_over_units
 from filterattr.scores import FilterScores
@@ -35,7 +35,10 @@ def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScor
         >>> random_ranking(like, torch.Generator().manual_seed(0)).n_units
         3
     """
-    drawn = {name: torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for name, tensor in like.items()}
+    drawn = {
+        name: torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
+        for name, tensor in like.items()
+    }
     return FilterScores(drawn, like.parameters)
 
 
@@ -63,7 +66,7 @@ def weight_change(
         >>> weight_change(FilterAttributor(base), base, target)["weight"].shape
         torch.Size([2, 1])
     """
-    first, second = plain_state(base, "base"), plain_state(target, "target")
+    first, second = (state_for(attributor.model, end, role) for end, role in ((base, "base"), (target, "target")))
     parameters = attributor.scored_parameters()
     _check_shapes(parameters, first, second)
     before, after = (
@@ -99,7 +102,7 @@ def magnitude(attributor: FilterAttributor, target: StateLike, *, square: bool =
         >>> magnitude(FilterAttributor(layer), {"weight": torch.tensor([[1.0, -3.0]])}, square=True)["weight"]
         tensor([[1., 9.]], dtype=torch.float64)
     """
-    weights = plain_state(target, "target")
+    weights = state_for(attributor.model, target, "target")
     parameters = attributor.scored_parameters()
     _check_shapes(parameters, weights)
     sizes = {name: weights[name].detach().cpu().to(torch.float64).abs() for name in parameters}

@@ -56,7 +56,8 @@ class SampleScores:
             )
         self.values = values.to(torch.float32)
         self.like = FilterSelection(
-            {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in like.items()}, like.parameters
+            {name: torch.zeros(tensor.shape, dtype=torch.bool, device="cpu") for name, tensor in like.items()},
+            like.parameters,
         )
 
     def __len__(self) -> int:
@@ -71,7 +72,7 @@ class SampleScores:
         Returns:
             The mean, as `FilterAttribution.scores` gives it.
         """
-        chosen = self.values if samples is None else self.values[torch.as_tensor(samples)]
+        chosen = self.values if samples is None else self.values[torch.as_tensor(samples, device="cpu")]
         return FilterScores(self.like._split(chosen.mean(0, dtype=torch.float64)), self.like.parameters)
 
     def save(self, path: str | Path) -> None:
@@ -101,7 +102,9 @@ class SampleScores:
         tensors, description = read_tensors(path, _KIND)
         with complete(path, _KIND):
             parameters = parameters_of(description)
-            empty = {name: torch.zeros(one.units_shape, dtype=torch.bool) for name, one in parameters.items()}
+            empty = {
+                name: torch.zeros(one.units_shape, dtype=torch.bool, device="cpu") for name, one in parameters.items()
+            }
             return cls(tensors["values"], FilterSelection(empty, parameters))
 
 
@@ -214,8 +217,8 @@ class Stability(Record):
             SettingError: ``like`` has another number of units.
         """
         _check_units(like, self.n_units)
-        flat = torch.zeros(self.n_units, dtype=torch.float64)
-        flat[list(self.units)] = torch.tensor(self.probabilities, dtype=torch.float64)
+        flat = torch.zeros(self.n_units, dtype=torch.float64, device="cpu")
+        flat[list(self.units)] = torch.tensor(self.probabilities, dtype=torch.float64, device="cpu")
         return FilterScores(like._split(flat), like.parameters)
 
     def rows(self) -> list[Row]:
@@ -272,7 +275,7 @@ class Differences(Record):
         _check_units(like, self.n_units)
         wanted = {"both": (-1, 0, 1), "positive": (1,), "negative": (-1,)}[sign]
         places = [unit for unit, mean in zip(self.units, self.means, strict=True) if np.sign(mean) in wanted]
-        flat = torch.zeros(self.n_units, dtype=torch.bool)
+        flat = torch.zeros(self.n_units, dtype=torch.bool, device="cpu")
         flat[places] = True
         return FilterSelection(like._split(flat), like.parameters)
 
@@ -332,7 +335,7 @@ def stability(
         return rank({name: one.scores(chosen) for name, one in samples.items()}).top(amount)
 
     whole = found(range(n))
-    hits = torch.zeros(whole.n_units)
+    hits = torch.zeros(whole.n_units, device="cpu")
     for _ in range(draws):
         hits += found(generator.integers(n, size=n).tolist()).flat()
     reproduced: list[Estimate] = []

@@ -162,7 +162,7 @@ class Ranks:
         text = json.dumps(message).encode()
         if len(text) > _MESSAGE_BYTES:
             text = json.dumps({"error": f"a message of {len(text)} bytes is too long"}).encode()
-        own = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+        own = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8, device="cpu")
         own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         own = own.to(self._device)
         gathered = [torch.empty_like(own) for _ in range(self.size)]

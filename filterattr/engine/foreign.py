@@ -181,7 +181,9 @@ def _overlaps(views: list[tuple[str, Tensor]]) -> list[str]:
     if len({tensor.dtype for _, tensor in views}) > 1:
         return [f"{name_some(name for name, _ in views)} show one storage as different types"]
     first = views[0][1]
-    painted = torch.full((first.untyped_storage().nbytes() // first.element_size(),), -1, dtype=torch.int32)
+    painted = torch.full(
+        (first.untyped_storage().nbytes() // first.element_size(),), -1, dtype=torch.int32, device="cpu"
+    )
     findings = []
     for index, (name, tensor) in enumerate(views):
         own = painted.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())

@@ -153,14 +153,14 @@ class Forgetting:
         """Whether it is this that a new graph asks: an interrupt may have come at any moment."""
         self._probe = []
         with torch.enable_grad():
-            torch.ones((), requires_grad=True).square().grad_fn._saved_self  # type: ignore[union-attr]  # noqa: B018
+            torch.ones((), requires_grad=True, device="cpu").square().grad_fn._saved_self  # type: ignore[union-attr]  # noqa: B018
         asked, self._probe = bool(self._probe), None
         return asked
 
     def _unpack(self, kept: torch.Tensor | None) -> torch.Tensor:
         if self._probe is not None:
             self._probe.append(True)
-            return torch.ones(())
+            return torch.ones((), device="cpu")
         self.is_in_the_way = True
         if kept is None:
             self._was_refused = True

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,18 @@ Side = Literal["base", "target"]
 _ROUNDING = 1e-9  # of a place between two corners
 
 
+class Rounded(NamedTuple):
+    """What the model's type does to the change of one parameter.
+
+    Attributes:
+        n_moved: Number of its entries that differ between the states.
+        n_lost: How many of these are equal in the model's type.
+    """
+
+    n_moved: int
+    n_lost: int
+
+
 class Path:
     """Both end points, checked against the model and cloned, and the points between them.
 
@@ -31,6 +43,7 @@ class Path:
         fixed: First name to value of what stays the same along the whole path: buffers, and parameters that are
             neither floating nor complex.
         waypoints: The corners between base and target, in order; tensors that do not move share memory.
+        rounded: First name to what the model's type does to the change of a parameter, where the states are finer.
     """
 
     def __init__(
@@ -39,11 +52,13 @@ class Path:
         target: dict[str, Tensor],
         fixed: dict[str, Tensor],
         waypoints: Sequence[dict[str, Tensor]] = (),
+        rounded: Mapping[str, Rounded] | None = None,
     ) -> None:
         self.base = base
         self.target = target
         self.fixed = fixed
         self.waypoints = tuple(waypoints)
+        self.rounded = dict(rounded or {})
 
     @classmethod
     def between(
@@ -85,7 +100,7 @@ class Path:
         found: dict[str, dict[str, Tensor]] = {}
         corners = {f"waypoint {index}": state for index, state in enumerate(waypoints)}
         for role, state in {"base": base, **corners, "target": target}.items():
-            found[role], wrong = _by_first_name(role, state, parameters, buffers, aliases)
+            found[role], wrong = by_first_name(role, state, parameters, buffers, aliases)
             findings += wrong
         moving = {name: own for name, own in parameters.items() if _is_number(own)}
         ends: dict[str, dict[str, Tensor]] = {}
@@ -97,7 +112,8 @@ class Path:
         findings += wrong
         if findings:
             raise StateMismatchError(f"base and target must both fit the model: {'; '.join(findings)}.{cure}")
-        return cls(ends["base"], ends["target"], fixed, _corners(list(ends.values())))
+        rounded = _rounded(list(found.values()), list(ends.values()))
+        return cls(ends["base"], ends["target"], fixed, _corners(list(ends.values())), rounded)
 
     @property
     def segments(self) -> tuple[Path, ...]:
@@ -177,6 +193,22 @@ class Path:
         return self.segments[index], place - index
 
 
+def _rounded(states: list[dict[str, Tensor]], clones: list[dict[str, Tensor]]) -> dict[str, Rounded]:
+    """Count the changes from state to state that the model's types round away."""
+    rounded = {}
+    for name, own in clones[0].items():
+        n_moved = n_lost = 0
+        for (first, second), (kept, other) in zip(pairwise(states), pairwise(clones), strict=True):
+            if all(torch.promote_types(value.dtype, own.dtype) == own.dtype for value in (first[name], second[name])):
+                continue
+            moved = first[name] != second[name].to(first[name].device)
+            n_moved += int(moved.sum())
+            n_lost += int((moved.to(own.device) & (kept[name] == other[name])).sum())
+        if n_lost:
+            rounded[name] = Rounded(n_moved, n_lost)
+    return rounded
+
+
 def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Leave out the ends and repeated points; what does not move is kept once."""
     corners = [states[0]]
@@ -190,14 +222,28 @@ def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     return corners[1:]
 
 
-def _by_first_name(
+def by_first_name(
     role: str,
     state: Mapping[str, Tensor],
     parameters: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     aliases: Mapping[str, str],
+    *,
+    is_partial: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Sort the entries of one end point by first name, and find every name and shape that is wrong with it."""
+    """Sort the entries of a state by first name, and find every name, shape and tie that is wrong with it.
+
+    Args:
+        role: What the state is called in messages.
+        state: Name to tensor.
+        parameters: First name to parameter of the model.
+        buffers: First name to buffer of the model.
+        aliases: Every name of the model to its first name.
+        is_partial: Whether parameters may be missing.
+
+    Returns:
+        First name to value, and what is wrong, in words.
+    """
     values: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     findings, unknown, misshapen = [], [], {}
@@ -214,7 +260,7 @@ def _by_first_name(
             findings.append(f"{role} holds different values for '{names[first]}' and '{name}', which are one parameter")
             continue
         values[first], names[first] = value.detach(), name
-    missing = [name for name in parameters if name not in values and name not in misshapen]
+    missing = [name for name in parameters if name not in values and name not in misshapen and not is_partial]
     if missing:
         findings.append(f"{role} lacks {len(missing)} of {len(parameters)}: {name_some(missing)}")
     if unknown:
@@ -227,12 +273,30 @@ def _by_first_name(
 
 def _find_unusable(role: str, values: Mapping[str, Tensor], clones: Mapping[str, Tensor]) -> list[str]:
     """Find values that are not finite, or do not survive the model's type."""
+    infinite = [
+        name for name, clone in clones.items() if not _is_finite(clone) and not bool(torch.isfinite(values[name]).all())
+    ]
+    findings = [f"{role} holds infinite values or NaN in {name_some(infinite)}"] if infinite else []
+    return findings + lost_values(role, values, clones)
+
+
+def lost_values(role: str, values: Mapping[str, Tensor], clones: Mapping[str, Tensor]) -> list[str]:
+    """Find values that the model's type cannot hold at all.
+
+    Args:
+        role: What they belong to, for messages.
+        values: Name to value.
+        clones: The same in the model's types.
+
+    Returns:
+        What is wrong, in words.
+    """
     findings = []
-    bad = [name for name, clone in clones.items() if not _is_finite(clone)]
-    overflowing = [name for name in bad if bool(torch.isfinite(values[name]).all())]
-    infinite = [name for name in bad if name not in overflowing]
-    if infinite:
-        findings.append(f"{role} holds infinite values or NaN in {name_some(infinite)}")
+    overflowing = [
+        name
+        for name, clone in clones.items()
+        if clone.dtype != values[name].dtype and not _is_finite(clone) and bool(torch.isfinite(values[name]).all())
+    ]
     if overflowing:
         kinds = ", ".join(sorted({str(clones[name].dtype) for name in overflowing}))
         findings.append(f"{role} holds values too large for {kinds} in {name_some(overflowing)}")

@@ -57,7 +57,7 @@ class RandomState:
         """Return a seed that depends on the remembered state of the CPU, without using that state up."""
         generator = torch.Generator()
         generator.set_state(self._states[0][1])
-        return int(torch.randint(2**62, (), generator=generator))
+        return int(torch.randint(2**62, (), generator=generator, device="cpu"))
 
 
 def seed_all(seed: int) -> None:

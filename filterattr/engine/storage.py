@@ -244,7 +244,7 @@ def _pack(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Map
 def _own_copy(tensor: Tensor) -> Tensor:
     """Copy a tensor to the CPU, contiguous: a slice must not drag the tensor along that it was cut from."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()
-    return torch.empty(plain.shape, dtype=plain.dtype).copy_(plain)
+    return torch.empty(plain.shape, dtype=plain.dtype, device="cpu").copy_(plain)
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class SampleSums:
         Args:
             add_up: Turns one vector of this process into the sum of all processes' vectors.
         """
-        self.count = int(add_up(torch.tensor([self.count])))
+        self.count = int(add_up(torch.tensor([self.count], device="cpu")))
         for batch in self._batches():
             flat = add_up(torch.cat([total.reshape(-1).cpu().double() for total in batch]))
             for total, part in zip(batch, torch.split(flat, [total.numel() for total in batch]), strict=True):

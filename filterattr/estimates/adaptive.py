@@ -66,7 +66,10 @@ class AdaptiveRun(PerSampleRun):
             if settled or not math.isfinite(gap):
                 break
             known = top
-        counts = {"refinements": torch.zeros(len(self.rule.nodes)), "unsettled": torch.ones(1) - float(settled)}
+        counts = {
+            "refinements": torch.zeros(len(self.rule.nodes), device="cpu"),
+            "unsettled": torch.ones(1, device="cpu") - float(settled),
+        }
         counts["refinements"][level] = 1
         return self.rule.scales[level], counts
 
@@ -76,7 +79,7 @@ class AdaptiveRun(PerSampleRun):
         scores = {
             name: scores["sum_of_abs"].reshape(-1) for name, scores in self.attributions.per_unit(integrals, scale)
         }
-        flat = torch.cat([score.to(self.job.device) for score in scores.values()] or [torch.zeros(1)])
+        flat = torch.cat([score.to(self.job.device) for score in scores.values()] or [torch.zeros(1, device="cpu")])
         gap, size = self.attributions.totals().gap(losses)
         return top_set(flat, sum(map(math.prod, self.units.values()))), gap / size if size else 0.0
 

@@ -34,8 +34,8 @@ class PerSampleRun(Run[GradientSums]):
         super().__init__(job, GradientSums({name: job.path.base[name] for name in job.path.moved()}))
         self.places = places
         self.attributions = Attributions(job.path, job.parameters)
-        shapes = {"losses": torch.empty(len(places)), "totals": torch.empty(len(_TOTALS))}
-        shapes |= {name: torch.empty(length) for name, length in (counts or {}).items()}
+        shapes = {"losses": torch.empty(len(places), device="cpu"), "totals": torch.empty(len(_TOTALS), device="cpu")}
+        shapes |= {name: torch.empty(length, device="cpu") for name, length in (counts or {}).items()}
         self.units = units_of(job.parameters)
         for name, shape in self.units.items():
             units = torch.empty(shape, device=job.device)
@@ -72,9 +72,9 @@ class PerSampleRun(Run[GradientSums]):
         totals = self.attributions.totals()
         if not math.isfinite(totals.absolute):
             self.path_loss.check_gradients()
-        yield "losses", torch.tensor(losses, dtype=torch.float64)
+        yield "losses", torch.tensor(losses, dtype=torch.float64, device="cpu")
         row = [totals.signed, totals.remainder, *totals.gap(losses)]
-        yield "totals", torch.tensor(row, dtype=torch.float64)
+        yield "totals", torch.tensor(row, dtype=torch.float64, device="cpu")
 
     def averages(self) -> dict[str, Any]:
         """The fields of the result that are means over the samples."""

@@ -101,7 +101,7 @@ class PooledRun(Run[PooledGradients]):
         self._moved = job.path.moved()
         shapes = {f"sum/{name}": job.path.base[name] for name in self._moved}
         differences = {f"difference/{name}": job.path.base[name] for name in self._moved}
-        per_unit = {"quarters": torch.empty(_QUARTERS)}
+        per_unit = {"quarters": torch.empty(_QUARTERS, device="cpu")}
         for name, shape in self.units.items():
             units = torch.empty(shape, device=job.device)
             per_unit |= {f"{kind} squared/{name}": units for kind in _KINDS}
@@ -158,9 +158,9 @@ class PooledRun(Run[PooledGradients]):
         """
         block, number = divmod(index, _BLOCK)
         generator = torch.Generator().manual_seed((seed * 1_000_003 + block) % 2**63)
-        part = int(torch.randperm(_BLOCK, generator=generator)[number])
-        inside = torch.rand(_BLOCK, generator=generator, dtype=torch.float64)[number]
-        first_of_pair = torch.randint(2, (_BLOCK // 2,), generator=generator)[part // 2]
+        part = int(torch.randperm(_BLOCK, generator=generator, device="cpu")[number])
+        inside = torch.rand(_BLOCK, generator=generator, dtype=torch.float64, device="cpu")[number]
+        first_of_pair = torch.randint(2, (_BLOCK // 2,), generator=generator, device="cpu")[part // 2]
         return (part + float(inside)) / _BLOCK, 1.0 if part % 2 == int(first_of_pair) else -1.0
 
     def is_due(self, before: int, count: int) -> bool:
@@ -183,10 +183,13 @@ class PooledRun(Run[PooledGradients]):
 
     def _result(self, add_up: AddUp) -> FilterAttribution:
         """The result of what all processes have added up so far."""
-        count = int(add_up(torch.tensor([self.sums.count])))
+        count = int(add_up(torch.tensor([self.sums.count], device="cpu")))
         cosine = self.job.path.cosine()
         scores: dict[str, dict[str, Tensor]] = {
-            name: {kind: torch.zeros(shape, dtype=torch.float64) for kind in ("sum", "sum_of_abs", "first", "second")}
+            name: {
+                kind: torch.zeros(shape, dtype=torch.float64, device="cpu")
+                for kind in ("sum", "sum_of_abs", "first", "second")
+            }
             for name, shape in self.units.items()
         }
         total = remainder = 0.0
@@ -252,7 +255,11 @@ class PooledRun(Run[PooledGradients]):
             squares = add_up(self.sums.tensors[f"{kind} squared/{name}"]).cpu()
             share = quarters.clamp_min(1).reshape(-1, *[1] * len(shape))
             inside = (squares - (sums.square() / share).sum(0)).clamp_min(0)
-            found[name] = inside / freedom * (count - 1) / count if freedom else torch.full(shape, math.nan).double()
+            found[name] = (
+                inside / freedom * (count - 1) / count
+                if freedom
+                else torch.full(shape, math.nan, device="cpu").double()
+            )
         return found
 
 

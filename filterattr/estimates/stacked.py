@@ -155,4 +155,4 @@ class StackedRun(FixedRun):
             for totals, own in zip(self._scores.totals_of_each(len(losses)), losses, strict=True)
         ]
         for name, numbers in (("losses", losses), ("totals", rows)):
-            yield name, torch.tensor(numbers, dtype=torch.float64).sum(0)
+            yield name, torch.tensor(numbers, dtype=torch.float64, device="cpu").sum(0)

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from filterattr import FilterAttribution, FilterAttributor, FilterScores, SettingError, StorageError, Unit, contrast
+from filterattr import (
+    FilterAttribution,
+    FilterAttributor,
+    FilterAttrWarning,
+    FilterScores,
+    SettingError,
+    StorageError,
+    Unit,
+    contrast,
+)
 from filterattr.parameters import ScoredParameter
 from filterattr.scores import FilterSelection
 from tests.networks import smooth_network, squared_sum
@@ -60,6 +69,26 @@ class TestTop:
     def test_other_types_are_refused(self, scores: FilterScores, amount: object) -> None:
         with pytest.raises(SettingError, match="must be a fraction"):
             scores.top(amount)  # type: ignore[arg-type]
+
+
+class TestTopAndZeros:
+    def test_units_that_are_taken_for_their_place_are_told(self) -> None:
+        scores = make_scores([0, 0, 3, 0, 1, 0, 0, 0, 2, 0])
+        with pytest.warns(FilterAttrWarning, match=r"2 of the 5 selected .* 3 of all have more\. .* top\(3\)"):
+            assert scores.top(5).count == 5
+        with pytest.warns(FilterAttrWarning, match=r"4 of the 4 selected .* There is nothing to select\."):
+            make_scores([0] * 10).top(0.4)
+
+    def test_nothing_is_said_where_the_scores_decide(self) -> None:
+        zeros = make_scores([0, 0, 3, 0, 1, 0, 0, 0, 2, 0])
+        assert [zeros.top(amount).count for amount in (0, 3, 1.0)] == [0, 3, 10]  # all of them are asked for
+        assert make_scores([-1, 0, 3, -2, 1, 5, -3, -4, 2, 6]).top(6).count == 6  # one 0 among signed scores
+        assert make_scores([-1, -1, 3, -1, 1, 5, -3, -4, 2, 6]).top(6).count == 6  # a tie of other numbers
+        assert FilterScores.from_index(list(range(10)), zeros).top(9).count == 9
+
+    def test_numbers_that_are_none_are_refused(self) -> None:
+        with pytest.raises(SettingError, match="2 are NaN"):
+            make_scores([1, 2, float("nan"), 3, 4, 5, 6, float("nan"), 8, 9]).top(2)
 
 
 class TestOnly:

@@ -107,7 +107,7 @@ def test_more_samples_reproduce_more_and_contrasts_are_paired() -> None:
 
 
 def test_stability_refuses_what_it_cannot_split() -> None:
-    three, four = samples_of(torch.zeros(3, 2)), samples_of(torch.zeros(4, 2))
+    three, four = samples_of(torch.zeros(3, 2)), samples_of(torch.ones(4, 2))
     with pytest.raises(SettingError, match="same number of samples"):
         stability({"a": three, "b": four}, lambda scores: scores["a"], 1)
     with pytest.raises(SettingError, match="at most half of the 4"):
