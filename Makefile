@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 demo: $(STAMP)  ## which 1 % of the kernels remove blur, which remove noise? (two minutes; writes demo_output/)
-	$(BIN)/python -m sr_zoo demo --out demo_output
+	$(BIN)/python -m sr_zoo demo --out demo_output --overwrite
 
 test: $(STAMP) lint  ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -m "not slow and not gpu and not site"

@@ -85,7 +85,7 @@ def compare(
         folders: Name of a test set to its ``uint8`` photographs of shape ``(3, H, W)``.
         seed: Seed of the noise.
         device: Where to compute.
-        progress: Show a progress bar.
+        progress: Show a progress bar in a terminal.
 
     Returns:
         Plain values for JSON: ``"networks"`` (label to parameters, multiply-adds, stage, recipe, seeds),
@@ -109,7 +109,7 @@ def compare(
         "predictions": {label: [] for label in networks if isinstance(loaded[label][0], TwoBranch)},
     }
     jobs = [(label, network) for label, copies in loaded.items() for network in copies]
-    for label, network in tqdm(jobs, desc="comparing", unit="network", disable=not progress):
+    for label, network in tqdm(jobs, desc="comparing", unit="network", disable=None if progress else True):
         result["rows"][label].append(
             {name: measure(network, photographs, inputs, seed=seed) for name, photographs in folders.items()}
         )

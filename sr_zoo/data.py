@@ -20,7 +20,7 @@ def load_photographs(folder: str | Path, *, progress: bool = True) -> list[Tenso
 
     Args:
         folder: A folder of image files.
-        progress: Show a progress bar.
+        progress: Show a progress bar in a terminal.
 
     Returns:
         ``uint8`` tensors of shape ``(3, H, W)``, in the order of the file names.
@@ -36,7 +36,7 @@ def load_photographs(folder: str | Path, *, progress: bool = True) -> list[Tenso
     """
     photographs: list[Tensor] = []
     total = 0
-    for path in tqdm(list_photographs(folder), desc="reading", unit="photo", disable=not progress):
+    for path in tqdm(list_photographs(folder), desc="reading", unit="photo", disable=None if progress else True):
         photographs.append(read_image(path))
         total += photographs[-1].nbytes
         if total > MEMORY_LIMIT:
@@ -120,7 +120,15 @@ class PatchSampler:
 
         Returns:
             ``float32`` of shape ``(count, 3, size, size)`` in [0, 1].
+
+        Raises:
+            ImageError: They need more than 8 GiB.
         """
+        if 4 * 3 * count * self.size**2 > MEMORY_LIMIT:
+            raise ImageError(
+                f"{count} patches of {self.size}x{self.size} pixels need more than {MEMORY_LIMIT // 2**30} GiB of "
+                "memory: use fewer or smaller ones."
+            )
         return to_float(torch.stack([self._draw_one(generator) for _ in range(count)]))
 
     def _draw_one(self, generator: torch.Generator) -> Tensor:

@@ -19,10 +19,13 @@ from filterattr.display.plot import plot_layers, plot_path
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.images import ImageError, read_image, to_float
 from sr_zoo.metrics import psnr
+from sr_zoo.pair import same_weights
 from sr_zoo.samples import Pair, draw_pairs, squared_error
 
 FUNCTIONS = ("blur", "noise")
 NAMES = {"blur": "deblurring", "noise": "denoising"}
+FILES = ("restorations.png", "layers.png", "path.png", "table.json")
+_SHOWN = 192
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def find_and_mask(
         draws: Random sets of every null.
         n_steps: Gauss-Legendre nodes of the integral.
         seed: Seed of crops, noise and random sets.
-        progress: Show progress bars.
+        progress: Show progress bars in a terminal.
 
     Returns:
         The result.
@@ -122,11 +125,14 @@ def find_and_mask(
     started = time.monotonic()
     scale = int(target.upscale)  # type: ignore[arg-type]
     inputs = {name: one for name, one in evaluation_inputs(scale).items() if name != "both"}
-    found = draw_pairs(search, inputs, count=crops, size=128, scale=scale, seed=seed)
-    tested = draw_pairs(test, inputs, count=crops, size=128, scale=scale, seed=seed + 1)
+    size, margin = 128 // scale * scale, 8 * scale
+    found = draw_pairs(search, inputs, count=crops, size=size, scale=scale, seed=seed, margin=margin)
+    tested = draw_pairs(test, inputs, count=crops, size=size, scale=scale, seed=seed + 1, margin=margin)
     attributor = FilterAttributor(target)
     attributions = {
-        name: attributor.attribute(base, target, squared_error, found[name], n_steps=n_steps, progress=progress)
+        name: attributor.attribute(
+            base, target, squared_error, found[name], n_steps=n_steps, progress=None if progress else False
+        )
         for name in FUNCTIONS
     }
     attributed = time.monotonic()
@@ -148,7 +154,7 @@ def find_and_mask(
     own = {name: line.removed[name] for name, line in zip(FUNCTIONS, rows[1:3], strict=True)}
     generator = torch.Generator().manual_seed(seed)
     nulls: dict[str, dict[str, list[float]]] = {name: {} for name in FUNCTIONS}
-    with tqdm(total=3 * draws, desc="random sets", unit="set", disable=not progress) as bar:
+    with tqdm(total=3 * draws, desc="random sets", unit="set", disable=None if progress else True) as bar:
         # both sets have the same size, so that one plain null serves both
         for like, matched in (("blur", False), ("blur", True), ("noise", True)):
             drawn = [selections[like].random(generator, layer_matched=matched) for _ in range(draws)]
@@ -170,6 +176,31 @@ def find_and_mask(
     p_values = {name: {null: p_value(own[name], values) for null, values in nulls[name].items()} for name in FUNCTIONS}
     seconds = {"attribution": attributed - started, "whole": time.monotonic() - started}
     return DemoResult(rows, selections, attributions, p_values, nulls, seconds)
+
+
+def find_to_show(photographs: Sequence[Tensor]) -> Tensor:
+    """Find a photograph that is large enough for `draw_pictures`.
+
+    Args:
+        photographs: ``uint8`` tensors of shape ``(3, H, W)``.
+
+    Returns:
+        The first that is.
+
+    Raises:
+        ImageError: None is.
+
+    Example:
+        >>> find_to_show([torch.zeros(3, 20, 900), torch.zeros(3, 200, 300)]).shape
+        torch.Size([3, 200, 300])
+    """
+    for photograph in photographs:
+        if min(photograph.shape[-2:]) >= _SHOWN:
+            return photograph
+    raise ImageError(
+        f"one of the photographs to test on is shown, and must be at least {_SHOWN}x{_SHOWN} pixels; none of "
+        f"{len(photographs)} is."
+    )
 
 
 def table(result: DemoResult) -> str:
@@ -242,9 +273,9 @@ def draw_pictures(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("restorations.png", "layers.png", "path.png", "table.json")]
+    files = [folder / name for name in FILES]
     scale = int(target.upscale)  # type: ignore[arg-type]
-    crop = _upper_middle(photograph, 192)
+    crop = _upper_middle(photograph, _SHOWN)
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     axes = figure.subplots(2, 5)
     networks = {
@@ -311,6 +342,8 @@ def _check_settings(base: nn.Module, target: nn.Module, fraction: float, crops: 
         findings.append(f"n_steps must be at least 1; got {n_steps}")
     if base.upscale != target.upscale:
         findings.append(f"base and target must have the same scale; got {base.upscale} and {target.upscale}")
+    elif same_weights(base, target):
+        findings.append("base and target must differ; they hold the same weights")
     if findings:
         raise SettingError("; ".join(findings) + ".")
 

@@ -114,7 +114,7 @@ def measure(
         photographs: ``uint8`` tensors of shape ``(3, H, W)``.
         inputs: Name to degradation.
         seed: Seed of the degradations.
-        progress: Show a progress bar.
+        progress: Show a progress bar in a terminal.
 
     Returns:
         Input name to ``{"psnr", "ssim", "psnr_luma", "ssim_luma"}``; PSNR in dB.
@@ -136,7 +136,7 @@ def measure(
     rows: dict[str, dict[str, float]] = {}
     jobs = [(name, index) for name in inputs for index in range(len(photographs))]
     sums: dict[str, list[Tensor]] = {name: [] for name in inputs}
-    for name, index in tqdm(jobs, desc="evaluating", unit="image", disable=not progress):
+    for name, index in tqdm(jobs, desc="evaluating", unit="image", disable=None if progress else True):
         degraded, reference = degrade_photograph(photographs[index], inputs[name], scale, seed * 100_003 + index)
         restored = network(degraded.to(parameter)).to(reference).clamp(0, 1)
         sums[name].append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -337,8 +338,16 @@ def find_weights(path: str | Path) -> Path:
     shipped = WEIGHTS / f"{path}.safetensors"
     if shipped.exists():
         return shipped
-    if not Path(path).exists():
+    if not Path(path).exists() or Path(path).is_dir():
+        kind = ", which is a folder" if Path(path).is_dir() else _near(Path(path))
         raise WeightsError(
-            f"weights must be a file or one of {', '.join(shipped_weights()) or '(none shipped)'}; got '{path}'."
+            f"weights must be a file or one of {', '.join(shipped_weights()) or '(none shipped)'}; got '{path}'{kind}."
         )
     return Path(path)
+
+
+def _near(path: Path) -> str:
+    """Names that look like a file that is not there: shipped ones, and what lies in its folder."""
+    siblings = [str(one) for one in path.parent.glob("*") if one.is_file()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), [*shipped_weights(), *siblings], n=2, cutoff=0.8)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 
+from filterattr.engine.memory import is_out_of_memory
 from filterattr.errors import FilterAttrError
 from sr_zoo.cli import attribute, card, compare, degrade, demo, report, restore, study, train
+from sr_zoo.cli.numbers import refuse_numbers
+from sr_zoo.cli.program import Parser
 
 # each module has add(commands), which also says what to run
 COMMANDS = (demo, degrade, train, restore, attribute, study, report, card, compare)
@@ -20,19 +23,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after ``python -m sr_zoo``; ``None`` takes them from the command line.
 
     Returns:
-        The exit status: 0 when all went well, 2 when something the user gave cannot be used, 130 when interrupted.
+        The exit status: 0 when all went well, 2 when something the user gave cannot be used or the machine cannot do
+        it (one sentence on the error stream says what), 130 when interrupted.
     """
-    parser = argparse.ArgumentParser(prog="python -m sr_zoo", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
-    options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        _run(arguments)
     except FilterAttrError as error:  # the errors of sr_zoo are its children
-        sys.stderr.write(f"python -m sr_zoo: {error}\n")
+        return _refuse(str(error))
+    except BrokenPipeError:  # whoever read the output has gone; what is left must not fail again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
+    except OSError as error:
+        return _refuse(_about_files(error))
     except KeyboardInterrupt:
         sys.stderr.write("python -m sr_zoo: interrupted\n")
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _refuse(
+            "there is not enough memory: use fewer or smaller crops, tiles or batches, or a smaller network "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+        )
     return 0
+
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Make the parser of the program.
+
+    Returns:
+        It, and that of every command by name.
+    """
+    parser = Parser(prog="python -m sr_zoo", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser, dict(commands.choices)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    parser, commands = make_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands[options.command].refuse_unknown(unknown)
+    refuse_numbers(options)
+    options.run(options)
+
+
+def _about_files(error: OSError) -> str:
+    names = [f"'{name}'" for name in (error.filename, error.filename2) if name is not None]
+    return (
+        ": ".join([" and ".join(names), error.strerror or str(error)] if names else [error.strerror or str(error)])
+        + "."
+    )
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"python -m sr_zoo: {message}\n")
+    return 2

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError
+from filterattr.analysis.health import path_health
 from filterattr.display.plot import plot_layers, plot_path
+from sr_zoo.cli.numbers import add_seed, number, whole_number
+from sr_zoo.cli.outputs import add_overwrite, check_folder
 from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.data import load_photographs
 from sr_zoo.degradations import SPELLING, Degradation, clean_inputs, degradations_from, evaluation_inputs
+from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
+from sr_zoo.pair import same_weights
 from sr_zoo.pretrained import open_network
 from sr_zoo.samples import draw_pairs, squared_error
+
+_WIDTH = 80
+_FILES = ("attribution.safetensors", "attribution.png")
 
 
 def add(commands: Commands) -> None:
@@ -34,23 +46,29 @@ def add(commands: Commands) -> None:
         metavar="DEGRADATION",
         help=f"what is done to the photographs, all of it at once: clean, {SPELLING}",
     )
-    parser.add_argument("--crops", type=int, default=12, help="number of crops")
-    parser.add_argument("--size", type=int, default=128, help="width of a crop in pixels")
-    parser.add_argument("--steps", type=int, default=16, help="nodes of the integral")
-    parser.add_argument("--fraction", type=float, default=0.01, help="share of all kernels in the printed selection")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crops", type=whole_number(1, 100_000), default=12, help="number of crops")
+    parser.add_argument("--size", type=whole_number(16, 16_384), default=128, help="width of a crop in pixels")
+    parser.add_argument("--steps", type=whole_number(1, 1024), default=16, help="nodes of the integral")
+    parser.add_argument(
+        "--fraction",
+        type=number(0, 1, open_ends=True),
+        default=0.01,
+        help="share of all kernels in the printed selection",
+    )
+    add_seed(parser, "crops and noise")
     add_device(parser)
     parser.add_argument("--out", type=Path, default=Path("attribution"), help="folder for the file and the picture")
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Attribute; a call that was killed goes on where it was."""
+    check_folder("--out", options.out, _FILES, overwrite=options.overwrite)
     device = device_of(options)
     base, target = (open_network(name).to(device) for name in (options.base, options.target))
     scale = int(target.upscale)  # type: ignore[arg-type]
-    if not 0 < options.fraction < 1:
-        raise SettingError(f"fraction must lie between 0 and 1 (one per cent is 0.01); got {options.fraction}.")
+    _check_pair(base, target, options)
     name, degradation = _input(options.degradation, scale)
     pairs = draw_pairs(
         load_photographs(options.images),
@@ -62,24 +80,33 @@ def run(options: argparse.Namespace) -> None:
         margin=8 * scale,
     )[name]
     data = [(degraded.to(device), reference.to(device)) for degraded, reference in pairs]
-    options.out.mkdir(parents=True, exist_ok=True)
-    attribution = FilterAttributor(target).attribute(
-        base,
-        target,
-        squared_error,
-        data,
-        n_steps=options.steps,
-        allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
-        checkpoint=options.out / "unfinished.safetensors",
-        progress=True,
-    )
-    selection = attribution.scores().top(options.fraction)
-    files = [options.out / name for name in ("attribution.safetensors", "attribution.png")]
-    attribution.save(files[0])
-    _draw(attribution, selection, name, files[1])
-    (options.out / "unfinished.safetensors").unlink()
+    files = [options.out / file for file in _FILES]
+    with sole_run(options.out):
+        attribution = FilterAttributor(target).attribute(
+            base,
+            target,
+            squared_error,
+            data,
+            n_steps=options.steps,
+            allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
+            checkpoint=options.out / "unfinished.safetensors",
+        )
+        selection = attribution.scores().top(options.fraction)
+        attribution.save(files[0])
+        _draw(attribution, selection, name, files[1])
+        (options.out / "unfinished.safetensors").unlink()
     sys.stdout.write(f"\n{_table(attribution, selection, name)}\n\n")
     sys.stdout.write("".join(f"wrote {file}\n" for file in files))
+
+
+def _check_pair(base: nn.Module, target: nn.Module, options: argparse.Namespace) -> None:
+    """Refuse what no attribution can come of."""
+    if same_weights(base, target):
+        raise SettingError(
+            f"base and target must differ; '{options.base}' and '{options.target}' hold the same weights."
+        )
+    if options.size % int(target.upscale):  # type: ignore[arg-type]
+        raise SettingError(f"--size must be a multiple of the scale {target.upscale}; got {options.size}.")
 
 
 def _input(spellings: Sequence[str], scale: int) -> tuple[str, Degradation]:
@@ -109,7 +136,18 @@ def _table(attribution: FilterAttribution, selection: FilterSelection, degradati
     lines += [f"{row.name:<40}{row.n_units:>10}{chosen[row.name]:>10}{row.share:>17.1%}" for row in rows[:10]]
     if len(rows) > 10:
         lines.append(f"... and {len(rows) - 10} more layers")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_verdict(attribution)])
+
+
+def _verdict(attribution: FilterAttribution) -> list[str]:
+    """Whether the numbers above can be believed, in lines of words."""
+    concerns = list(path_health(attribution).concerns)
+    if attribution.loss_target > attribution.loss_base:
+        concerns.insert(0, "The loss is higher at target than at base: are the two swapped? base comes first.")
+    if not concerns:
+        return textwrap.wrap(str(path_health(attribution)), _WIDTH)
+    parts = [textwrap.wrap(f"- {concern}", _WIDTH, subsequent_indent="  ") for concern in concerns]
+    return ["what speaks against believing this:", *itertools.chain(*parts)]
 
 
 def _draw(attribution: FilterAttribution, selection: FilterSelection, degradation: str, path: Path) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from sr_zoo.card import make_card, write_half
+from sr_zoo.cli.numbers import add_seed
+from sr_zoo.cli.outputs import add_overwrite, check_file
 from sr_zoo.cli.program import Commands
 from sr_zoo.data import load_photographs
 from sr_zoo.pretrained import find_weights
@@ -24,7 +26,7 @@ def add(commands: Commands) -> None:
         "--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on, such as set5"
     )
     parser.add_argument("--data", required=True, help="what the weights were trained on, with its licence")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    add_seed(parser, "the noise")
     parser.add_argument("--out", type=Path, help="file to write the card to; it is only printed if not given")
     parser.add_argument(
         "--half",
@@ -32,12 +34,17 @@ def add(commands: Commands) -> None:
         help="file to write the weights to in half precision, if that changes no PSNR by more than .01 dB; the card is "
         "then that of this file",
     )
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print, and write where asked."""
     path = find_weights(options.weights)
+    if options.half is not None:
+        check_file("--half", options.half, {".safetensors"}, overwrite=options.overwrite, inputs=[path])
+    if options.out is not None:
+        check_file("--out", options.out, {".md", ".txt"}, overwrite=options.overwrite)
     folders = {folder.name: load_photographs(folder) for folder in options.images}
     table = None
     if options.half is not None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from filterattr import SettingError
+from sr_zoo.cli.numbers import add_seed
+from sr_zoo.cli.outputs import add_overwrite, check_file
 from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.comparison import compare, comparison_table
 from sr_zoo.data import load_photographs
@@ -30,9 +32,10 @@ def add(commands: Commands) -> None:
         help="a label and the weights of one seed or more; give it once for each network",
     )
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    add_seed(parser, "the noise")
     add_device(parser)
     parser.add_argument("--out", type=Path, help="file for the table (.md); the numbers go beside it (.json)")
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,6 +44,9 @@ def run(options: argparse.Namespace) -> None:
     labels = [words[0] for words in options.networks]
     if len(set(labels)) < len(labels):
         raise SettingError(f"every --network needs a label of its own; got {', '.join(labels)}.")
+    if options.out is not None:
+        check_file("--out", options.out, {".md", ".txt"}, overwrite=options.overwrite)
+        check_file("--out", options.out.with_suffix(".json"), {".json"}, overwrite=options.overwrite)
     networks = {words[0]: words[1:] for words in options.networks}
     folders = {folder.name: load_photographs(folder) for folder in options.images}
     result = compare(networks, folders, seed=options.seed, device=device_of(options))

@@ -6,11 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from sr_zoo.cli.numbers import add_seed, number, whole_number
+from sr_zoo.cli.outputs import add_overwrite, check_folder
 from sr_zoo.cli.program import Commands
 from sr_zoo.data import load_photographs
-from sr_zoo.demo import bundled_photographs, draw_pictures, find_and_mask, table
+from sr_zoo.demo import FILES, bundled_photographs, draw_pictures, find_and_mask, find_to_show, table
+from sr_zoo.folder_lock import sole_run
 from sr_zoo.images import ImageError
-from sr_zoo.pretrained import load_network
+from sr_zoo.pretrained import open_network
 
 
 def add(commands: Commands) -> None:
@@ -24,12 +27,17 @@ def add(commands: Commands) -> None:
     parser.add_argument("--target", default="srresnet_x2_f32b8_target", help="weights: a shipped name or a file")
     parser.add_argument("--search", type=Path, help="folder of photographs to find the kernels on")
     parser.add_argument("--test", type=Path, help="folder of other photographs to mask them on")
-    parser.add_argument("--crops", type=int, default=12, help="128x128 crops for searching, and for testing")
-    parser.add_argument("--draws", type=int, default=30, help="random sets of every null")
-    parser.add_argument("--fraction", type=float, default=0.01, help="share of all kernels in a set")
-    parser.add_argument("--steps", type=int, default=16, help="nodes of the integral")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--crops", type=whole_number(1, 100_000), default=12, help="128x128 crops for searching, and for testing"
+    )
+    parser.add_argument("--draws", type=whole_number(2, 100_000), default=30, help="random sets of every null")
+    parser.add_argument(
+        "--fraction", type=number(0, 1, open_ends=True), default=0.01, help="share of all kernels in a set"
+    )
+    parser.add_argument("--steps", type=whole_number(1, 1024), default=16, help="nodes of the integral")
+    add_seed(parser, "crops, noise and random sets")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the pictures")
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
@@ -37,21 +45,24 @@ def run(options: argparse.Namespace) -> None:
     """Find, mask, draw."""
     if (options.search is None) != (options.test is None):
         raise ImageError("--search and --test belong together: name both folders, or none of them.")
-    base, target = load_network(options.base), load_network(options.target)
+    check_folder("--out", options.out, FILES, overwrite=options.overwrite)
+    base, target = open_network(options.base), open_network(options.target)
     if options.search is None:
         search, test = bundled_photographs()
     else:
         search, test = load_photographs(options.search), load_photographs(options.test)
-    result = find_and_mask(
-        base,
-        target,
-        search,
-        test,
-        fraction=options.fraction,
-        crops=options.crops,
-        draws=options.draws,
-        n_steps=options.steps,
-        seed=options.seed,
-    )
-    files = draw_pictures(base, target, result, test[0], options.out, options.seed)
+    shown = find_to_show(test)
+    with sole_run(options.out):
+        result = find_and_mask(
+            base,
+            target,
+            search,
+            test,
+            fraction=options.fraction,
+            crops=options.crops,
+            draws=options.draws,
+            n_steps=options.steps,
+            seed=options.seed,
+        )
+        files = draw_pictures(base, target, result, shown, options.out, options.seed)
     sys.stdout.write(f"\n{table(result)}\n\n" + "".join(f"wrote {file}\n" for file in files))

@@ -9,12 +9,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sr_zoo.cli.numbers import LARGEST_SEED, whole_number
+from sr_zoo.cli.outputs import add_overwrite, check_folder
 from sr_zoo.cli.program import Commands
 from sr_zoo.degradations import SPELLING
 from sr_zoo.pretrained import ARCHITECTURES
-from sr_zoo.study import STAGES, Settings, Sources, StudyError, make_plan, open_archive, open_subject, quick_settings
+from sr_zoo.study import (
+    STAGES,
+    Settings,
+    Sources,
+    StudyError,
+    full_settings,
+    make_plan,
+    open_archive,
+    open_subject,
+    quick_settings,
+)
 from sr_zoo.study import run_study as run_stages
 from sr_zoo.study.page import write_report
+from sr_zoo.study.pipeline import refuse_another_study
 
 
 def add(commands: Commands) -> None:
@@ -48,21 +61,25 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("study_output"), help="folder of the study; an old one goes on"
     )
+    add_overwrite(parser)
     parser.add_argument("--quick", action="store_true", help="small numbers: minutes instead of hours")
     parser.add_argument("--stages", nargs="+", choices=[stage.name for stage in STAGES], help="only these")
     parser.add_argument("--dry-run", action="store_true", help="only say what it costs")
-    for name, help_text in (
-        ("crop", "width of a crop in pixels"),
-        ("search-crops", "crops to search on"),
-        ("test-crops", "crops to evaluate on"),
-        ("null-draws", "random sets of every size and kind"),
-        ("retrain-seeds", "trainings of every set of places"),
-        ("retrain-iterations", "iterations of each"),
-        ("adaptive-iterations", "iterations of tuning the patches"),
-        ("seed", "seed of everything random"),
+    for name, least, most, help_text in (
+        ("crop", 32, 16_384, "width of a crop in pixels"),
+        ("search-crops", 4, 10_000, "crops to search on"),
+        ("test-crops", 4, 10_000, "crops to evaluate on"),
+        ("null-draws", 2, 100_000, "random sets of every size and kind"),
+        ("retrain-seeds", 1, 1_000, "trainings of every set of places"),
+        ("retrain-iterations", 1, 10_000_000, "iterations of each"),
+        ("adaptive-iterations", 0, 10_000_000, "iterations of tuning the patches"),
+        ("seed", 0, LARGEST_SEED, "seed of everything random"),
     ):
         parser.add_argument(
-            f"--{name}", type=int, default=argparse.SUPPRESS, help=f"{help_text} (instead of the preset)"
+            f"--{name}",
+            type=whole_number(least, most),
+            default=argparse.SUPPRESS,
+            help=f"{help_text} (instead of the preset)",
         )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=argparse.SUPPRESS, help="of trainings")
     parser.set_defaults(run=run)
@@ -72,7 +89,8 @@ def run(options: argparse.Namespace) -> None:
     """Say what it costs, run it, and write its page."""
     names = {field.name for field in dataclasses.fields(Settings)}
     changes: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
-    settings = quick_settings(**changes) if options.quick else Settings(**changes)
+    settings = quick_settings(**changes) if options.quick else full_settings(**changes)
+    check_folder("--out", options.out)
     sources = Sources(
         base=options.base,
         target=options.target,
@@ -85,11 +103,13 @@ def run(options: argparse.Namespace) -> None:
     )
     subject = open_subject(sources, settings)
     stages = [stage for stage in STAGES if options.stages is None or stage.name in options.stages]
-    plan = make_plan(subject, settings, open_archive(options.out), stages)
+    archive = open_archive(options.out)
+    refuse_another_study(subject, settings, archive, stages, overwrite=options.overwrite)
+    plan = make_plan(subject, settings, archive, stages)
     sys.stdout.write(f"{plan}\n")
     if options.dry_run:
         return
-    archive = run_stages(subject, settings, options.out, stages=stages, report=_say)
+    run_stages(subject, settings, options.out, stages=stages, overwrite=options.overwrite, report=_say)
     for file in write_report(archive):
         sys.stdout.write(f"wrote {file}\n")
 

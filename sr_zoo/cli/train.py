@@ -8,12 +8,15 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from sr_zoo.cli.numbers import LARGEST_SEED, number, whole_number
+from sr_zoo.cli.outputs import OutputError, check_folder
 from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.cost import cost
 from sr_zoo.data import hold_out, load_photographs
@@ -27,11 +30,13 @@ from sr_zoo.degradations import (
     evaluation_inputs,
     spellings_of,
 )
+from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
 from sr_zoo.pretrained import ARCHITECTURES, WeightsError, build, describe_network, load_network, save_network
 from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes, read_log
 
 _RATES = {"base": 2e-4, "target": 5e-5}
+_ITERATIONS = whole_number(1, 1_000_000_000)
 
 
 def add(commands: Commands) -> None:
@@ -55,8 +60,10 @@ def add(commands: Commands) -> None:
         default="srresnet",
         help="two_branch and dasr cost what the srresnet of the same features and blocks does",
     )
-    parser.add_argument("--features", type=int, default=64, help="feature channels (not of srcnn_style)")
-    parser.add_argument("--blocks", type=int, default=16, help="residual blocks (not of srcnn_style)")
+    parser.add_argument(
+        "--features", type=whole_number(1, 1024), default=64, help="feature channels (not of srcnn_style)"
+    )
+    parser.add_argument("--blocks", type=whole_number(1, 1024), default=16, help="residual blocks (not of srcnn_style)")
     parser.add_argument(
         "--degradations",
         nargs="+",
@@ -68,21 +75,33 @@ def add(commands: Commands) -> None:
         "--one-at-a-time", action="store_true", help="every patch has one of the degradations or none, equally likely"
     )
     parser.add_argument("--upscale", type=int, choices=(2, 3, 4), default=2, help="factor; --from brings its own")
-    parser.add_argument("--iterations", type=int, default=20_000, help="optimizer steps; the rate falls along them")
-    parser.add_argument("--learning-rate", type=float, help="2e-4 for base and 5e-5 for target if not given")
-    parser.add_argument("--batch-size", type=int, default=16, help="patches in a step, over all processes")
-    parser.add_argument("--patch-size", type=int, default=64, help="reference patch in pixels")
+    parser.add_argument(
+        "--iterations", type=_ITERATIONS, default=20_000, help="optimizer steps; the rate falls along them"
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=number(0, 1, open_ends=True),
+        help="2e-4 for base and 5e-5 for target if not given",
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number(1, 65_536), default=16, help="patches in a step, over all processes"
+    )
+    parser.add_argument("--patch-size", type=whole_number(16, 16_384), default=64, help="reference patch in pixels")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="bf16: mixed precision")
     parser.add_argument(
         "--prediction-weight",
-        type=float,
+        type=number(0, 1e6),
         default=0.1,
         help="weight of the prediction loss (two_branch) or of the contrast (dasr)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of first weights, patches and degradations")
-    parser.add_argument("--validate-every", type=int, default=2000, help="also the interval of checkpoints")
     parser.add_argument(
-        "--stop-after", type=int, help="stop after so many iterations in all; the same command goes on from there"
+        "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of first weights, patches and degradations"
+    )
+    parser.add_argument("--validate-every", type=_ITERATIONS, default=2000, help="also the interval of checkpoints")
+    parser.add_argument(
+        "--stop-after",
+        type=_ITERATIONS,
+        help="stop after so many iterations in all; the same command goes on from there",
     )
     parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard, too")
     parser.add_argument("--dry-run", action="store_true", help="print what the training will cost, and stop")
@@ -92,12 +111,11 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train to the end, or go on where a run was killed."""
-    if options.stop_after is not None and options.stop_after < 1:
-        raise TrainingError(f"--stop-after must be at least 1 iteration; got {options.stop_after}.")
     if options.stage == "target" and options.start is None:
         raise TrainingError(
             "target is fine-tuned from base: give its weights with --from BASE.safetensors, or --from scratch."
         )
+    _check_out(options)
     degradations = degradations_from(options.degradations)
     architecture, settings, network = _network(options, degradations)
     scale = int(network.upscale)  # type: ignore[arg-type]
@@ -120,7 +138,8 @@ def run(options: argparse.Namespace) -> None:
             lines = _forecast(trainer, len(photographs))
             sys.stdout.write(lines if processes.is_first else "")
             return
-        state = trainer.run(options.stop_after)
+        with sole_run(options.out) if processes.is_first else nullcontext():
+            state = trainer.run(options.stop_after)
     if not processes.is_first:
         return
     if trainer.iteration < recipe.iterations:
@@ -139,6 +158,17 @@ def run(options: argparse.Namespace) -> None:
     path = options.out / f"{options.stage}.safetensors"
     save_network(path, architecture, settings, state, provenance)
     sys.stdout.write(f"wrote {path}\n")
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    """Refuse a folder that cannot be, and one whose weights a training from the start would replace."""
+    check_folder("--out", options.out)
+    weights = options.out / f"{options.stage}.safetensors"
+    if weights.exists() and not (options.out / "checkpoint.safetensors").exists():
+        raise OutputError(
+            f"--out names '{options.out}', which holds {weights.name} and no checkpoint to go on from: name another "
+            "folder."
+        )
 
 
 def _network(

@@ -1,7 +1,7 @@
 """The study: every claim about discovered kernels as a measurement with nulls and intervals, on any pair."""
 
 from sr_zoo.study.pipeline import STAGES, Plan, make_plan, open_archive, run_study
-from sr_zoo.study.settings import Settings, StudyError, quick_settings
+from sr_zoo.study.settings import Settings, StudyError, full_settings, quick_settings
 from sr_zoo.study.subject import Sources, Subject, open_subject
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Sources",
     "StudyError",
     "Subject",
+    "full_settings",
     "make_plan",
     "open_archive",
     "open_subject",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 import filterattr
 from filterattr.attribution import Progress
 from filterattr.engine.identity import digest_of
+from sr_zoo.folder_lock import sole_run
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.samples import draw_samples, restoration_error
 from sr_zoo.study.settings import Settings, StudyError
@@ -34,6 +36,8 @@ from sr_zoo.study.stages.search import SANITY, SEARCH, STABILITY
 from sr_zoo.study.subject import Subject, network_text
 
 _FORMAT = 1  # raise it when a stage computes something else from the same inputs
+
+_REHEARSAL_SECONDS = 5.0
 
 STAGES: tuple[Stage, ...] = (
     SEARCH,
@@ -167,16 +171,18 @@ def run_study(
     folder: str | Path,
     *,
     stages: Sequence[Stage] = STAGES,
+    overwrite: bool = False,
     progress: Progress = None,
     report: Callable[[str], None] | None = None,
 ) -> Archive:
-    """Run the stages that are not done yet.
+    """Run the stages that are not done yet; one run at a time works in a folder.
 
     Args:
         subject: What is studied.
         settings: How much is done.
         folder: Where results are kept; a study that was interrupted goes on there.
         stages: Which stages.
+        overwrite: Whether results of another study may be replaced.
         progress: As in `FilterAttributor.attribute`.
         report: Gets a line of text before every stage.
 
@@ -184,11 +190,13 @@ def run_study(
         The archive with all results.
 
     Raises:
-        StudyError: A stage needs another one that is neither among ``stages`` nor done.
+        StudyError: A stage needs another one that is neither among ``stages`` nor done, or the folder holds another
+            study.
+        FolderInUseError: Another run is at work in the folder.
         StorageError: Results cannot be written, or are damaged.
     """
     archive = open_archive(folder)
-    say = report or (lambda _: None)
+    refuse_another_study(subject, settings, archive, stages, overwrite=overwrite)
     digests = stage_digests(subject, settings)
     names = {stage.name for stage in stages}
     lacking = [
@@ -199,6 +207,71 @@ def run_study(
     ]
     if lacking:
         raise StudyError("every stage needs those before it: " + "; ".join(lacking) + ".")
+    with sole_run(folder):
+        _compute(subject, settings, archive, stages, digests, progress, report or (lambda _: None))
+    return archive
+
+
+def refuse_another_study(
+    subject: Subject, settings: Settings, archive: Archive, stages: Sequence[Stage] = STAGES, *, overwrite: bool = False
+) -> None:
+    """Refuse a folder that holds results of other networks, photographs or settings.
+
+    Args:
+        subject: What is studied.
+        settings: How much is done.
+        archive: Where results are kept.
+        stages: Which stages.
+        overwrite: Whether these stages may be computed again.
+
+    Raises:
+        StudyError: It does; the message says what differs. Also if ``overwrite`` would leave some of them.
+    """
+    digests = stage_digests(subject, settings)
+    others = [
+        stage
+        for stage in STAGES
+        if archive.is_done(stage.name) and not archive.is_done(stage.name, digests[stage.name])
+    ]
+    left = [stage.name for stage in others if stage not in stages]
+    if others and not overwrite:
+        listed = "; ".join(_differences(subject, settings, archive, others)) or "another version made it"
+        raise StudyError(
+            f"'{archive.folder}' holds another study: {listed}. Name another folder, or write over it with --overwrite."
+        )
+    if left:
+        raise StudyError(
+            f"'{archive.folder}' holds another study, and {', '.join(left)} would be left of it: compute these stages, "
+            "too, or name another folder."
+        )
+
+
+def _differences(subject: Subject, settings: Settings, archive: Archive, stages: Sequence[Stage]) -> list[str]:
+    """What tells stored results from those that would be computed."""
+    names = {**subject.names, "functions": ", ".join(subject.functions)}
+    found: dict[str, None] = {}
+    for stage in stages:
+        notes = archive.notes(stage.name)
+        new = {**json.loads(json.dumps(settings.chosen(stage.uses))), **names}
+        old = {**notes.get("settings", {}), **notes.get("subject", {})}
+        found |= {
+            f"{name} was {old[name]} and is {new[name]}": None for name in new if name in old and old[name] != new[name]
+        }
+        if not found and notes.get("subject", {}).get("digest", subject.digest) != subject.digest:
+            found["the weights, the photographs or the degradations differ"] = None
+    return list(found)
+
+
+def _compute(
+    subject: Subject,
+    settings: Settings,
+    archive: Archive,
+    stages: Sequence[Stage],
+    digests: Mapping[str, str],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """Compute the stages that are not done, one after the other."""
     for place, stage in enumerate(stages, 1):
         digest = digests[stage.name]
         label = f"[{place}/{len(stages)}] {stage.name}: {stage.title}"
@@ -225,17 +298,17 @@ def run_study(
             "environment": _environment(),
         }
         archive.store(stage.name, digest, results, notes)
-    return archive
 
 
 def _seconds_per_pass(subject: Subject, settings: Settings) -> tuple[float, float]:
-    """Median seconds of a forward pass, and of a forward-backward pass, of one crop."""
+    """Median seconds of a forward and of a forward-backward pass of one crop, of one alone if that is long."""
     sample = draw_samples(
         subject.search, subject.inputs, count=1, size=settings.crop, scale=subject.scale, seed=settings.seed
     )["clean"][0]
     parameters = [one for one in subject.target.parameters() if one.requires_grad]
     forwards, passes = [], []
-    for _ in range(3):
+    begun = time.perf_counter()
+    while len(passes) < 3 and (not passes or time.perf_counter() - begun < _REHEARSAL_SECONDS):
         started = time.perf_counter()
         with torch.no_grad():
             restoration_error(subject.target, sample)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from filterattr.analysis.evaluation import FRACTIONS, STRENGTHS
 from filterattr.errors import FilterAttrError
+
+# parts of the crops that are searched
+_OF_THE_SEARCH = ("ranking_crops", "channel_crops", "oracle_crops", "calibration_crops", "sanity_crops")
 
 
 class StudyError(FilterAttrError, ValueError):
@@ -133,7 +137,7 @@ class Settings:
             wrong.append(f"channel_fractions must be at least two sizes above 0; got {self.channel_fractions}")
         if not self.channel_steps or list(self.channel_steps) != sorted({max(one, 1) for one in self.channel_steps}):
             wrong.append(f"channel_steps must ascend from at least 1; got {self.channel_steps}")
-        for name in ("ranking_crops", "channel_crops", "oracle_crops", "calibration_crops", "sanity_crops"):
+        for name in _OF_THE_SEARCH:
             if getattr(self, name) > self.search_crops:
                 wrong.append(f"{name} must be at most search_crops ({self.search_crops}); got {getattr(self, name)}")
         if wrong:
@@ -151,11 +155,29 @@ class Settings:
         return {name: getattr(self, name) for name in names}
 
 
+def full_settings(**changes: Any) -> Settings:
+    """Settings of ``study`` without ``--quick``.
+
+    Args:
+        **changes: Settings that differ from the preset; numbers of search crops that are not among them follow
+            ``search_crops`` downwards.
+
+    Returns:
+        The settings.
+
+    Example:
+        >>> full_settings(search_crops=8).ranking_crops
+        8
+    """
+    return _changed(Settings(), changes)
+
+
 def quick_settings(**changes: Any) -> Settings:
     """Settings of ``study --quick``: at most ten minutes on two cores with the small shipped pair.
 
     Args:
-        **changes: Settings that differ from the preset.
+        **changes: Settings that differ from the preset; numbers of search crops that are not among them follow
+            ``search_crops`` downwards.
 
     Returns:
         The settings.
@@ -163,8 +185,16 @@ def quick_settings(**changes: Any) -> Settings:
     Example:
         >>> quick_settings(null_draws=10).null_draws
         10
+        >>> quick_settings(search_crops=4).ranking_crops
+        4
     """
-    return dataclasses.replace(_QUICK, **changes)
+    return _changed(_QUICK, changes)
+
+
+def _changed(preset: Settings, changes: Mapping[str, Any]) -> Settings:
+    most = max(changes.get("search_crops", preset.search_crops), 1)
+    following = {name: min(getattr(preset, name), most) for name in _OF_THE_SEARCH}
+    return dataclasses.replace(preset, **{**following, **changes})
 
 
 def _ascends(values: tuple[float, ...]) -> bool:

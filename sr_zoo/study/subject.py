@@ -20,6 +20,7 @@ from sr_zoo.degradations import Degradation, degradations_from, evaluation_input
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.images import list_photographs, read_image
 from sr_zoo.models import TwoBranch
+from sr_zoo.pair import same_weights
 from sr_zoo.pretrained import build, describe_network, load_checkpoint, open_network
 from sr_zoo.recognition import recognise
 from sr_zoo.study.samples import Sample, draw_samples, margin_of
@@ -252,7 +253,7 @@ def _pair_findings(base: _Loaded, target: _Loaded) -> list[str]:
             f"{name}({', '.join(f'{k}={v}' for k, v in some.items())})" for _, name, some in (base, target)
         )
         return [f"base and target must be weights of the same network; got {described}"]
-    if all(torch.equal(first[name], second[name]) for name in first):
+    if same_weights(base[0], target[0]):
         return ["base and target must differ; they hold the same weights"]
     return []
 

@@ -153,7 +153,7 @@ class Trainer:
             initial=self.iteration,
             desc=self.folder.name,
             unit="it",
-            disable=not self.progress,
+            disable=None if self.progress else True,
         )
         recent: list[dict[str, Tensor]] = []
         started = time.perf_counter()

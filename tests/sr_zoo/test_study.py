@@ -518,7 +518,7 @@ class TestCommandLine:
             (["--images", "x", "--test", "y"], "takes the place of"),
             (["--model-arguments", "num_feat=4"], "name it with --model"),
             (["--model", "srresnet", "--model-arguments", "num_feat"], "must be NAME=VALUE"),
-            (["--crop", "5"], "crop must be at least 32"),
+            (["--crop", "5"], "--crop must be a whole number from 32"),
         ],
     )
     def test_wrong_words_are_explained(

@@ -1,0 +1,109 @@
+"""Numbers on the command line: an option says what it takes, and all that cannot be is refused in one message."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from filterattr import SettingError
+
+# the generators of PyTorch take more, but seeds are multiplied to tell crops and noise apart
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Stands for a number that cannot be, until all of them are known.
+
+    Attributes:
+        reason: What must hold, and what was given.
+    """
+
+    reason: str
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int | Refused]:
+    """Convert the words of an option that takes whole numbers.
+
+    Args:
+        least: The smallest.
+        most: The largest.
+
+    Returns:
+        For ``type=`` of an option; `refuse_numbers` looks at what it made.
+
+    Example:
+        >>> whole_number(1, 10)("7")
+        7
+        >>> whole_number(1, 10)("0").reason
+        "must be a whole number from 1 to 10; got '0'"
+    """
+
+    def convert(word: str) -> int | Refused:
+        try:
+            value = int(word)
+        except ValueError:
+            value = least - 1
+        return (
+            value if least <= value <= most else Refused(f"must be a whole number from {least} to {most}; got {word!r}")
+        )
+
+    return convert
+
+
+def number(least: float, most: float, *, open_ends: bool = False) -> Callable[[str], float | Refused]:
+    """Convert the words of an option that takes numbers.
+
+    Args:
+        least: The smallest.
+        most: The largest.
+        open_ends: Whether both of them are refused, too.
+
+    Returns:
+        For ``type=`` of an option; `refuse_numbers` looks at what it made.
+
+    Example:
+        >>> number(0, 1, open_ends=True)("1").reason
+        "must be a number between 0 and 1, both excluded; got '1'"
+    """
+    inside = f"between {least:g} and {most:g}" + (", both excluded" if open_ends else "")
+
+    def convert(word: str) -> float | Refused:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        fits = least < value < most if open_ends else least <= value <= most
+        return value if fits else Refused(f"must be a number {inside}; got {word!r}")
+
+    return convert
+
+
+def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add ``--seed``.
+
+    Args:
+        parser: The command's parser.
+        of: What is drawn with it.
+    """
+    parser.add_argument("--seed", type=whole_number(0, LARGEST_SEED), default=0, help=f"seed of {of}")
+
+
+def refuse_numbers(options: argparse.Namespace) -> None:
+    """Refuse every number that cannot be, all of them in one message.
+
+    Args:
+        options: The words of the command.
+
+    Raises:
+        SettingError: There is one.
+    """
+    findings = [
+        f"--{name.replace('_', '-')} {value.reason}"
+        for name, value in vars(options).items()
+        if isinstance(value, Refused)
+    ]
+    if findings:
+        raise SettingError("; ".join(findings) + ".")
