@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
 
 class FilterAttrError(Exception):
     """Root of all errors of this library; catch it to catch them all."""
@@ -66,3 +68,14 @@ def name_some(names: Iterable[object], limit: int = 5) -> str:
     names = list(names)
     listed = ", ".join(repr(str(name)) for name in names[:limit])
     return f"{listed} and {len(names) - limit} more" if len(names) > limit else listed
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python ran out of memory; the CPU's allocator has no type of its own for that.
+
+    Args:
+        error: What was raised.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        part in str(error) for part in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+    )

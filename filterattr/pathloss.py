@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.engine.hooks import GradientHooks, first_nonfinite_output, tensors_in
-from filterattr.engine.memory import SavedBytes, is_out_of_memory
+from filterattr.engine.memory import SavedBytes
 from filterattr.engine.modes import Autocast, Forgetting
 from filterattr.engine.path import Path
 from filterattr.engine.randomness import seed_all
 from filterattr.engine.slots import Slots
-from filterattr.errors import LossError, ModelChangedError, NonFiniteError, name_some
+from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
 from filterattr.points import Points
 from filterattr.shortage import Advice, sizes_of
 

@@ -9,21 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filterattr.errors import is_out_of_memory
+
 _ATTEMPTS = 8
 _MEMINFO = Path("/proc/meminfo")
 _OWN_PAGES = Path("/proc/self/statm")
 _GROUP = Path("/sys/fs/cgroup")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or Python ran out of memory; the CPU's allocator has no type of its own for that.
-
-    Args:
-        error: What was raised.
-    """
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        part in str(error) for part in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
-    )
 
 
 def may_be_out_of_memory(error: BaseException) -> bool:

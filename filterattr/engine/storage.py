@@ -7,50 +7,52 @@ Files are at most 16 GiB long and their headers at most 64 MiB; both are checked
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import stat
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from filterattr.errors import StorageError
-from filterattr.files.writing import replace_file
+from filterattr.errors import StorageError, is_out_of_memory
+from filterattr.files.layout import (
+    MAX_HEADER_BYTES,
+    Entry,
+    LayoutError,
+    can_hold,
+    pieces,
+    read_entries,
+    read_header,
+    write_layout,
+)
+from filterattr.files.reading import MAX_BYTES, reading
+from filterattr.files.writing import replacing
 
 FORMAT = "filterattr-1"
-MAX_BYTES = 16 * 2**30
-MAX_HEADER_BYTES = 64 * 2**20
 
-# what every supported release of safetensors can hold; other types are kept as bytes, with a note in the metadata
-_PLAIN = {
-    torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
-    torch.int64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64,
-}  # fmt: skip
-_Parts: TypeAlias = tuple[bytes, memoryview]
 _BY_NAME = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
 def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write tensors and a JSON description as one file, or leave the old file as it was.
 
-    The bytes go to a temporary file beside the target, are flushed to the disk, and replace the target in one step.
-    Temporary files that killed processes of this machine left for the same target are removed. The same content gives
-    the same bytes.
+    The bytes go to a temporary file beside the target, are flushed to the disk, and replace the target in one step, as
+    `replacing` says. They are written tensor by tensor: nothing is held beside the tensors. The same content gives the
+    same bytes.
 
     Args:
         path: Where to write; missing folders are made.
         kind: What the file holds, such as ``"attribution"``; `read_tensors` checks it.
-        tensors: Name to tensor of any strided layout and type; views and tied tensors are copied.
+        tensors: Name to tensor of any strided layout and type; of views and tied tensors every one is written by
+            itself.
         description: Anything that JSON can hold.
 
     Raises:
-        StorageError: The safetensors package is missing, a tensor is sparse, quantized or on the meta device, the
-            description is not JSON, the file would be larger than 16 GiB, or the disk refuses.
+        StorageError: A tensor is sparse, quantized or on the meta device, the description is not JSON, the file would
+            be larger than 16 GiB, or the disk refuses.
 
     Example:
         >>> import tempfile, pathlib
@@ -59,23 +61,44 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], de
         >>> read_tensors(path, "note")
         ({'a': tensor([1., 1.])}, {'seed': 0})
     """
-    path = Path(path)
-    replace_file(path, _pack(path, kind, tensors, description))
+    text = _checked_text(path, description)
+    _check_tensors(path, tensors)
+    metadata = {"format": FORMAT, "kind": kind, "description": text}
+    exotic = {name: tensor for name, tensor in tensors.items() if not can_hold(tensor.dtype)}
+    if exotic:
+        metadata["types"] = json.dumps({name: [str(value.dtype), list(value.shape)] for name, value in exotic.items()})
+    try:
+        metadata["digest"] = _digest(kind, text, tensors)
+        content = {**tensors, **{name: _as_bytes(tensor) for name, tensor in exotic.items()}}
+        with replacing(path) as stream:
+            write_layout(stream, content, metadata)
+    except LayoutError as error:
+        raise StorageError(
+            f"the names and the description of '{path}' must fit into {MAX_HEADER_BYTES} bytes."
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StorageError(
+            f"the memory does not suffice to write '{path}'; an older file there is unharmed. Free memory first."
+        ) from error
 
 
-def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `write_tensors`, or refuse it with the reason.
+
+    The tensors are read right into the memory that they are handed out in, and handed out when the digest was right.
 
     Args:
         path: The file.
-        kind: What it must hold.
+        kind: What it must hold; ``None`` for anything.
 
     Returns:
         The tensors, on the CPU, and the description.
 
     Raises:
-        StorageError: The file is missing, no regular file, larger than 16 GiB, no safetensors file, of another kind,
-            or damaged.
+        StorageError: The file is missing, no regular file, larger than 16 GiB or than the memory, no safetensors file,
+            of another kind, or damaged.
 
     Example:
         >>> read_tensors("nowhere.safetensors", "attribution")
@@ -83,34 +106,38 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         ...
         filterattr.errors.StorageError: 'nowhere.safetensors' cannot be read: No such file or directory.
     """
-    safetensors = _safetensors()
-    path = Path(path)
     try:
-        size = _checked_size(path)
-        with path.open("rb") as stream:
-            head, header = _read_header(path, stream, size)
-            metadata = _checked_metadata(path, kind, header, size - len(head))
-            payload = head + stream.read(size - len(head))
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be read: {error.strerror}.") from error
-    try:
-        tensors = safetensors.load(payload)
-        for name, (dtype, shape) in json.loads(metadata.get("types", "{}")).items():
-            tensors[name] = tensors[name].view(_BY_NAME[dtype]).reshape(shape)
-    except Exception as error:  # the loader raises a type of its own for every kind of damage
+        with reading(path) as (stream, size):
+            entries, metadata = read_header(stream, size)
+            _check_kind(path, kind, metadata)
+            types = _types(metadata, entries)
+            tensors = read_entries(stream, entries)
+    except LayoutError as error:
         raise _unreadable(path, error) from error
+    tensors |= {name: tensors[name].view(dtype).reshape(shape) for name, (dtype, shape) in types.items()}
     text = metadata.get("description", "")
-    if metadata.get("digest") != _digest(kind, text, tensors):
+    if metadata.get("digest") != _digest(metadata["kind"], text, tensors):
         raise StorageError(
             f"'{path}' is damaged: its content does not match its digest. Restore a backup or compute it again."
         )
+    return tensors, _description(path, text)
+
+
+def is_own_file(path: str | Path) -> bool:
+    """Whether a file says that it was written by `write_tensors`, so that its digest must be checked.
+
+    Args:
+        path: The file.
+
+    Raises:
+        StorageError: It cannot be read at all.
+    """
     try:
-        description = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(description, dict):
-        raise StorageError(f"the description in '{path}' must be a JSON object; got {type(description).__name__}.")
-    return tensors, description
+        with reading(path) as (stream, size):
+            _, metadata = read_header(stream, size)
+    except LayoutError:
+        return False
+    return metadata.get("format") == FORMAT or {"kind", "digest"} <= metadata.keys()
 
 
 class StoredJob(NamedTuple):
@@ -161,8 +188,12 @@ class JobFile:
         Raises:
             StorageError: The file is damaged or belongs to another job; what differs is named.
         """
-        if not self.path.exists():
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError):
+            pass  # reading says what it is
         tensors, description = read_tensors(self.path, "checkpoint")
         try:
             identity, environment = dict(description["identity"]), dict(description["environment"])
@@ -205,51 +236,30 @@ def _difference(name: str, stored: object, present: object) -> str:
     return f"another {name}" if is_digest else f"{name} {stored}, here {present}"
 
 
-def _pack(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> _Parts:
-    """Turn tensors and description into the bytes of a file, in parts: joining them would copy them all."""
+def _checked_text(path: str | Path, description: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(description, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StorageError(f"the description of '{path}' must be JSON: {error}.") from error
+
+
+def _check_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what has no plain bytes, or too many of them."""
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             raise StorageError(
                 f"'{name}' of '{path}' must be a strided tensor with data; it is {tensor.layout} of {tensor.dtype} on "
                 f"{tensor.device}. Convert it first."
             )
-    content = {name: _own_copy(tensor) for name, tensor in tensors.items()}
-    try:
-        text = json.dumps(description, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise StorageError(f"the description of '{path}' must be JSON: {error}.") from error
-    metadata = {
-        "format": FORMAT,
-        "kind": kind,
-        "description": text,
-        "digest": _digest(kind, text, content),
-    }
-    exotic = {name: tensor for name, tensor in content.items() if tensor.dtype not in _PLAIN}
-    if exotic:
-        metadata["types"] = json.dumps({name: [str(value.dtype), list(value.shape)] for name, value in exotic.items()})
-        content |= {name: _bytes_of(value) for name, value in exotic.items()}
-    size = sum(tensor.nbytes for tensor in content.values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > MAX_BYTES - MAX_HEADER_BYTES:
         raise StorageError(f"'{path}' would hold {size} bytes; at most {MAX_BYTES - MAX_HEADER_BYTES} are written.")
-    payload: bytes = _safetensors().save(content, metadata=metadata)
-    begin = 8 + int.from_bytes(payload[:8], "little")
-    # safetensors writes the entries of the header in any order; the same content must give the same file
-    header = json.dumps(json.loads(payload[8:begin]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    if len(header) > MAX_HEADER_BYTES:
-        raise StorageError(f"the names and the description of '{path}' must fit into {MAX_HEADER_BYTES} bytes.")
-    return len(header).to_bytes(8, "little") + header, memoryview(payload)[begin:]
 
 
-def _own_copy(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the CPU, contiguous: a slice must not drag the tensor along that it was cut from."""
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu()
-    return torch.empty(plain.shape, dtype=plain.dtype, device="cpu").copy_(plain)
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """View a contiguous tensor as a row of bytes."""
-    return tensor.reshape(-1).view(torch.uint8)
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """A row of bytes; only rare types come here, so that a copy does no harm."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8)
 
 
 def _digest(kind: str, text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -259,65 +269,46 @@ def _digest(kind: str, text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_bytes_of(tensor).numpy().data)
+        for piece in pieces(tensor):
+            digest.update(piece)
     return digest.hexdigest()
 
 
-def _checked_size(path: Path) -> int:
-    """Size of a file that is safe to read at all."""
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"'{path}' must be a regular file; it is a pipe or a device.")
-    if found.st_size > MAX_BYTES:
-        raise StorageError(f"'{path}' holds {found.st_size} bytes; at most {MAX_BYTES} are read.")
-    return found.st_size
+def _check_kind(path: str | Path, kind: str | None, metadata: Mapping[str, str]) -> None:
+    """Refuse files of other formats, and of other kinds of this one."""
+    if metadata.get("format") != FORMAT or "kind" not in metadata or kind not in (None, metadata["kind"]):
+        raise StorageError(
+            f"'{path}' must be a {kind or 'known'} file of the format {FORMAT}; it says format "
+            f"{metadata.get('format')!r}, kind {metadata.get('kind')!r}."
+        )
 
 
-def _read_header(path: Path, stream: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
-    """Read the header alone: its length, which comes first, is not to be trusted."""
-    first = stream.read(8)
-    length = int.from_bytes(first, "little")
-    if len(first) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise _unreadable(path, f"a header of {length} bytes in a file of {size} (at most {MAX_HEADER_BYTES} are read)")
-    text = stream.read(length)
+def _types(metadata: Mapping[str, str], entries: list[Entry]) -> dict[str, tuple[torch.dtype, list[int]]]:
+    """The tensors that are kept as bytes, with the types and shapes that they really have."""
+    sizes = {entry.name: entry.end - entry.begin for entry in entries if entry.dtype is torch.uint8}
+    types = {}
     try:
-        header = json.loads(text)
+        for name, (dtype, shape) in json.loads(metadata.get("types", "{}")).items():
+            types[name] = _BY_NAME[dtype], shape
+            if math.prod(shape) * _BY_NAME[dtype].itemsize != sizes[name] or any(side < 0 for side in shape):
+                raise LayoutError(f"'{name}' cannot be {dtype} of the shape {shape}")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise LayoutError(f"its types cannot be read ({error!r})") from error
+    return types
+
+
+def _description(path: str | Path, text: str) -> dict[str, Any]:
+    try:
+        description = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
-    if not isinstance(header, dict):
-        raise _unreadable(path, "its header is no JSON object")
-    return first + text, header
+    if not isinstance(description, dict):
+        raise StorageError(f"the description in '{path}' must be a JSON object; got {type(description).__name__}.")
+    return description
 
 
-def _checked_metadata(path: Path, kind: str, header: dict[str, Any], rest: int) -> dict[str, Any]:
-    """Take the metadata out of the header, if it is one of ours and its tensors fill the rest of the file."""
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or metadata.get("kind") != kind:
-        says = metadata if isinstance(metadata, dict) else {}
-        raise StorageError(
-            f"'{path}' must be a {kind} file of the format {FORMAT}; it says format "
-            f"{says.get('format')!r}, kind {says.get('kind')!r}."
-        )
-    try:
-        promised = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if promised != rest:
-        raise _unreadable(path, f"its header promises {promised} bytes of tensors, it holds {rest}")
-    return metadata
-
-
-def _unreadable(path: Path, reason: object) -> StorageError:
-    reason = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
-    return StorageError(f"'{path}' is not a readable safetensors file: {reason}. It is damaged or of another format.")
-
-
-def _safetensors() -> Any:
-    """Import safetensors on first use: attributing needs no files."""
-    try:
-        import safetensors.torch  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise StorageError("files need the safetensors package: pip install safetensors.") from error
-    return safetensors.torch
+def _unreadable(path: str | Path, reason: Exception) -> StorageError:
+    kind = "" if isinstance(reason, LayoutError) else f"{type(reason).__name__}: "
+    return StorageError(
+        f"'{path}' is not a readable safetensors file: {kind}{reason}. It is damaged or of another format."
+    )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from filterattr.errors import StorageError
+from filterattr.files.reading import checked_path
 
 _COPIED_AT_ONCE = 2**20
 _MOST_LINKS = 40
@@ -63,7 +64,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         >>> path.read_text()
         'unit,score'
     """
-    path = _checked(path)
+    path = checked_path(path)
     try:
         target = _behind_links(path)
         old = _status(target)
@@ -95,17 +96,6 @@ def replace_file(path: str | Path, parts: Iterable[bytes | memoryview]) -> None:
     """
     with replacing(path) as stream:
         stream.writelines(parts)
-
-
-def _checked(path: str | Path) -> Path:
-    """Refuse what no system could open."""
-    try:
-        if b"\0" not in os.fsencode(path):
-            return Path(path)
-        reason = "it holds a null character"
-    except UnicodeEncodeError as error:
-        reason = str(error)
-    raise StorageError(f"{os.fspath(path)!r} cannot be the path of a file: {reason}. Choose another one.")
 
 
 def _behind_links(path: Path) -> Path:
