@@ -71,6 +71,7 @@ class PathLoss(Generic[G]):
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
+        self._is_traced = False
         self._where = ""
         self._fitted: list[tuple[int, ...]] = []
 
@@ -212,6 +213,9 @@ class PathLoss(Generic[G]):
                 f"the loss depends on no parameter of the path ({name_some(self.path.base)}). It must call the model "
                 "it is given, without no_grad, inference_mode, detach or reentrant checkpointing."
             )
+        if differentiable and not self._is_traced:
+            self._slots.check_graph(value)
+            self._is_traced = True
         return value
 
     def weights_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:

@@ -7,17 +7,16 @@ version counters without copying any of them.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from filterattr.errors import ModelChangedError, UnsupportedModelError, name_some
+from filterattr.errors import LossError, ModelChangedError, UnsupportedModelError, name_some
+from filterattr.holdings import Holdings
 
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 
@@ -58,17 +57,16 @@ class Slots:
         self.buffers: dict[str, Tensor] = {}
         self.owners: dict[str, Owner] = {}
         self.aliases: dict[str, str] = {}
-        self._saved: dict[int, _Saved] = {}
+        self._modules: dict[int, nn.Module] = {}
+        self._holdings: Holdings | None = None
         self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        self._attributes: list[tuple[dict[str, Any], str, Tensor]] = []
         self._held: dict[str, tuple[Tensor, _Kind]] = {}
         self._versions: dict[str, int] = {}
         self._dirty = False
         first_names: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
-            seen = id(module) in self._saved
-            if not seen:
-                self._saved[id(module)] = _Saved(module)
+            seen = id(module) in self._modules
+            self._modules[id(module)] = module
             for local, tensor, is_parameter in _entries(module):
                 name = _plain(f"{path}.{local}" if path else local)
                 first = first_names.setdefault(id(tensor), name)
@@ -80,17 +78,18 @@ class Slots:
                 if not seen:
                     slots = module._parameters if is_parameter else module._buffers
                     self._places.setdefault(first, []).append((slots, local))
-        self._sort_attributes(first_names)
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors into the slots; call it inside two nested ``try``, each with `restore` in its ``finally``.
 
-        Plain tensors among the attributes of modules are replaced by copies, so that a forward pass that writes into
-        them writes into copies.
+        Whatever else the modules hold, however deep, holds the same tensors; other tensors and arrays are replaced by
+        copies, so that a forward pass that writes into them writes into copies.
 
         Args:
             tensors: First name to tensor; for a parameter, an `torch.nn.Parameter`.
         """
+        if self._holdings is None:
+            self._holdings = Holdings(self._modules.values(), {**self.parameters, **self.buffers})
         self._dirty = True
         self._held = {name: (tensor, _kind(tensor)) for name, tensor in tensors.items()}
         self._versions = self._own_versions()
@@ -100,8 +99,7 @@ class Slots:
                 tensor.__dict__.update(own.__dict__)  # marks that people leave on their parameters
             for slots, local in self._places[name]:
                 slots[local] = tensor
-        for slots, local, value in self._attributes:
-            slots[local] = value.detach().clone()
+        self._holdings.put(tensors)
 
     def check(self) -> None:
         """Make sure that every slot still holds what was put there, and that the model's own tensors rest.
@@ -127,12 +125,29 @@ class Slots:
                 "compute, with the model it is given; what it wrote elsewhere cannot be undone."
             )
 
+    def check_graph(self, value: Tensor) -> None:
+        """Make sure that a loss was computed without the model's own parameters, while others were in their slots.
+
+        Args:
+            value: The loss, with its graph.
+
+        Raises:
+            LossError: It was computed with some of them; they are named.
+        """
+        used = parameters_behind(value, self.parameters)
+        if used:
+            raise LossError(
+                "the loss must compute with the weights that the model holds while it runs, but it uses the model's "
+                f"own {name_some(used)}: something keeps {'it' if len(used) == 1 else 'them'} where nothing can be "
+                "put in its place, such as a global, a class or a weak reference. Take the weight from the model "
+                "whenever it is needed; what is meant as a constant must be a copy, weight.detach().clone()."
+            )
+
     def restore(self) -> None:
         """Give the model its own objects back; doing it twice does no harm."""
-        if not self._dirty:
+        if self._holdings is None or not self._dirty:
             return
-        for saved in self._saved.values():
-            saved.restore()
+        self._holdings.restore()
         self._held = {}
         self._dirty = False
 
@@ -141,72 +156,34 @@ class Slots:
         own = {**self.parameters, **self.buffers}
         return {name: tensor._version for name, tensor in own.items() if not tensor.is_inference()}
 
-    def _sort_attributes(self, first_names: Mapping[int, str]) -> None:
-        """Find the tensors that modules keep as plain attributes: a registered one is one more slot of its."""
-        for saved in self._saved.values():
-            attributes = saved.module.__dict__
-            for local, value in attributes.items():
-                if id(value) in first_names:
-                    self._places[first_names[id(value)]].append((attributes, local))
-                elif type(value) is Tensor:
-                    self._attributes.append((attributes, local, value))
 
+def parameters_behind(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Find the parameters that a value was computed from; those that require no gradient are in no graph.
 
-class _Saved:
-    """What one module holds, by identity: its class, its attributes, and the content of its dictionaries and lists.
+    Args:
+        value: A tensor with its graph.
+        parameters: Where to look.
 
-    That is more than slots: old weight_norm, prune and recurrent layers keep computed tensors as plain attributes, and
-    a loss may leave hooks, features or another train flag behind.
+    Returns:
+        The names of those that the graph leads to.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> parameters_behind(layer.weight.exp().sum(), dict(layer.named_parameters()))
+        ['weight']
     """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.kind = type(module)
-        self.attributes = dict(module.__dict__)
-        values = self.attributes.values()
-        self.dicts = [(value, dict(value)) for value in values if isinstance(value, dict)]
-        self.lists = [(value, list(value)) for value in values if isinstance(value, list | deque)]
-        self.sets = [(value, set(value)) for value in values if isinstance(value, set)]
-
-    def restore(self) -> None:
-        """Write back only what differs, so that nothing but identities ever changes."""
-        if type(self.module) is not self.kind:
-            self.module.__class__ = self.kind
-        _restore_dict(self.module.__dict__, self.attributes)
-        for entries, own_entries in self.dicts:
-            if entries or own_entries:  # most are empty: hooks that nobody has registered
-                _restore_dict(entries, own_entries)
-        for items, own_items in self.lists:
-            if len(items) != len(own_items) or not all(map(is_, items, own_items)):
-                items.clear()
-                items.extend(own_items)
-        for members, own_members in self.sets:
-            if members != own_members:
-                members.clear()
-                members.update(own_members)
-
-
-def _restore_dict(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
-    """Make a dictionary hold the same objects in the same order as before."""
-    if _same(entries, own):
-        return
-    for key in [key for key in entries if key not in own]:
-        del entries[key]
-    _fill(entries, own)
-    if not _same(entries, own):  # deleted and added again: the order is another
-        for key in list(entries):
-            del entries[key]
-        _fill(entries, own)
-
-
-def _fill(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
-    """Assign one by one: ``update`` of a counter would add."""
-    for key, value in own.items():
-        entries[key] = value  # noqa: PERF403 - see above
-
-
-def _same(entries: dict[Any, Any], own: dict[Any, Any]) -> bool:
-    return len(entries) == len(own) and all(map(is_, entries, own)) and all(map(is_, entries.values(), own.values()))
+    seen: set[Any] = {value.grad_fn}
+    waiting = [value.grad_fn]
+    reached = {id(value)}
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None:
+            continue
+        reached.add(id(getattr(node, "variable", None)))
+        following = {edge[0] for edge in node.next_functions} - seen
+        seen |= following
+        waiting.extend(following)
+    return [name for name, parameter in parameters.items() if id(parameter) in reached]
 
 
 _Kind = tuple[torch.dtype, torch.device, torch.Size]

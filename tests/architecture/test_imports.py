@@ -16,8 +16,9 @@ SCORES = ("parameters", "scores")
 ALLOWED = {
     "errors": set(),
     "pieces": set(),
+    "holdings": set(),
     "files": {"errors", "files"},
-    "engine": {"errors", "pieces", "files"},
+    "engine": {"errors", "pieces", "files", "holdings"},
     "points": {"engine", "pieces"},
     "parameters": {"errors", "engine"},
     "scores": {"errors", "engine", "parameters"},
