@@ -10,7 +10,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path as FilePath
 from typing import Any, Literal, TypeAlias
@@ -26,7 +25,7 @@ from filterattr.engine.randomness import RandomState
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.storage import JobFile
-from filterattr.engine.units import UnitLike, group_members, has_only_groups, unit_of
+from filterattr.engine.units import UnitLike, assigned, has_only_groups, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
     LossError,
@@ -37,6 +36,7 @@ from filterattr.errors import (
 from filterattr.estimates.job import Job, Precision, Run, check_precision
 from filterattr.estimates.plan import Plan
 from filterattr.estimates.pooled import Until
+from filterattr.names import Names
 from filterattr.parameters import ScoredParameter
 from filterattr.pathloss import Loss as Loss
 from filterattr.result import FilterAttribution
@@ -276,7 +276,8 @@ class FilterAttributor:
         )
         check_precision(precision, path.base)
         _check_call(loss, data)
-        unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
+        globs = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
+        unused = _first_names(slots, globs, f"allow_unused={allow_unused!r}", SettingError)
         return Job(self.model, slots, path, loss, parameters, unused, precision)
 
     def scored_parameters(self) -> dict[str, ScoredParameter]:
@@ -297,22 +298,28 @@ class FilterAttributor:
     def _scored(self, slots: Slots) -> dict[str, ScoredParameter]:
         scored: dict[str, ScoredParameter] = {}
         findings = []
-        members = group_members(self.unit, slots.parameters, slots.aliases)
+        unit = assigned(self.unit, slots.parameters, slots.aliases)
+        named = self._named(slots)
         for name, parameter in slots.parameters.items():
             owner = slots.owners[name]
             module = _computing_module(self.model, owner.path, owner.module)
-            member = members.get(name)
-            if not self._is_selected(name, module, parameter, is_member=member is not None):
+            member = unit.members.get(name)
+            if not self._is_selected(name, module, parameter, named, is_member=member is not None):
                 continue
             if member is not None:
                 scored[name] = ScoredParameter(member.unit, tuple(parameter.shape), member.group)
                 continue
             try:
-                unit = unit_of(name, parameter, module, self.unit)
+                if name not in unit.choices:
+                    raise UnitError(
+                        f"every scored parameter needs a unit; no glob of {name_some(self.unit)} matches '{name}'. "
+                        "Add '*' as the last key, or leave the parameter out with select=."
+                    )
+                scored[name] = ScoredParameter(
+                    unit_of(name, parameter, module, unit.choices[name]), tuple(parameter.shape)
+                )
             except UnitError as error:
                 findings.append(str(error))
-                continue
-            scored[name] = ScoredParameter(unit, tuple(parameter.shape))
         if findings:
             findings = list(dict.fromkeys(findings))  # an unknown name is found once for every parameter
             more = f" (and {len(findings) - 5} more)" if len(findings) > 5 else ""
@@ -324,15 +331,35 @@ class FilterAttributor:
             )
         return scored
 
-    def _is_selected(self, name: str, module: nn.Module, parameter: nn.Parameter, *, is_member: bool) -> bool:
+    def _named(self, slots: Slots) -> frozenset[str]:
+        """First names of the parameters that ``select`` names."""
+        if self.select is None or callable(self.select):
+            return frozenset()
+        texts = (self.select,) if isinstance(self.select, str) else tuple(self.select)
+        return _first_names(slots, texts, f"select={self.select!r}", UnitError)
+
+    def _is_selected(
+        self, name: str, module: nn.Module, parameter: nn.Parameter, named: frozenset[str], *, is_member: bool
+    ) -> bool:
         if not (parameter.is_floating_point() or parameter.is_complex()):
             return False
         if self.select is None:
             return is_member or (parameter.ndim >= 2 and not has_only_groups(self.unit))
         if callable(self.select):
             return bool(self.select(name, module, parameter))
-        globs = (self.select,) if isinstance(self.select, str) else self.select
-        return any(fnmatchcase(name, glob) for glob in globs)
+        return name in named
+
+
+def _first_names(slots: Slots, texts: Sequence[str], said: str, kind: type[UnitError | SettingError]) -> frozenset[str]:
+    """First names of the parameters that names and globs mean, whichever of its names a tied one is given."""
+    names = Names(name for name, first in slots.aliases.items() if first in slots.parameters)
+    unknown = names.unknown(texts)
+    if unknown:
+        raise kind(
+            f"{said[:200]} must name parameters of the model; nothing is like {names.describe_some(unknown)}. "
+            "Names are those of model.named_parameters()."
+        )
+    return frozenset(slots.aliases[name] for name in names.first_of(texts))
 
 
 def _rounding(path: Path) -> str | None:

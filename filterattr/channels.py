@@ -9,7 +9,6 @@ With :math:`y` the output of a layer that is the conductance of it; the other me
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +19,7 @@ from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
+from filterattr.names import Names
 from filterattr.sweep.line import Line, Tensors
 from filterattr.sweep.methods import COMPUTE, assembled
 from filterattr.sweep.passes import Forward, Output, Sweep
@@ -210,29 +210,28 @@ def _rule(method: Method, quadrature: str, n_steps: int) -> Quadrature:
 
 def _select_layers(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
     """Find the chosen layers, each under its first name, in the order of the network."""
+    modules = {
+        ".".join(part for part in path.split(".") if part != "_orig_mod"): module
+        for path, module in model.named_modules(remove_duplicate=False)
+    }
+    names = Names(name for name in modules if name)
     globs = (layers,) if isinstance(layers, str) else () if layers is None or callable(layers) else tuple(layers)
-    unmatched = dict.fromkeys(globs)
+    unmatched = names.unknown(globs)
+    if unmatched:
+        raise SettingError(
+            f"every name in layers must fit a module; {names.describe_some(unmatched)} fit none of {name_some(names)}."
+        )
+    named = names.first_of(globs)
     first_names: dict[int, str] = {}
     chosen: dict[str, nn.Module] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        name = ".".join(part for part in path.split(".") if part != "_orig_mod")
+    for name, module in modules.items():
         first = first_names.setdefault(id(module), name)
         if layers is None:
             wanted = KernelProduct.fits(module)
-        elif callable(layers):
-            wanted = bool(layers(name, module))
         else:
-            hits = [glob for glob in globs if name and fnmatchcase(name, glob)]
-            wanted = bool(hits)
-            for glob in hits:
-                unmatched.pop(glob, None)
+            wanted = bool(layers(name, module)) if callable(layers) else name in named
         if wanted:
             chosen.setdefault(first, module)
-    if unmatched:
-        raise SettingError(
-            f"every name in layers must fit a module; {name_some(unmatched)} fit none of "
-            f"{name_some(name for name in first_names.values() if name)}."
-        )
     if not chosen:
         raise SettingError(f"at least one layer is needed; layers={layers!r} leaves none of {type(model).__name__}.")
     return chosen

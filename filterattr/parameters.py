@@ -38,7 +38,7 @@ class ScoredParameter:
     @cached_property
     def units_shape(self) -> torch.Size:
         """Shape of its scores."""
-        return self.unit.reduce(torch.empty(self.shape, device="meta")).shape
+        return self.unit.units_shape(self.shape)
 
     def key(self, name: str) -> str:
         """Name that its scores stand under: that of its group, or its own.

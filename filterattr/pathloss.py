@@ -3,8 +3,7 @@ r"""The loss as a function of the place on the path, :math:`t \mapsto L(\gamma(t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -171,20 +170,16 @@ class PathLoss(Generic[G]):
             f"the gradient of {name_some(found)} must be finite; got {next(iter(found.values()))}{place}{self._where}."
         )
 
-    def check_used(self, allow_unused: tuple[str, ...]) -> None:
+    def check_used(self, allow_unused: Collection[str]) -> None:
         """Refuse parameters that changed but got no gradient: they would silently count as unimportant.
 
         Args:
-            allow_unused: Globs of parameters that may.
+            allow_unused: First names of parameters that may.
 
         Raises:
             LossError: There are others; they are named.
         """
-        silent = [
-            name
-            for name in self.moved
-            if name not in self.gradients.reached and not any(fnmatchcase(name, glob) for glob in allow_unused)
-        ]
+        silent = [name for name in self.moved if name not in self.gradients.reached and name not in allow_unused]
         if silent:
             raise LossError(
                 f"base and target differ in {name_some(silent)}, but no gradient of the loss reaches "

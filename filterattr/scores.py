@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias, get_args
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import FilterAttrWarning, SettingError, name_some
+from filterattr.names import Names
 from filterattr.parameters import ScoredParameter, complete, described, parameters_of, stored_tensor, units_of
 
 if TYPE_CHECKING:
@@ -109,12 +109,15 @@ class _PerParameter(Mapping[str, Tensor]):
             >>> scores.only("*.mlp").top(0.5)
             FilterSelection(1 of 2 units in 1 parameters)
         """
-        unmatched = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in self)]
+        names = Names(self)
+        unmatched = names.unknown(globs)
         if unmatched or not globs:
             raise SettingError(
-                f"only() needs globs that each match a name of {name_some(self)}; got {name_some(unmatched) or 'none'}."
+                f"only() needs globs that each match a name of {name_some(self)}; got "
+                f"{names.describe_some(unmatched) or 'none'}."
             )
-        kept = {name: tensor for name, tensor in self.items() if any(fnmatchcase(name, glob) for glob in globs)}
+        wanted = names.first_of(globs)
+        kept = {name: tensor for name, tensor in self.items() if name in wanted}
         parameters = {name: scored for name, scored in self.parameters.items() if scored.key(name) in kept}
         return type(self)(kept, parameters)
 
@@ -261,7 +264,7 @@ class FilterScores(_PerParameter):
         findings = []
         for name, wanted in places.items():
             if name not in chosen:
-                findings.append(f"there is no '{name}', only {name_some(self)}")
+                findings.append(f"there is no {Names(self).describe(name)}")
                 continue
             shape = tuple(chosen[name].shape)
             for place in wanted:

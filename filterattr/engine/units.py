@@ -7,9 +7,8 @@ and a choice of units back to the weights that belong to them. A group lets unit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 import einops
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import UnitError, name_some
+from filterattr.names import Names
 
 NAMED_UNITS = ("weight", "kernel", "filter", "input", "layer")
 
@@ -55,8 +55,29 @@ class Unit:
         Raises:
             UnitError: The pattern does not fit the shape.
         """
+        return self._apply(values, "sum")
+
+    def units_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
+        """Shape of the scores of a parameter.
+
+        Args:
+            shape: Shape of the parameter.
+
+        Returns:
+            The shape that `reduce` comes to; nothing is computed.
+
+        Raises:
+            UnitError: The pattern does not fit the shape.
+
+        Example:
+            >>> Unit("o i ... -> o i").units_shape((4, 3, 5, 5))
+            torch.Size([4, 3])
+        """
+        return self._apply(torch.empty(shape, device="meta"), _without_axes).shape
+
+    def _apply(self, values: Tensor, reduction: str | Callable[[Tensor, tuple[int, ...]], Tensor]) -> Tensor:
         try:
-            return einops.reduce(values, self.pattern, "sum", **self.sizes)
+            return einops.reduce(values, self.pattern, reduction, **self.sizes)
         except einops.EinopsError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             sizes = f" with {dict(self.sizes)}" if self.sizes else ""
@@ -79,6 +100,11 @@ class Unit:
             units = self.reduce(weights)
             (marked,) = torch.autograd.grad(units, weights, chosen.to(units.dtype))
         return marked != 0
+
+
+def _without_axes(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """An empty tensor of the shape that a sum has; a sum of tensors without content imports packages for a second."""
+    return values.new_empty([size for axis, size in enumerate(values.shape) if axis not in axes])
 
 
 @dataclass(frozen=True, init=False)
@@ -142,48 +168,71 @@ class Member:
 UnitLike: TypeAlias = "str | Unit | Mapping[str, str | Unit | Group | tuple[Group, ...]]"
 
 
-def group_members(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Member]:
-    """Find the parameters that belong to groups.
+@dataclass(frozen=True)
+class Assigned:
+    """What each parameter of a model is scored by.
+
+    Attributes:
+        members: First name of a parameter to its part in a group.
+        choices: First name of every other parameter to what was chosen for it; left out if no key means it.
+    """
+
+    members: dict[str, Member]
+    choices: dict[str, str | Unit]
+
+
+def assigned(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mapping[str, str]) -> Assigned:
+    """Find out what each parameter is scored by; keys see all names of a parameter, and the first that fits counts.
 
     Args:
         wanted: What the user wants to be scored.
         parameters: First name to parameter of the model.
-        aliases: Every name of a parameter or buffer to its first name; globs see all names.
+        aliases: Every name of a parameter or buffer to its first name.
 
     Returns:
-        First name to membership; a parameter that an earlier glob of the mapping names is left out.
+        The members of groups, and what was chosen for the others.
 
     Raises:
-        UnitError: A glob matches nothing, members do not fit, come to different units, or belong to two groups; all
-            findings are in one message.
+        UnitError: A key means nothing (but for ``"*"``, which catches the rest) or nothing that is left, members do
+            not fit, come to different units, or belong to two groups; all findings are in one message.
 
     Example:
         >>> parameters = {"att.q.weight": torch.ones(4, 3), "att.out.weight": torch.ones(3, 4)}
         >>> head = Group({"q.*": "(heads d) i -> heads", "out.*": "o (heads d) -> heads"}, heads=2)
-        >>> group_members({"*att": head}, parameters, {name: name for name in parameters})["att.out.weight"]
+        >>> assigned({"*att": head}, parameters, {name: name for name in parameters}).members["att.out.weight"]
         Member(group='att', unit=Unit(pattern='o (heads d) -> heads', sizes={'heads': 2}))
     """
     if not isinstance(wanted, Mapping):
-        return {}
-    found: dict[str, Member] = {}
+        return Assigned({}, dict.fromkeys(parameters, wanted))
+    known = {name: first for name, first in aliases.items() if first in parameters}
+    names, paths = Names(known), _paths(known)
+    modules = Names(paths)
+    members: dict[str, Member] = {}
+    choices: dict[str, str | Unit] = {}
     findings: list[str] = []
-    earlier: list[str] = []
-    names = [name for name, first in aliases.items() if first in parameters]
-    for glob, choice in wanted.items():
+    for key, choice in wanted.items():
         groups = _groups_in(choice)
-        if not groups:
-            earlier.append(glob)
-        free = [name for name in names if not any(fnmatchcase(name, other) for other in earlier)]
-        for group in groups:
-            for name, member in _members(glob, group, free, findings):
-                known = found.setdefault(aliases[name], member)
-                if known != member:
-                    findings.append(f"'{name}' belongs to two groups, '{known.group}' and '{member.group}'")
-    findings += _misfits(found, parameters)
+        if groups:
+            inside = {path: _free(paths[path], known, choices) for path in _outermost(modules.like(key))}
+            for name, member in _members(key, groups, inside, modules, findings):
+                earlier = members.setdefault(known[name], member)
+                if earlier != member:
+                    findings.append(f"'{name}' belongs to two groups, '{earlier.group}' and '{member.group}'")
+            continue
+        hits = dict.fromkeys(known[name] for name in names.like(key))
+        left = [name for name in hits if name not in choices and name not in members]
+        if not left and key.strip("*"):
+            findings.append(
+                f"all that {key!r} means stands under an earlier key; put it before that"
+                if hits
+                else f"no parameter has a name like {names.describe(key)}"
+            )
+        choices |= dict.fromkeys(left, choice)  # type: ignore[arg-type]
+    findings += _misfits(members, parameters)
     if findings:
         more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-        raise UnitError("every group must fit the model: " + "; ".join(findings[:5]) + more + ".")
-    return found
+        raise UnitError("every key of unit= must fit the model: " + "; ".join(findings[:5]) + more + ".")
+    return Assigned(members, choices)
 
 
 def has_only_groups(wanted: UnitLike) -> bool:
@@ -197,36 +246,52 @@ def _groups_in(choice: object) -> tuple[Group, ...]:
     return choice if isinstance(choice, tuple) and all(isinstance(one, Group) for one in choice) else ()
 
 
-def _members(glob: str, group: Group, names: Iterable[str], findings: list[str]) -> Iterator[tuple[str, Member]]:
-    """Yield the members of a group in every module that the glob matches."""
-    matched: dict[str, list[str]] = {}
+def _paths(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Path of every module to the parameters inside: their names there, and their names in the model."""
+    paths: dict[str, dict[str, str]] = {}
     for name in names:
         parts = name.split(".")
-        paths = (".".join(parts[:depth]) for depth in range(len(parts)))
-        path = next((path for path in paths if fnmatchcase(path, glob)), None)  # the outermost
-        if path is not None:
-            matched.setdefault(path, []).append(name)
-    if not matched:
-        findings.append(f"no module with parameters has a name like '{glob}'")
-    met: set[str] = set()
-    for path, inside in matched.items():
-        label = ".".join(part for part in (path, group.label) if part) or "model"
-        empty = True
-        for name in inside:
-            inner = name.removeprefix(f"{path}.") if path else name
-            own = next((member for member in group.members if fnmatchcase(inner, member)), None)
-            if own is not None:
-                met.add(own)
-                empty = False
-                yield name, Member(label, group.members[own])
-        if empty:
-            findings.append(
-                f"'{path}' has no parameter like {name_some(group.members)}, only "
-                f"{name_some(name.removeprefix(f'{path}.') for name in inside)}"
-            )
-    findings += [
-        f"no parameter in '{glob}' is like '{member}'" for member in group.members if matched and member not in met
-    ]
+        for depth in range(len(parts)):
+            paths.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = name
+    return paths
+
+
+def _outermost(paths: list[str]) -> list[str]:
+    """Leave out the modules that lie inside of another one."""
+    known = set(paths)
+
+    def is_inside(path: str) -> bool:
+        parts = path.split(".") if path else []
+        return any(".".join(parts[:depth]) in known for depth in range(len(parts)))
+
+    return [path for path in paths if not is_inside(path)]
+
+
+def _free(inside: dict[str, str], aliases: Mapping[str, str], taken: Mapping[str, object]) -> dict[str, str]:
+    """Leave out the parameters that an earlier key has taken."""
+    return {inner: name for inner, name in inside.items() if aliases[name] not in taken} if taken else inside
+
+
+def _members(
+    key: str, groups: tuple[Group, ...], inside: Mapping[str, dict[str, str]], modules: Names, findings: list[str]
+) -> Iterator[tuple[str, Member]]:
+    """Yield the members of groups in every module that a key means."""
+    inside = {path: names for path, names in inside.items() if names}
+    if not inside:
+        findings.append(f"no module with parameters has a name like {modules.describe(key)}")
+        return
+    names = {path: Names(inner) for path, inner in inside.items()}
+    for group in groups:
+        met: set[str] = set()
+        for path, inner in inside.items():
+            label = ".".join(part for part in (path, group.label) if part) or "model"
+            chosen = names[path].first_of(group.members)
+            met |= set(chosen.values())
+            for name, glob in chosen.items():
+                yield inner[name], Member(label, group.members[glob])
+            if not chosen:
+                findings.append(f"'{path}' has no parameter like {name_some(group.members)}, only {name_some(inner)}")
+        findings += [f"no parameter in '{key}' is like '{glob}'" for glob in group.members if glob not in met]
 
 
 def _misfits(found: Mapping[str, Member], parameters: Mapping[str, Tensor]) -> Iterator[str]:
@@ -234,11 +299,9 @@ def _misfits(found: Mapping[str, Member], parameters: Mapping[str, Tensor]) -> I
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, member in found.items():
         try:
-            units = member.unit.reduce(torch.empty(parameters[name].shape, device="meta"))
+            shapes.setdefault(member.group, {})[name] = tuple(member.unit.units_shape(parameters[name].shape))
         except UnitError as error:
             yield f"'{name}': {error}"
-            continue
-        shapes.setdefault(member.group, {})[name] = tuple(units.shape)
     for group, members in shapes.items():
         if len(set(members.values())) > 1:
             listed = ", ".join(f"'{name}' {shape}" for name, shape in list(members.items())[:5])
@@ -251,7 +314,7 @@ def _used_sizes(pattern: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return {axis: size for axis, size in sizes.items() if axis in axes}
 
 
-def unit_of(name: str, parameter: Tensor, module: nn.Module, wanted: UnitLike) -> Unit:
+def unit_of(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> Unit:
     """Find the unit of one parameter.
 
     Output channels come first and input channels second in the scores, whatever order the module stores them in:
@@ -262,32 +325,23 @@ def unit_of(name: str, parameter: Tensor, module: nn.Module, wanted: UnitLike) -
         name: Name of the parameter.
         parameter: The parameter.
         module: The module that computes with it (for a parametrized weight, the module that was parametrized).
-        wanted: A named unit, an einops pattern, a `Unit`, or a mapping from name globs to these (the first that
-            matches counts; ``"*"`` as the last key catches the rest); groups in it are passed over.
+        wanted: A named unit, an einops pattern or a `Unit`.
 
     Returns:
         The unit, checked against the parameter's shape.
 
     Raises:
-        UnitError: The name is unknown, no glob matches, or the pattern does not fit.
+        UnitError: The name is unknown, or the pattern does not fit.
 
     Example:
         >>> conv = nn.ConvTranspose2d(4, 6, 3, groups=2)
         >>> unit_of("up.weight", conv.weight, conv, "kernel").reduce(conv.weight).shape
         torch.Size([6, 2])
     """
-    if isinstance(wanted, Mapping):
-        for glob, choice in wanted.items():
-            if isinstance(choice, str | Unit) and fnmatchcase(name, glob):
-                return unit_of(name, parameter, module, choice)
-        raise UnitError(
-            f"every scored parameter needs a unit; no glob of {name_some(wanted)} matches '{name}'. Add '*' as the "
-            "last key, or leave the parameter out with select=."
-        )
     if isinstance(wanted, str):
         wanted = Unit(wanted) if "->" in wanted else _named(name, parameter, module, wanted)
     try:
-        wanted.reduce(torch.empty(parameter.shape, device="meta"))
+        wanted.units_shape(parameter.shape)
     except UnitError as error:
         raise UnitError(f"'{name}': {error}") from error
     return wanted

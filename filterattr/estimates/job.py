@@ -36,7 +36,7 @@ class Job:
         path: The path.
         loss: The user's loss.
         parameters: Parameter name to how it is scored.
-        allow_unused: Globs of parameters that may differ although the loss does not use them.
+        allow_unused: First names of parameters that may differ although the loss does not use them.
         precision: What the loss is evaluated in; ``None`` leaves that to the user.
     """
 
@@ -45,7 +45,7 @@ class Job:
     path: Path
     loss: Loss
     parameters: Mapping[str, ScoredParameter]
-    allow_unused: tuple[str, ...]
+    allow_unused: frozenset[str]
     precision: Precision | None = None
 
     def autocast(self) -> Autocast:

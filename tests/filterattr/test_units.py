@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+from fnmatch import translate
+from glob import escape
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import Unit, UnitError
-from filterattr.engine.units import unit_of
+from filterattr import FilterAttributor, FilterScores, Group, SettingError, Unit, UnitError, output_channels
+from filterattr.analysis.rankings import magnitude
+from filterattr.engine.units import UnitLike, unit_of
 
 CONVOLUTIONS = {
     "conv1d": nn.Conv1d(4, 6, 3),
@@ -107,13 +113,119 @@ def test_pattern_with_sizes_scores_attention_heads() -> None:
     )
 
 
-def test_mapping_takes_the_first_glob_that_matches() -> None:
-    module = nn.Conv2d(2, 3, 3)
-    wanted = {"head.*": "layer", "*": "filter"}
-    assert unit_of("head.weight", module.weight, module, wanted).reduce(module.weight).shape == ()
-    assert unit_of("body.weight", module.weight, module, wanted).reduce(module.weight).shape == (3,)
-    with pytest.raises(UnitError, match=r"no glob of 'head\.\*' matches 'body\.weight'"):
-        unit_of("body.weight", module.weight, module, {"head.*": "layer"})
+def scored(model: nn.Module, **settings: Any) -> dict[str, tuple[int, ...]]:
+    """Names of the scored parameters, and the shapes of their scores."""
+    parameters = FilterAttributor(model, **settings).scored_parameters()
+    return {name: tuple(one.units_shape) for name, one in parameters.items()}
+
+
+def network() -> nn.ModuleDict:
+    """Names with brackets, and a tied weight."""
+    model = nn.ModuleDict({"conv[3x3]": nn.Conv2d(2, 4, 3), "conv3": nn.Conv2d(2, 4, 3), "head": nn.Conv2d(4, 3, 1)})
+    model["tied"] = nn.Conv2d(4, 3, 1)
+    model["tied"].weight = model["head"].weight
+    return model
+
+
+def test_mapping_takes_the_first_key_that_matches() -> None:
+    wanted = {"head.*": "layer", "conv3.*": "filter", "*": "kernel"}
+    assert scored(network(), unit=wanted) == {"conv[3x3].weight": (4, 2), "conv3.weight": (4,), "head.weight": ()}
+    with pytest.raises(UnitError, match=r"no glob of 'head\.\*' matches 'conv3\.weight'"):
+        FilterAttributor(network(), unit={"head.*": "layer"})
+
+
+def test_keys_of_a_mapping_mean_names_with_brackets_and_second_names() -> None:
+    assert scored(network(), unit={"conv[3x3].weight": "layer", "*": "kernel"})["conv[3x3].weight"] == ()
+    assert scored(network(), unit={"conv[3x3].weight": "layer", "*": "kernel"})["conv3.weight"] == (4, 2)
+    assert scored(network(), unit={escape("conv[3x3].weight"): "layer", "*": "kernel"})["conv[3x3].weight"] == ()
+    assert scored(network(), unit={"tied.weight": "layer", "*": "kernel"})["head.weight"] == ()
+    assert scored(network(), unit={"tied*": "filter", "*": "kernel"})["head.weight"] == (3,)
+    group = {"conv[3x3]": Group({"*": "o ... -> o"}), "*": "kernel"}
+    assert scored(network(), unit=group)["conv[3x3].bias"] == (4,)
+    assert scored(network(), unit=group)["conv3.weight"] == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        ({"haed.weight": "layer", "*": "kernel"}, r"no parameter has a name like 'haed\.weight' \(nearest: 'head\.we"),
+        ({"conv4*": "layer", "*": "kernel"}, r"no parameter has a name like 'conv4\*' \(nearest: "),
+        ({"*": "kernel", "head*": "layer"}, r"all that 'head\*' means stands under an earlier key; put it before"),
+        ({"conv[5x5].weight": "layer", "*": "kernel"}, r"'conv\[5x5\]\.weight' \(nearest: 'conv\[3x3\]\.weight'"),
+        ({"haed": Group({"*": "o ... -> o"})}, r"no module with parameters has a name like 'haed' \(nearest: 'head'"),
+    ],
+)
+def test_keys_that_mean_nothing_are_refused_with_the_nearest_names(unit: UnitLike, message: str) -> None:
+    with pytest.raises(UnitError, match=message):
+        FilterAttributor(network(), unit=unit)
+
+
+def test_all_keys_that_mean_nothing_are_in_one_message() -> None:
+    with pytest.raises(UnitError, match=r"'haed\.\*'.*; .*'bdoy\.\*'"):
+        FilterAttributor(network(), unit={"haed.*": "layer", "bdoy.*": "layer", "*": "kernel"})
+
+
+def test_a_key_may_mean_what_is_not_selected_and_the_rest_may_be_nothing() -> None:
+    assert scored(network(), unit={"*bias": "layer", "*": "kernel"})["head.weight"] == (3, 4)
+    assert scored(nn.Linear(2, 3), unit={"weight": "filter", "*": "kernel"}) == {"weight": (3,)}
+
+
+def test_select_means_names_with_brackets_and_second_names() -> None:
+    assert list(scored(network(), select="conv[3x3].weight")) == ["conv[3x3].weight"]
+    assert list(scored(network(), select=["tied.weight", "conv3.bias"])) == ["conv3.bias", "head.weight"]
+    assert list(scored(network(), select="tied.*")) == ["head.weight", "tied.bias"]
+
+
+def test_names_in_select_that_mean_nothing_are_refused_with_the_nearest_names() -> None:
+    message = (
+        r"select=\['head\.weight', 'haed\.weight'\] must name .* nothing is like 'haed\.weight' \(nearest: 'head\.we"
+    )
+    with pytest.raises(UnitError, match=message):
+        FilterAttributor(network(), select=["head.weight", "haed.weight"])
+
+
+def test_allow_unused_means_second_names_and_refuses_what_means_nothing() -> None:
+    base, target = network().double(), network().double()
+    image = torch.ones(1, 2, 5, 5, dtype=torch.float64)
+    loss = lambda model: model["conv3"](image).square().sum()  # noqa: E731
+    rest = ["conv[3x3].weight", "conv[3x3].bias", "head.bias", "tied.*"]  # head.weight is meant by its second name
+    assert FilterAttributor(base).attribute(base, target, loss, allow_unused=rest).completeness_error < 1e-10
+    with pytest.raises(SettingError, match=r"allow_unused=.*nothing is like 'haed\.\*' \(nearest: 'head"):
+        FilterAttributor(base).attribute(base, target, loss, allow_unused=[*rest, "haed.*"])
+
+
+def test_scores_are_narrowed_by_names_with_brackets() -> None:
+    scores = magnitude(FilterAttributor(network()), network())
+    assert list(scores.only("conv[3x3].weight")) == ["conv[3x3].weight"]
+    with pytest.raises(SettingError, match=r"got 'haed\.weight' \(nearest: 'head\.weight'"):
+        scores.only("haed.weight")
+    with pytest.raises(SettingError, match=r"there is no 'haed\.weight' \(nearest: 'head\.weight'"):
+        scores.select({"haed.weight": [0]})
+
+
+def test_a_glob_is_compiled_once_and_an_exact_name_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts, as seconds depend on the machine; the seconds are in tests/benchmarks."""
+    translated = []
+    monkeypatch.setattr("filterattr.names.translate", lambda text: translated.append(text) or translate(text))
+    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(300)])
+    every = [f"{number}.weight" for number in range(300)]
+    FilterAttributor(model, unit=dict.fromkeys(every, "filter"))
+    FilterAttributor(model, unit=output_channels(model))
+    parameters = FilterAttributor(model, select=every).scored_parameters()
+    FilterScores({name: torch.zeros(1, 1) for name in every}, parameters).only(*every)
+    assert not translated
+    FilterAttributor(model, unit={f"{number}.w*": "filter" for number in range(300)})
+    assert len(translated) == 300
+
+
+def test_the_first_attributor_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, torch; from torch import nn; from filterattr import FilterAttributor, attention_heads; "
+        "model = nn.MultiheadAttention(4, 2); FilterAttributor(model, unit=attention_heads(model)); "
+        "FilterAttributor(nn.Conv2d(1, 2, 3)); print('sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_units_that_do_not_fit_name_parameter_shape_and_pattern() -> None:
