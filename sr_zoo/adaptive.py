@@ -22,7 +22,7 @@ from filterattr.analysis.prediction import UNSURE, Calibration, FunctionPredicto
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.engine.units import Unit
 from filterattr.parameters import ScoredParameter
-from sr_zoo.pretrained import build
+from sr_zoo.building import build_with
 
 CLEAN = "clean"
 _KIND = "adaptive restorer"
@@ -284,14 +284,13 @@ class AdaptiveRestorer:
 
         Raises:
             StorageError: The file is missing, damaged, or holds something else.
+            WeightsError: Its weights do not fit the network that it names, or are not finite.
         """
         tensors, description = read_tensors(path, _KIND)
         try:
-            network = build(description["architecture"], description["arguments"])
             prefix = "shared/"
-            network.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            )
+            shared = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            network = build_with(description["architecture"], description["arguments"], shared, path)
             parameters = {
                 name: ScoredParameter(Unit(pattern, sizes), tuple(shape))
                 for name, pattern, sizes, shape in description["parameters"]

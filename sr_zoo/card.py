@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from filterattr.errors import name_some
+from sr_zoo.building import ARCHITECTURES, build_with
 from sr_zoo.comparison import measure_estimates
 from sr_zoo.degradations import Degradation, evaluation_inputs, from_config
 from sr_zoo.evaluation import measure
 from sr_zoo.models import TwoBranch
-from sr_zoo.pretrained import WeightsError, describe_network, load_network, save_network, trained_on
+from sr_zoo.pretrained import OpenedWeights, WeightsError, find_weights, open_weights, save_network, trained_on
 
 Table: TypeAlias = dict[str, dict[str, dict[str, float]]]
 Folders: TypeAlias = Mapping[str, Sequence[Tensor]]
@@ -21,40 +23,40 @@ Folders: TypeAlias = Mapping[str, Sequence[Tensor]]
 HALF_TOLERANCE = 0.01
 
 
-def make_card(weights: Path, folders: Folders, *, data: str, seed: int = 0, table: Table | None = None) -> str:
+def make_card(
+    weights: Path, folders: Folders, *, data: str, seed: int = 0, table: Table | None = None, key: str | None = None
+) -> str:
     """Measure weights and describe them.
 
     Args:
-        weights: A file of `sr_zoo.pretrained.save_network`.
+        weights: Weights as `sr_zoo.pretrained.open_weights` opens them.
         folders: Name of a test set to its ``uint8`` photographs of shape ``(3, H, W)``.
         data: What the weights were trained on, with its licence.
         seed: Seed of the noise.
         table: What `measure_weights` found, if it was asked already.
+        key: As in `sr_zoo.pretrained.open_weights`.
 
     Returns:
         The card as Markdown, with architecture, recipe, command, seed, data, and a table of PSNR (dB) and SSIM on RGB
-        and luma for clean, blurred, noisy and both inputs; of a two-branch network also what its predictor tells.
+        and luma for clean, blurred, noisy and both inputs; of a two-branch network also what its predictor tells. Of
+        weights of somebody else recipe and command are not known.
+
+    Raises:
+        WeightsError: The weights cannot be opened.
+        ImageError: The photographs cannot be measured on, or the network does not map colours to colours.
     """
-    description = describe_network(weights)
-    provenance = description["provenance"]
-    recipe = provenance["recipe"]
-    network = load_network(weights)
+    opened = open_weights(weights, key=key)
+    network, provenance = opened.network, opened.provenance
     scale = int(network.upscale)  # type: ignore[arg-type]
-    arguments = ", ".join(f"{name}={value}" for name, value in description["arguments"].items())
+    arguments = ", ".join(f"{name}={value}" for name, value in opened.arguments.items())
     lines = [
         f"# {weights.stem}",
         "",
         f"- network: `{type(network).__name__}({arguments})`, "
-        f"{sum(parameter.numel() for parameter in network.parameters())} parameters, averaged weights (EMA)"
+        f"{sum(parameter.numel() for parameter in network.parameters())} parameters"
+        + (", averaged weights (EMA)" if "recipe" in provenance else "")
         + (", stored in half precision" if provenance.get("precision") == "half" else ""),
-        f"- stage: {provenance['stage']}; it learned to undo `{from_config(recipe['degradation'])}`",
-        f"- trained on: {data}; {provenance['photographs']} photographs, the others held out for validation",
-        f"- recipe: {recipe['iterations']} iterations, batch {recipe['batch_size']}, patch {recipe['patch_size']}, "
-        f"Adam {recipe['learning_rate']:g} to {recipe['final_rate']:g} (cosine), L1, EMA {recipe['ema_decay']}, "
-        f"{recipe['precision']}, seed {recipe['seed']}",
-        f"- command: `{provenance['command']}` (torch {provenance['torch']})",
-        f"- cosine to the weights it started from: {provenance['cosine_to_first_weights']:.3f}",
-        *_first_losses(provenance),
+        *_training(provenance, data),
         "",
         f"PSNR in dB and SSIM, border of {scale} pixels left out, noise seed {seed}; measured by "
         f"`python -m sr_zoo card {weights.stem} --images {' '.join(folders)}`:",
@@ -62,7 +64,7 @@ def make_card(weights: Path, folders: Folders, *, data: str, seed: int = 0, tabl
         "| photographs | input | PSNR RGB | SSIM RGB | PSNR luma | SSIM luma |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, rows in (measure_weights(weights, folders, seed=seed) if table is None else table).items():
+    for name, rows in (_measured(opened, folders, seed) if table is None else table).items():
         lines += [
             f"| {name} ({len(folders[name])}) | {condition} | {row['psnr']:.2f} | {row['ssim']:.4f} | "
             f"{row['psnr_luma']:.2f} | {row['ssim_luma']:.4f} |"
@@ -73,13 +75,14 @@ def make_card(weights: Path, folders: Folders, *, data: str, seed: int = 0, tabl
     return "\n".join(lines) + "\n"
 
 
-def measure_weights(weights: str | Path, folders: Folders, *, seed: int = 0) -> Table:
+def measure_weights(weights: str | Path, folders: Folders, *, seed: int = 0, key: str | None = None) -> Table:
     """Measure weights on every test set, with the inputs that they were trained for.
 
     Args:
-        weights: A file of `sr_zoo.pretrained.save_network`, or the name of shipped weights.
+        weights: Weights as `sr_zoo.pretrained.open_weights` opens them.
         folders: Name of a test set to its ``uint8`` photographs of shape ``(3, H, W)``.
         seed: Seed of the noise.
+        key: As in `sr_zoo.pretrained.open_weights`.
 
     Returns:
         Name of the test set to input to PSNR and SSIM; see `sr_zoo.evaluation.measure`.
@@ -91,28 +94,36 @@ def measure_weights(weights: str | Path, folders: Folders, *, seed: int = 0) -> 
         >>> list(table["flat"])
         ['clean', 'blur', 'noise', 'both']
     """
-    network = load_network(weights)
-    degradations = trained_on(describe_network(weights)["provenance"])
-    inputs = evaluation_inputs(int(network.upscale), degradations=degradations)  # type: ignore[arg-type]
+    return _measured(open_weights(weights, key=key), folders, seed)
+
+
+def _measured(opened: OpenedWeights, folders: Folders, seed: int) -> Table:
+    scale = int(opened.network.upscale)  # type: ignore[arg-type]
+    inputs = evaluation_inputs(scale, degradations=trained_on(opened.provenance))
     return {
-        name: measure(network, photographs, inputs, seed=seed, progress=True) for name, photographs in folders.items()
+        name: measure(opened.network, photographs, inputs, seed=seed, progress=True)
+        for name, photographs in folders.items()
     }
 
 
-def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0) -> Table:
+def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0, key: str | None = None) -> Table:
     """Write weights in half precision, if that changes no PSNR by more than .01 dB.
 
+    Both are measured first: an older file at ``out`` stays as it is until there is a good one to replace it.
+
     Args:
-        weights: A file of `sr_zoo.pretrained.save_network`.
-        out: The file to write.
+        weights: Weights as `sr_zoo.pretrained.open_weights` opens them.
+        out: The file to write; any but that of the weights.
         folders: Test sets to measure both on.
         seed: Seed of the noise.
+        key: As in `sr_zoo.pretrained.open_weights`.
 
     Returns:
         What `measure_weights` finds for the weights that were written.
 
     Raises:
-        WeightsError: Some PSNR changed by more; nothing is left at ``out``.
+        WeightsError: ``out`` is the file of the weights, or some PSNR changed by more; nothing is written then.
+        StorageError: The disk refuses; an older file is unharmed.
 
     Example:
         >>> from pathlib import Path
@@ -125,25 +136,60 @@ def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0) -> 
         >>> out.stat().st_size < 500_000
         True
     """
-    description = describe_network(weights)
-    halves = {name: value.half() for name, value in load_network(weights).state_dict().items()}
-    provenance = {**description["provenance"], "precision": "half"}
-    save_network(out, description["architecture"], description["arguments"], halves, provenance)
-    whole, half = (measure_weights(path, folders, seed=seed) for path in (weights, out))
+    source = find_weights(weights)
+    if out.exists() and out.samefile(source):
+        raise WeightsError(f"'{out}' holds the weights themselves; name another file for their half precision.")
+    opened = open_weights(source, key=key)
+    if opened.architecture not in ARCHITECTURES:
+        raise WeightsError(
+            f"half precision is written of {', '.join(ARCHITECTURES)}; '{weights}' holds {opened.architecture}."
+        )
+    halves = {name: value.half() for name, value in opened.network.state_dict().items()}
+    too_large = [name for name, value in halves.items() if not value.isfinite().all()]
+    if too_large:
+        raise WeightsError(
+            f"half precision holds numbers up to 65504; weights in {name_some(too_large)} are larger. Keep '{weights}' "
+            "as it is."
+        )
+    network = build_with(opened.architecture, opened.arguments, halves, weights)
+    half = _measured(opened._replace(network=network), folders, seed)
+    worst, change = _worst(_measured(opened, folders, seed), half)
+    if not change <= HALF_TOLERANCE:
+        raise WeightsError(
+            f"half precision must change no PSNR by more than {HALF_TOLERANCE} dB; it changes that of {worst} by "
+            f"{change:.3f}. Keep '{weights}' as it is."
+        )
+    save_network(out, opened.architecture, opened.arguments, halves, {**opened.provenance, "precision": "half"})
+    return half
+
+
+def _worst(whole: Table, half: Table) -> tuple[str, float]:
+    """Where half precision changes PSNR most, and by how many dB."""
     changes = {
         f"{folder}, {name}": abs(row[metric] - half[folder][name][metric])
         for folder, rows in whole.items()
         for name, row in rows.items()
         for metric in ("psnr", "psnr_luma")
     }
-    worst = max(changes, key=lambda where: math.inf if math.isnan(changes[where]) else changes[where])
-    if not changes[worst] <= HALF_TOLERANCE:
-        out.unlink()
-        raise WeightsError(
-            f"half precision must change no PSNR by more than {HALF_TOLERANCE} dB; it changes that of {worst} by "
-            f"{changes[worst]:.3f}. Keep '{weights}' as it is."
-        )
-    return half
+    return max(changes.items(), key=lambda change: math.inf if math.isnan(change[1]) else change[1])
+
+
+def _training(provenance: Mapping[str, Any], data: str) -> list[str]:
+    """How the weights came about, as far as they say."""
+    try:
+        recipe = provenance["recipe"]
+        return [
+            f"- stage: {provenance['stage']}; it learned to undo `{from_config(recipe['degradation'])}`",
+            f"- trained on: {data}; {provenance['photographs']} photographs, the others held out for validation",
+            f"- recipe: {recipe['iterations']} iterations, batch {recipe['batch_size']}, patch {recipe['patch_size']}, "
+            f"Adam {recipe['learning_rate']:g} to {recipe['final_rate']:g} (cosine), L1, EMA {recipe['ema_decay']}, "
+            f"{recipe['precision']}, seed {recipe['seed']}",
+            f"- command: `{provenance['command']}` (torch {provenance['torch']})",
+            f"- cosine to the weights it started from: {provenance['cosine_to_first_weights']:.3f}",
+            *_first_losses(provenance),
+        ]
+    except KeyError:
+        return [f"- trained on: {data}; the file does not say how"]
 
 
 def _first_losses(provenance: Mapping[str, Any]) -> list[str]:

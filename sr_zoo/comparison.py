@@ -14,9 +14,9 @@ from tqdm import tqdm
 from filterattr import SettingError
 from sr_zoo.cost import cost
 from sr_zoo.degradations import Degradation, evaluation_inputs, spellings_of
-from sr_zoo.evaluation import measure, traced_photograph
+from sr_zoo.evaluation import check_colour, measure, traced_photograph
 from sr_zoo.models import TwoBranch
-from sr_zoo.pretrained import describe_network, load_network, trained_on
+from sr_zoo.pretrained import OpenedWeights, open_weights, trained_on
 from sr_zoo.training import wanted_estimates
 
 # what the repetitions of a network may differ in
@@ -95,11 +95,15 @@ def compare(
     Raises:
         SettingError: There is no network, or their scales or degradations differ.
         WeightsError: A file is unknown or of another kind.
+        ImageError: A network does not map colours to colours.
     """
     if not networks or not all(networks.values()):
         raise SettingError("a comparison needs at least one network, with at least one file.")
-    described = {label: [describe_network(file) for file in files] for label, files in networks.items()}
-    loaded = {label: [load_network(file).to(device) for file in files] for label, files in networks.items()}
+    described = {label: [open_weights(file) for file in files] for label, files in networks.items()}
+    loaded = {label: [one.network.to(device) for one in copies] for label, copies in described.items()}
+    for copies in loaded.values():
+        for network in copies:
+            check_colour(network)
     scale, degradations = _common(loaded, described)
     inputs = evaluation_inputs(scale, degradations=degradations)
     result: dict[str, Any] = {
@@ -193,26 +197,26 @@ def _mean(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ({statistics.stdev(values):.{digits}f})"
 
 
-def _facts(network: nn.Module, described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _facts(network: nn.Module, described: Sequence[OpenedWeights]) -> dict[str, Any]:
     """What a network is and how it was trained."""
-    counted, provenance = cost(network), described[0]["provenance"]
+    counted, provenance = cost(network), described[0].provenance
     recipe = {name: value for name, value in provenance.get("recipe", {}).items() if name != "seed"}
     return {
-        "architecture": described[0]["architecture"],
+        "architecture": described[0].architecture,
         "parameters": counted.parameters,
         "multiply_adds": counted.multiply_adds,
         "stage": provenance.get("stage", "?"),
         "recipe": recipe,
-        "seeds": [one["provenance"].get("recipe", {}).get("seed", "?") for one in described],
+        "seeds": [one.provenance.get("recipe", {}).get("seed", "?") for one in described],
     }
 
 
 def _common(
-    loaded: Mapping[str, Sequence[nn.Module]], described: Mapping[str, Sequence[Mapping[str, Any]]]
+    loaded: Mapping[str, Sequence[nn.Module]], described: Mapping[str, Sequence[OpenedWeights]]
 ) -> tuple[int, dict[str, Degradation]]:
     """Scale and degradations, which all networks must share."""
     scales = {int(network.upscale) for copies in loaded.values() for network in copies}  # type: ignore[arg-type]
-    trained = [trained_on(one["provenance"]) for copies in described.values() for one in copies]
+    trained = [trained_on(one.provenance) for copies in described.values() for one in copies]
     if len(scales) > 1 or any(one != trained[0] for one in trained):
         names = {", ".join(spellings_of(one)) for one in trained}
         raise SettingError(
@@ -222,11 +226,11 @@ def _common(
     return scales.pop(), trained[0]
 
 
-def _differences(described: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def _differences(described: Mapping[str, Sequence[OpenedWeights]]) -> list[str]:
     """What the trainings differ in although a fair comparison has it equal."""
     every = [
-        {"stage": one["provenance"].get("stage"), "photographs": one["provenance"].get("photographs")}
-        | {name: value for name, value in one["provenance"].get("recipe", {}).items() if name not in _FREE}
+        {"stage": one.provenance.get("stage"), "photographs": one.provenance.get("photographs")}
+        | {name: value for name, value in one.provenance.get("recipe", {}).items() if name not in _FREE}
         for copies in described.values()
         for one in copies
     ]

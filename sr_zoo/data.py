@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sr_zoo.images import ImageError, list_photographs, read_image, to_float
 
 MEMORY_LIMIT = 8 * 2**30
+_MOST_NAMED = 20
 
 
 def load_photographs(folder: str | Path, *, progress: bool = True) -> list[Tensor]:
@@ -26,7 +27,8 @@ def load_photographs(folder: str | Path, *, progress: bool = True) -> list[Tenso
         ``uint8`` tensors of shape ``(3, H, W)``, in the order of the file names.
 
     Raises:
-        ImageError: The folder is missing or empty, a file is damaged, or all of them need more than 8 GiB.
+        ImageError: The folder is missing or empty, files cannot be read (all of them are named), or all of them need
+            more than 8 GiB.
 
     Example:
         >>> load_photographs("no such folder")
@@ -34,16 +36,48 @@ def load_photographs(folder: str | Path, *, progress: bool = True) -> list[Tenso
         ...
         sr_zoo.images.ImageError: a folder of photographs must exist; got 'no such folder'. ...
     """
+    return read_photographs(list_photographs(folder), progress=progress)
+
+
+def read_photographs(paths: Sequence[Path], *, progress: bool = False) -> list[Tensor]:
+    """Read photographs, and name every one that cannot be read.
+
+    Args:
+        paths: Their files.
+        progress: Show a progress bar.
+
+    Returns:
+        ``uint8`` tensors of shape ``(3, H, W)``, in the order of the paths.
+
+    Raises:
+        ImageError: Files cannot be read, or all of them need more than 8 GiB.
+
+    Example:
+        >>> read_photographs([Path("a.png"), Path("b.png")])
+        Traceback (most recent call last):
+        ...
+        sr_zoo.images.ImageError: 2 of 2 photographs cannot be read: a photograph must be ... 'a.png' ... 'b.png' ...
+    """
     photographs: list[Tensor] = []
+    findings: list[str] = []
     total = 0
-    for path in tqdm(list_photographs(folder), desc="reading", unit="photo", disable=None if progress else True):
-        photographs.append(read_image(path))
+    for path in tqdm(paths, desc="reading", unit="photo", disable=None if progress else True):
+        try:
+            photographs.append(read_image(path))
+        except ImageError as error:
+            findings.append(str(error))
+            continue
         total += photographs[-1].nbytes
         if total > MEMORY_LIMIT:
             raise ImageError(
-                f"the photographs of '{folder}' need more than {MEMORY_LIMIT // 2**30} GiB of memory; cut them into "
-                "fewer or smaller files."
+                f"the photographs of '{path.parent}' need more than {MEMORY_LIMIT // 2**30} GiB of memory; cut them "
+                "into fewer or smaller files."
             )
+    if findings:
+        more = f" And {len(findings) - _MOST_NAMED} more." if len(findings) > _MOST_NAMED else ""
+        raise ImageError(
+            f"{len(findings)} of {len(paths)} photographs cannot be read: {' '.join(findings[:_MOST_NAMED])}{more}"
+        )
     return photographs
 
 

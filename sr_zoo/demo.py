@@ -17,6 +17,7 @@ from filterattr import FilterAttribution, FilterAttributor, FilterSelection, Set
 from filterattr.analysis.evaluation import Masking, p_value
 from filterattr.display.plot import plot_layers, plot_path
 from sr_zoo.degradations import evaluation_inputs
+from sr_zoo.evaluation import check_colour
 from sr_zoo.images import ImageError, read_image, to_float
 from sr_zoo.metrics import psnr
 from sr_zoo.pair import same_weights
@@ -120,6 +121,7 @@ def find_and_mask(
 
     Raises:
         SettingError: A number makes no sense, or the networks differ in scale; all findings are in one message.
+        ImageError: A network does not map colours to colours.
     """
     _check_settings(base, target, fraction, crops, draws, n_steps)
     started = time.monotonic()
@@ -331,6 +333,8 @@ def _batch(pairs: Sequence[Pair]) -> Pair:
 
 def _check_settings(base: nn.Module, target: nn.Module, fraction: float, crops: int, draws: int, n_steps: int) -> None:
     """Find everything wrong before the first pass."""
+    check_colour(base)
+    check_colour(target)
     findings = []
     if not 0 < fraction < 1:
         findings.append(f"fraction must lie between 0 and 1 (one per cent is 0.01); got {fraction}")

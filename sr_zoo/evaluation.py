@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sr_zoo.degradations import Degradation, Strengths
-from sr_zoo.images import ImageError, to_float
+from sr_zoo.images import ImageError, check_finite, to_float
 from sr_zoo.metrics import psnr, ssim
+from sr_zoo.models import image_channels
 
 
 def degrade_photograph(photograph: Tensor, degradation: Degradation, scale: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -95,6 +96,30 @@ def check_photographs(photographs: Sequence[Tensor], scale: int) -> None:
         )
 
 
+def check_colour(network: nn.Module) -> None:
+    """Refuse a network that cannot take photographs as they are, before any work.
+
+    Args:
+        network: The network.
+
+    Raises:
+        ImageError: It does not map three channels to three.
+
+    Example:
+        >>> from sr_zoo.models import SRResNet
+        >>> check_colour(SRResNet(num_in_ch=1, num_out_ch=1, num_feat=4, num_block=1))
+        Traceback (most recent call last):
+        ...
+        sr_zoo.images.ImageError: photographs have 3 channels, and so must what the network takes and makes; got ...
+    """
+    channels = image_channels(network)
+    if channels != (3, 3):
+        raise ImageError(
+            f"photographs have 3 channels, and so must what the network takes and makes; got {channels[0]} and "
+            f"{channels[1]}. A network of gray images restores them (restore), and nothing else."
+        )
+
+
 @torch.no_grad()
 def measure(
     network: nn.Module,
@@ -120,7 +145,8 @@ def measure(
         Input name to ``{"psnr", "ssim", "psnr_luma", "ssim_luma"}``; PSNR in dB.
 
     Raises:
-        ImageError: There is no photograph, or one is too small; see `check_photographs`.
+        ImageError: There is no photograph, or one is too small; see `check_photographs`; or see `check_colour`.
+        NonFiniteError: The network puts out values that are no numbers.
 
     Example:
         >>> from sr_zoo.degradations import clean_inputs
@@ -131,6 +157,7 @@ def measure(
         ['psnr', 'psnr_luma', 'ssim', 'ssim_luma']
     """
     scale = int(getattr(network, "upscale", 1))
+    check_colour(network)
     check_photographs(photographs, scale)
     parameter = next(network.parameters(), torch.empty(0))  # a network without weights runs on the CPU
     rows: dict[str, dict[str, float]] = {}
@@ -138,7 +165,7 @@ def measure(
     sums: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for name, index in tqdm(jobs, desc="evaluating", unit="image", disable=None if progress else True):
         degraded, reference = degrade_photograph(photographs[index], inputs[name], scale, seed * 100_003 + index)
-        restored = network(degraded.to(parameter)).to(reference).clamp(0, 1)
+        restored = check_finite(network(degraded.to(parameter)).to(reference)).clamp(0, 1)
         sums[name].append(
             torch.cat(
                 [

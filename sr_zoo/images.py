@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from filterattr.errors import FilterAttrError
+from filterattr.errors import FilterAttrError, NonFiniteError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+# Pillow tells a format by content, knows dozens, and starts other programs for some: only these are opened
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+READABLE = "PNG, JPEG, BMP, TIFF and WebP"
 
 # what Pillow's decoders raise at files that are no images or are cut off
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -62,6 +68,23 @@ def list_photographs(folder: str | Path) -> list[Path]:
     return paths
 
 
+@contextmanager
+def opened_picture(path: str | Path) -> Iterator[Image.Image]:
+    """Open a file of one of `FORMATS`, whatever its name ends in.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The picture; its pixels are decoded when they are asked for.
+
+    Raises:
+        OSError: The file cannot be read, or is of no such format.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        yield image
+
+
 def read_image(path: str | Path) -> Tensor:
     """Read one photograph as RGB, upright as the camera meant it (EXIF orientation).
 
@@ -69,7 +92,7 @@ def read_image(path: str | Path) -> Tensor:
     what is transparent is laid on white. Of an animation the first picture is taken.
 
     Args:
-        path: An image file that Pillow can open.
+        path: A PNG, JPEG, BMP, TIFF or WebP file.
 
     Returns:
         A ``uint8`` tensor of shape ``(3, H, W)`` with values 0 to 255.
@@ -84,11 +107,12 @@ def read_image(path: str | Path) -> Tensor:
         sr_zoo.images.ImageError: a photograph must be a readable image file; got 'no_such.png' ...
     """
     try:
-        with Image.open(path) as image:
+        with opened_picture(path) as image:
             pixels = _rgb_pixels(image)
     except DAMAGE as error:
         raise ImageError(
-            f"a photograph must be a readable image file; got '{path}' ({type(error).__name__}: {error})."
+            f"a photograph must be a readable image file; got '{path}' ({type(error).__name__}: {error}). "
+            f"{READABLE} are read."
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -130,6 +154,33 @@ def to_float(image: Tensor) -> Tensor:
     return image.to(torch.float32) / 255
 
 
+def check_finite(image: Tensor) -> Tensor:
+    """Refuse what is no image, before it becomes black pixels or a mean without a word.
+
+    Args:
+        image: A tensor of any shape, such as what a network put out.
+
+    Returns:
+        The tensor itself.
+
+    Raises:
+        NonFiniteError: Some values are infinite or not a number.
+
+    Example:
+        >>> check_finite(torch.tensor([0.5, float("nan")]))
+        Traceback (most recent call last):
+        ...
+        filterattr.errors.NonFiniteError: an image must be finite; 1 of 2 values are infinite or not a number. ...
+    """
+    wrong = image.numel() - int(image.isfinite().sum())
+    if wrong:
+        raise NonFiniteError(
+            f"an image must be finite; {wrong} of {image.numel()} values are infinite or not a number. If a network "
+            "made it, its weights are damaged, or too large for the type that it computes in."
+        )
+    return image
+
+
 def to_uint8(image: Tensor) -> Tensor:
     """Round values in [0, 1] to 8-bit pixels; values outside are clipped.
 
@@ -139,11 +190,14 @@ def to_uint8(image: Tensor) -> Tensor:
     Returns:
         A ``uint8`` tensor of the same shape.
 
+    Raises:
+        NonFiniteError: A value is infinite or not a number; it would become black or white without a word.
+
     Example:
         >>> to_uint8(torch.tensor([-1.0, 0.2, 2.0]))
         tensor([  0,  51, 255], dtype=torch.uint8)
     """
-    return (image.detach().to(torch.float32) * 255).round().clamp(0, 255).to(torch.uint8)
+    return (check_finite(image.detach()).to(torch.float32) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def write_image(path: str | Path, image: Tensor) -> None:

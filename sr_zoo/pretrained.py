@@ -5,55 +5,54 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from filterattr import load_state
 from filterattr.engine.storage import read_tensors, write_tensors
-from filterattr.errors import FilterAttrError, StateMismatchError, StorageError
+from filterattr.errors import StateMismatchError, StorageError
+from sr_zoo.building import ARCHITECTURES, WeightsError, build, build_with, check_weights
 from sr_zoo.degradations import Degradation, degradations_from
-from sr_zoo.models import DASR, RRDBNet, SRCNNStyle, SRResNet, TwoBranch
+from sr_zoo.foreign import check_names, open_with_spandrel
+from sr_zoo.models.blocks import brief
 from sr_zoo.recognition import recognise
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    "srresnet": SRResNet,
-    "srcnn_style": SRCNNStyle,
-    "two_branch": TwoBranch,
-    "dasr": DASR,
-    "rrdbnet": RRDBNet,
-}
+__all__ = [
+    "ARCHITECTURES",
+    "WEIGHTS",
+    "OpenedWeights",
+    "WeightsError",
+    "build",
+    "describe_network",
+    "find_weights",
+    "load_checkpoint",
+    "load_network",
+    "open_checkpoint",
+    "open_network",
+    "open_weights",
+    "save_network",
+    "shipped_weights",
+    "trained_on",
+]
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class WeightsError(FilterAttrError, ValueError):
-    """Weights are unknown, unreadable, or of another network; the message says which."""
+class OpenedWeights(NamedTuple):
+    """A network with its weights, and what is known of both.
 
-
-def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build a network by name; its first weights come from PyTorch's global generator.
-
-    Args:
-        architecture: ``"srresnet"``, ``"srcnn_style"``, ``"two_branch"``, ``"dasr"`` or ``"rrdbnet"``.
+    Attributes:
+        network: The network on the CPU, ``float32``, in evaluation mode.
+        architecture: Name for `build`; a name that `build` does not know for a network of spandrel.
         arguments: Keyword arguments of its constructor.
-
-    Returns:
-        The network, in training mode.
-
-    Raises:
-        WeightsError: The name is unknown, or an argument is unknown or has no such value.
-
-    Example:
-        >>> build("srcnn_style", {"upscale": 2}).upscale
-        2
+        provenance: How the weights came about; empty for those of somebody else.
     """
-    if architecture not in ARCHITECTURES:
-        raise WeightsError(f"the architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
-    try:
-        return ARCHITECTURES[architecture](**arguments)
-    except (TypeError, ValueError) as error:
-        reason = str(error).rstrip(".")
-        raise WeightsError(f"{architecture} cannot be built from {dict(arguments)}: {reason}.") from error
+
+    network: nn.Module
+    architecture: str
+    arguments: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def save_network(
@@ -137,7 +136,7 @@ def trained_on(provenance: Mapping[str, Any]) -> dict[str, Degradation]:
 
 
 def load_network(path: str | Path) -> nn.Module:
-    """Load a network with its weights, in evaluation mode.
+    """Load a network with its weights, in evaluation mode; `open_network` also opens files of somebody else.
 
     Args:
         path: A file of `save_network`, or the name of shipped weights (see `shipped_weights`).
@@ -153,12 +152,9 @@ def load_network(path: str | Path) -> nn.Module:
         >>> load_network("no-such-weights")
         Traceback (most recent call last):
         ...
-        sr_zoo.pretrained.WeightsError: weights must be a file or one of ...
+        sr_zoo.building.WeightsError: weights must be a file or one of ...
     """
-    tensors, description = _read(path)
-    network = build(description["architecture"], description["arguments"])
-    _load_state(network, tensors, path)
-    return network.eval()
+    return _open_own(path).network
 
 
 def shipped_weights() -> list[str]:
@@ -174,7 +170,7 @@ def shipped_weights() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
-def load_checkpoint(network: nn.Module, path: str | Path) -> None:
+def load_checkpoint(network: nn.Module, path: str | Path, *, key: str | None = None) -> None:
     """Load a checkpoint in the published layout (BasicSR) into a network.
 
     Entries ``params_ema``, ``params`` or ``state_dict`` are looked into (the average first), and the prefix
@@ -183,9 +179,11 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
     Args:
         network: The network; its weights are replaced, all of them or none.
         path: A ``.pth`` file.
+        key: As in `open_weights`.
 
     Raises:
-        WeightsError: The file cannot be read safely, or names and shapes do not fit; all of them are listed.
+        WeightsError: The file cannot be read safely, names and shapes do not fit, or weights are not finite; all of
+            them are listed.
 
     Example:
         >>> from pathlib import Path
@@ -200,47 +198,82 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
         >>> torch.equal(network.conv_last.weight, trained.conv_last.weight)
         True
     """
-    _load_state(network, _foreign_state(path), path)
+    state = _foreign_state(path, key)
+    recognised = recognise(state)
+    if recognised is not None and recognised[2].keys() == network.state_dict().keys():
+        state = recognised[2]
+    check_weights(network, state, path)
+    network.load_state_dict(state)
 
 
-def open_network(path: str | Path) -> nn.Module:
+def open_weights(path: str | Path, *, key: str | None = None) -> OpenedWeights:
+    """Open weights of any kind, with all that is known of them.
+
+    Args:
+        path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
+        key: Where in a checkpoint of somebody else the weights are, if it holds several: the name of an entry
+            (``"net_g"``, with dots for nested ones), or what the names of the weights begin with (``"generator"``).
+
+    Returns:
+        The network and what is known of it.
+
+    Raises:
+        WeightsError: The name is unknown, the weights are of no network that is known, or not finite.
+        StorageError: A file of `save_network` is damaged.
+
+    Example:
+        >>> opened = open_weights("srresnet_x2_f32b8_base")
+        >>> opened.architecture, opened.arguments["num_feat"]
+        ('srresnet', 32)
+    """
+    file = find_weights(path)
+    if not _is_own(file):
+        return _open_foreign(file, key)
+    if key is not None:
+        raise WeightsError(f"'{path}' holds one network alone; leave key= (--key) out.")
+    return _open_own(file)
+
+
+def open_network(path: str | Path, *, key: str | None = None) -> nn.Module:
     """Open weights of any kind, in evaluation mode.
 
     Args:
         path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
+        key: As in `open_weights`.
 
     Returns:
         The network on the CPU; ``upscale`` tells its factor.
 
     Raises:
-        WeightsError: The name is unknown, or the weights are of no network that is known.
+        WeightsError: The name is unknown, the weights are of no network that is known, or not finite.
         StorageError: A file of `save_network` is damaged.
 
     Example:
         >>> open_network("no-such-weights")
         Traceback (most recent call last):
         ...
-        sr_zoo.pretrained.WeightsError: weights must be a file or one of ...
+        sr_zoo.building.WeightsError: weights must be a file or one of ...
     """
-    found = find_weights(path)
-    return load_network(found) if found.suffix == ".safetensors" and _is_own(found) else open_checkpoint(found)
+    return open_weights(path, key=key).network
 
 
-def open_checkpoint(path: str | Path) -> nn.Module:
+def open_checkpoint(path: str | Path, *, key: str | None = None) -> nn.Module:
     """Build the network of somebody else's checkpoint from its names and shapes, and load it, in evaluation mode.
 
-    Networks of `sr_zoo.models` in the layout of BasicSR are known: SRResNet, the SRCNN-style network, and RRDBNet (also
-    by the names of the first ESRGAN). All others are left to spandrel, which knows some forty architectures, if it is
-    installed. Nothing but tensors is unpickled.
+    Networks of `sr_zoo.models` in the layout of BasicSR are known: SRResNet (also by the names of the first MSRResNet),
+    the SRCNN-style network, and RRDBNet (also by the names of the first ESRGAN), alone or inside of a larger module.
+    All others are left to spandrel, which knows some forty architectures, if it is installed. Nothing but tensors is
+    unpickled, and nothing is built before names and shapes fit.
 
     Args:
         path: A file of `torch.save` or a safetensors file.
+        key: As in `open_weights`.
 
     Returns:
         The network on the CPU; ``upscale`` tells its factor.
 
     Raises:
-        WeightsError: The file cannot be read safely, or no network is known that fits.
+        WeightsError: The file cannot be read safely, no network is known that fits, or weights are not finite.
 
     Example:
         >>> from pathlib import Path
@@ -252,71 +285,70 @@ def open_checkpoint(path: str | Path) -> nn.Module:
         >>> open_checkpoint(path).upscale
         3
     """
-    state = _foreign_state(path)
+    return _open_foreign(path, key).network
+
+
+def _open_foreign(path: str | Path, key: str | None) -> OpenedWeights:
+    """Tell a network by its weights, or ask the collection that knows more."""
+    state = _foreign_state(path, key)
     recognised = recognise(state)
     if recognised is None:
-        return _open_with_spandrel(state, path)
-    architecture, arguments, state = recognised
-    network = build(architecture, arguments)
-    _load_state(network, state, path)
-    return network.eval()
+        network = open_with_spandrel(state, path)
+        return OpenedWeights(network, type(network).__name__, {}, {})
+    architecture, arguments, weights = recognised
+    return OpenedWeights(build_with(architecture, arguments, weights, path), architecture, arguments, {})
 
 
-def _open_with_spandrel(state: dict[str, Tensor], path: str | Path) -> nn.Module:
-    """Ask the collection that knows nearly all published architectures."""
-    try:
-        import spandrel  # noqa: PLC0415 - optional
-    except (ImportError, RuntimeError) as error:  # its torchvision raises a RuntimeError beside another torch
-        raise WeightsError(
-            f"'{path}' holds none of {', '.join(ARCHITECTURES)}, and the collection that knows other architectures "
-            f"cannot be imported ({error}): pip install spandrel."
-        ) from error
-    try:
-        described = spandrel.ModelLoader().load_from_state_dict(state)
-    except (spandrel.UnsupportedModelError, RuntimeError, KeyError, ValueError) as error:  # or it does not fit
-        raise WeightsError(f"'{path}' holds no network that this package or spandrel knows.") from error
-    network: nn.Module = described.model.eval()
-    setattr(network, "upscale", int(described.scale))  # noqa: B010 - no parameter, whatever mypy takes it for
-    return network
+def _open_own(path: str | Path) -> OpenedWeights:
+    tensors, description = _read(path)
+    architecture, arguments = description["architecture"], description["arguments"]
+    network = build_with(architecture, arguments, tensors, path)
+    return OpenedWeights(network, architecture, arguments, description["provenance"])
 
 
-def _foreign_state(path: str | Path) -> dict[str, Tensor]:
+def _foreign_state(path: str | Path, key: str | None) -> dict[str, Tensor]:
     """Read the weights of a checkpoint; the average first."""
     try:
-        return load_state(path)
+        state = _under(path, key)
     except (StateMismatchError, StorageError) as error:
         raise WeightsError(str(error)) from error
+    check_names(state, path)
+    return state
+
+
+def _under(path: str | Path, key: str | None) -> dict[str, Tensor]:
+    """Read the entry of that name or, if there is none, the weights whose names begin with it."""
+    try:
+        return load_state(path, key=key)
+    except StateMismatchError:
+        if key is None:
+            raise
+        try:
+            return load_state(path, prefix=f"{key}.")
+        except StateMismatchError:
+            pass
+        raise
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a safetensors file says of itself that it is one of `save_network`; a damaged one does, too."""
+    """Whether a safetensors file says of itself that it is one of ours, whatever its name; a damaged one does, too."""
+    if not path.is_file():
+        return False
     with path.open("rb") as stream:
-        return b'"format":"filterattr-' in stream.read(1 << 16)
+        head = stream.read(1 << 16)
+    return head[8:9] == b"{" and b'"format":"filterattr-' in head
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and description of a file of `save_network`."""
     tensors, description = read_tensors(find_weights(path), "network")
-    if not isinstance(description.get("architecture"), str) or not isinstance(description.get("arguments"), dict):
-        raise WeightsError(f"'{path}' must say which 'architecture' it holds and its 'arguments'; got {description}.")
+    kinds = {"architecture": str, "arguments": dict, "provenance": dict}
+    if any(not isinstance(description.get(name), kind) for name, kind in kinds.items()):
+        raise WeightsError(
+            f"'{path}' must say which 'architecture' it holds and its 'arguments', and have a 'provenance'; got "
+            f"{brief(description)}."
+        )
     return tensors, description
-
-
-def _load_state(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load all weights or, if any does not fit, none; PyTorch itself would load those that do."""
-    own = network.state_dict()
-    shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
-    findings = {
-        "it lacks": [name for name in own if name not in state],
-        "the network has no": [name for name in state if name not in own],
-        "shapes differ:": [
-            f"{name} {found} instead of {held}" for name, (found, held) in shapes.items() if found != held
-        ],
-    }
-    listed = "; ".join(f"{finding} {', '.join(names)}" for finding, names in findings.items() if names)
-    if listed:
-        raise WeightsError(f"'{path}' does not fit {type(network).__name__}: {listed}. Build it with other arguments.")
-    network.load_state_dict(dict(state))
 
 
 def find_weights(path: str | Path) -> Path:

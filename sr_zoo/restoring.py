@@ -14,8 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sr_zoo.images import DAMAGE, ImageError, to_float, to_uint8
-from sr_zoo.models import TwoBranch
+from sr_zoo.colours import coloured, profile_for
+from sr_zoo.images import DAMAGE, READABLE, ImageError, check_finite, opened_picture, to_float, to_uint8
+from sr_zoo.models import TwoBranch, image_channels
 
 MAX_PIXELS = 50_000_000
 WIDEST_OVERLAP = 64
@@ -32,7 +33,7 @@ class Picture:
         pixels: ``uint8`` of shape ``(3, H, W)``; a gray image has three equal channels.
         alpha: Opacity, ``uint8`` of shape ``(1, H, W)``, or ``None`` for an image without.
         is_gray: Whether the file was gray, and so what is written is gray, too.
-        profile: Colour profile (ICC) of the file, which is written again.
+        profile: Colour profile (ICC) of gray or RGB values, whichever the picture has; it is written again.
     """
 
     pixels: Tensor
@@ -50,8 +51,11 @@ class Picture:
     def read(cls, path: str | Path) -> Picture:
         """Read an image file, upright as the camera meant it.
 
+        The colours of print (CMYK) become sRGB by the profile of the file. A profile that does not fit the picture is
+        left out, with a warning.
+
         Args:
-            path: A file that Pillow can open, with 8 bits a channel.
+            path: A PNG, JPEG, BMP, TIFF or WebP file with 8 bits a channel.
 
         Returns:
             The picture.
@@ -69,17 +73,18 @@ class Picture:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-                with Image.open(path) as image:
+                with opened_picture(path) as image:
                     _check_kind(image, path)
                     upright: Image.Image = ImageOps.exif_transpose(image)
                     is_gray = upright.mode in ("1", "L", "LA")
+                    upright, profile = coloured(upright, image.info.get("icc_profile"), path)
                     channels = np.array(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
-                    profile = image.info.get("icc_profile")
         except ImageError:
             raise
         except DAMAGE as error:
             raise ImageError(
-                f"an image to restore must be a readable file; got '{path}' ({type(error).__name__}: {error})."
+                f"an image to restore must be a readable file; got '{path}' ({type(error).__name__}: {error}). "
+                f"{READABLE} are read."
             ) from error
         planes = torch.from_numpy(channels).permute(2, 0, 1).contiguous()
         return cls(planes[:3], planes[3:] if len(planes) == 4 else None, is_gray, profile)
@@ -102,7 +107,7 @@ class Picture:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-            image.save(path, icc_profile=self.profile)
+            image.save(path, icc_profile=profile_for(image.mode, self.profile))
         except (OSError, ValueError, KeyError) as error:
             raise ImageError(f"'{path}' cannot be written: {error}. PNG holds every picture.") from error
 
@@ -127,8 +132,10 @@ def restore_picture(
 ) -> Picture:
     """Restore a picture; transparency is enlarged bicubically.
 
+    A network of one channel restores gray pictures; what it puts out of three channels is coloured.
+
     Args:
-        network: Maps ``(N, 3, h, w)`` to ``(N, 3, upscale * h, upscale * w)``.
+        network: Maps ``(N, 3, h, w)`` to ``(N, 3, upscale * h, upscale * w)``; either may have one channel instead.
         picture: The picture.
         tile: As in `restore`.
         progress: As in `restore`.
@@ -137,7 +144,8 @@ def restore_picture(
         A picture ``upscale`` times as large, of the same kind.
 
     Raises:
-        ImageError: The tile is too small.
+        ImageError: The tile is too small, or the picture has colours and the network takes gray ones alone.
+        NonFiniteError: The network puts out values that are no numbers.
 
     Example:
         >>> from sr_zoo.models import SRResNet
@@ -145,12 +153,18 @@ def restore_picture(
         >>> restore_picture(SRResNet(num_feat=4, num_block=1), picture).size
         (10, 12)
     """
-    restored = restore(network, picture.pixels[None], tile=tile, progress=progress)[0]
+    taken, made = image_channels(network)
+    if {taken, made} - {1, 3}:
+        raise ImageError(f"a network must map 1 or 3 channels to 1 or 3 to restore a picture; got {taken} to {made}.")
+    if taken == 1 and not picture.is_gray:
+        raise ImageError("a network of one channel restores gray pictures; this one has colours. Convert it to gray.")
+    restored = restore(network, picture.pixels[None, :taken], tile=tile, progress=progress)[0]
     alpha = picture.alpha
     if alpha is not None:
         size = tuple(restored.shape[-2:])
         alpha = to_uint8(functional.interpolate(to_float(alpha[None]), size=size, mode="bicubic", antialias=True)[0])
-    return replace(picture, pixels=restored, alpha=alpha)
+    is_gray = made == 1 or (picture.is_gray and taken == 3)
+    return replace(picture, pixels=restored.expand(3, -1, -1), alpha=alpha, is_gray=is_gray)
 
 
 @torch.no_grad()
@@ -176,6 +190,7 @@ def restore(
 
     Raises:
         ImageError: The tile is smaller than 16 pixels.
+        NonFiniteError: The network puts out values that are no numbers.
 
     Example:
         >>> from sr_zoo.models import SRResNet
@@ -203,7 +218,7 @@ def restore(
         bottom, right = min(top + tile, height), min(left + tile, width)
         first_row, first_column = max(top - overlap, 0), max(left - overlap, 0)
         wide = degraded[..., first_row : bottom + overlap, first_column : right + overlap]
-        restored = compute(load(wide)).cpu()
+        restored = check_finite(compute(load(wide)).cpu())
         rows = slice((top - first_row) * scale, (bottom - first_row) * scale)
         columns = slice((left - first_column) * scale, (right - first_column) * scale)
         inner = restored[..., rows, columns]

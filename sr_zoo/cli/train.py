@@ -32,7 +32,7 @@ from sr_zoo.degradations import (
 )
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
-from sr_zoo.pretrained import ARCHITECTURES, WeightsError, build, describe_network, load_network, save_network
+from sr_zoo.pretrained import ARCHITECTURES, WeightsError, build, open_weights, save_network
 from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes, read_log
 
 _RATES = {"base": 2e-4, "target": 5e-5}
@@ -176,8 +176,12 @@ def _network(
 ) -> tuple[str, dict[str, Any], nn.Module]:
     """Name, constructor's arguments and first weights of the network."""
     if options.start not in (None, "scratch"):
-        description = describe_network(options.start)
-        return description["architecture"], description["arguments"], load_network(options.start).train()
+        opened = open_weights(options.start)
+        if opened.architecture not in ARCHITECTURES:
+            raise WeightsError(
+                f"{', '.join(ARCHITECTURES)} can be trained; '{options.start}' is {opened.architecture}."
+            )
+        return opened.architecture, opened.arguments, opened.network.train()
     settings: dict[str, Any] = {"upscale": options.upscale}
     if options.network == "srresnet":
         settings |= {"num_feat": options.features, "num_block": options.blocks}

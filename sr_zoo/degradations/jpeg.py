@@ -88,7 +88,7 @@ class JPEG(_Compression):
             Image.fromarray(planes.squeeze(2) if planes.shape[2] == 1 else planes).save(
                 stream, format="jpeg", quality=self.quality, subsampling=self.subsampling
             )
-            with Image.open(stream) as picture:
+            with Image.open(stream, formats=("JPEG",)) as picture:
                 decoded.copy_(torch.from_numpy(np.array(picture)).view(planes.shape).permute(2, 0, 1))
         return result.to(images) / 255
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sr_zoo.models.blocks import check_sizes, scaled_kaiming_
+from sr_zoo.models.blocks import brief, check_sizes, scaled_kaiming_
 
 _SLOPE = 0.2
 _DAMPING = 0.2
@@ -108,13 +108,14 @@ class RRDBNet(nn.Module):
         num_grow_ch: int = 32,
         upscale: int = 4,
     ) -> None:
-        if upscale not in _UNSHUFFLE:
-            raise ValueError(f"upscale must be one of {', '.join(map(str, _UNSHUFFLE))}; got {upscale}.")
+        if type(upscale) is not int or upscale not in _UNSHUFFLE:
+            raise ValueError(f"upscale must be one of {', '.join(map(str, _UNSHUFFLE))}; got {brief(upscale)}.")
         check_sizes(
             num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, num_block=num_block, num_grow_ch=num_grow_ch
         )
         super().__init__()
         self.upscale = upscale
+        self.num_in_ch, self.num_out_ch = num_in_ch, num_out_ch
         self.fold = _UNSHUFFLE[upscale]
         self.conv_first = nn.Conv2d(num_in_ch * self.fold**2, num_feat, 3, 1, 1)
         self.body = nn.Sequential(*(ResidualInResidual(num_feat, num_grow_ch) for _ in range(num_block)))

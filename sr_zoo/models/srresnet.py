@@ -54,6 +54,7 @@ class SRResNet(nn.Module):
             raise ValueError(f"num_in_ch must be 1 or num_out_ch ({num_out_ch}) for the skip; got {num_in_ch}.")
         super().__init__()
         self.upscale = upscale
+        self.num_in_ch, self.num_out_ch = num_in_ch, num_out_ch
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
         self.body = nn.Sequential(*(ResidualBlock(num_feat) for _ in range(num_block)))
         factor = 2 if upscale == 4 else upscale

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sr_zoo.models.blocks import NEGATIVE_SLOPE, check_sizes, check_upscale, scaled_kaiming_
+from sr_zoo.models.blocks import NEGATIVE_SLOPE, brief, check_sizes, check_upscale, scaled_kaiming_
 
 # brings the details of photographs, a few per cent of the range, near a deviation of 1
 _DETAIL_GAIN = 8.0
@@ -192,10 +192,11 @@ class TwoBranch(nn.Module):
         )
         if num_in_ch not in (1, num_out_ch):
             raise ValueError(f"num_in_ch must be 1 or num_out_ch ({num_out_ch}) for the skip; got {num_in_ch}.")
-        if not predicts or isinstance(predicts, str):  # type: ignore[unreachable]
-            raise ValueError(f"predicts must name at least one degradation, in a tuple; got {predicts!r}.")
+        if not _are_names(predicts):
+            raise ValueError(f"predicts must name at least one degradation, in a tuple; got {brief(predicts)}.")
         super().__init__()
         self.upscale = upscale
+        self.num_in_ch, self.num_out_ch = num_in_ch, num_out_ch
         self.predicts = tuple(predicts)
         self.predictor = Predictor(num_in_ch, predictor_feat, condition)
         self.estimate = nn.Linear(condition, len(self.predicts))
@@ -288,3 +289,9 @@ class TwoBranch(nn.Module):
             features = block(features, condition)
         transformed: Tensor = self.sft_last(features, condition)
         return transformed
+
+
+def _are_names(predicts: object) -> bool:
+    """Whether a value names degradations, each once; a file may hold anything."""
+    listed = list(predicts) if isinstance(predicts, list | tuple) else []
+    return bool(listed) and all(isinstance(name, str) for name in listed) and len(set(listed)) == len(listed)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from filterattr.engine.storage import read_tensors, write_tensors
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import Degradation, evaluation_inputs
-from sr_zoo.evaluation import check_photographs, measure
+from sr_zoo.evaluation import check_colour, check_photographs, measure
 from sr_zoo.models import DASR
 from sr_zoo.training.log import draw_curves, open_board, read_log, write_board
 from sr_zoo.training.objective import Objective
@@ -55,7 +55,8 @@ class Trainer:
     Raises:
         TrainingError: The patch does not suit the scale, or ``validate_every`` is below 1, or a `DASR`
             network is to be trained in several processes or with single patches.
-        ImageError: No photograph is as large as a patch with its margin, or one to validate on is too small.
+        ImageError: No photograph is as large as a patch with its margin, one to validate on is too small, or the
+            network does not map colours to colours.
 
     Example:
         >>> from sr_zoo.training import Recipe, read_log
@@ -100,6 +101,7 @@ class Trainer:
                 "dasr compares the patches of a batch with one another: train it in one process, with a batch of at "
                 f"least 2; got {self.processes.count} processes and a batch of {recipe.batch_size}."
             )
+        check_colour(network)
         check_photographs(validation, self.scale)
         self.recipe = recipe
         self.folder = Path(folder)

@@ -54,6 +54,22 @@ def test_weights_of_three_degradations_are_measured_on_all_and_their_predictor_t
     assert "What the predictor tells" in card
 
 
+@pytest.mark.parametrize("kind", ["own, nothing known", "basicsr"])
+def test_weights_that_do_not_say_how_they_were_trained_have_a_card_too(weights, photographs, tmp_path, kind):
+    path = weights()
+    state = load_network(path).state_dict()
+    if kind == "basicsr":
+        path = tmp_path / "net_g.pth"
+        torch.save({"params": state}, path)
+    else:
+        save_network(path, "srresnet", ONE, state, {})
+    card = make_card(path, {"tiny": photographs[:1]}, data="somebody's photographs")
+    assert "- trained on: somebody's photographs; the file does not say how" in card
+    assert "averaged" not in card
+    table = measure(load_network(weights()), photographs[:1], evaluation_inputs())
+    assert all(f"| tiny (1) | {name} | {row['psnr']:.2f} |" in card for name, row in table.items())
+
+
 class TestHalf:
     def test_they_take_half_the_room_and_do_the_same(self, weights, photographs, tmp_path):
         path = weights("srresnet", {**ONE, "num_feat": 16})
@@ -66,16 +82,42 @@ class TestHalf:
             assert_close(network.state_dict()[name], value.half().float(), rtol=0, atol=0)
         assert table["tiny"] == measure(network, photographs, evaluation_inputs())
 
-    def test_weights_that_half_precision_harms_are_kept_as_they_are(self, weights, photographs, tmp_path):
-        path = weights()
+    @pytest.mark.parametrize(
+        ("bias", "weight", "message"),
+        [
+            (1e-9, 1e7, r"numbers up to 65504; weights in 'conv_last\.weight' are larger. Keep"),
+            (2e-8, 6e4, r"by more than 0\.01 dB; it changes that of tiny, .* Keep"),  # halves begin at 6e-8
+        ],
+    )
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_weights_that_half_precision_harms_leave_everything_as_it_was(
+        self, weights, photographs, tmp_path, bias, weight, message, exists
+    ):
+        path, out = weights(), tmp_path / "half.safetensors"
         state = load_network(path).state_dict()
-        state["conv_hr.weight"] *= 1e7  # halves end at 65504
-        state["conv_last.weight"] *= 1e-7
-        description = describe_network(path)
-        save_network(path, "srresnet", ONE, state, description["provenance"])
-        with pytest.raises(WeightsError, match=r"by more than 0\.01 dB; it changes that of tiny, .* Keep"):
-            write_half(path, tmp_path / "half.safetensors", {"tiny": photographs})
-        assert not (tmp_path / "half.safetensors").exists()
+        state["conv_hr.weight"].zero_()
+        state["conv_hr.bias"].fill_(bias)
+        state["conv_last.weight"].fill_(weight)
+        save_network(path, "srresnet", ONE, state, describe_network(path)["provenance"])
+        if exists:
+            out.write_bytes(b"an older, good file")
+        with pytest.raises(WeightsError, match=message):
+            write_half(path, out, {"tiny": photographs[:1]})
+        assert out.exists() == exists
+        assert not exists or out.read_bytes() == b"an older, good file"
+
+    @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
+    def test_the_weights_themselves_are_no_place_for_them(self, weights, photographs, tmp_path, link):
+        path = weights()
+        out = {"same": path, "symbolic": tmp_path / "s.safetensors", "hard": tmp_path / "h.safetensors"}[link]
+        if link == "symbolic":
+            out.symlink_to(path)
+        if link == "hard":
+            out.hardlink_to(path)
+        before = path.read_bytes()
+        with pytest.raises(WeightsError, match="holds the weights themselves; name another file"):
+            write_half(path, out, {"tiny": photographs[:1]})
+        assert path.read_bytes() == before
 
     def test_the_command_writes_both(self, weights, photographs, tmp_path, capsys):
         write_image(tmp_path / "tiny" / "0.png", photographs[0])

@@ -25,6 +25,16 @@ class TestLoading:
         with pytest.raises(ImageError, match=r"got '.*b\.png'"):
             load_photographs(tmp_path, progress=False)
 
+    def test_every_file_that_cannot_be_read_is_named_at_once(self, tmp_path, photographs):
+        write_image(tmp_path / "a.png", photographs[0])
+        for number in range(25):
+            (tmp_path / f"b{number:02d}.png").write_bytes(b"nothing")
+        with pytest.raises(ImageError, match=r"^25 of 26 photographs cannot be read: ") as caught:
+            load_photographs(tmp_path, progress=False)
+        named = [number for number in range(25) if f"b{number:02d}.png" in str(caught.value)]
+        assert named == list(range(20))
+        assert str(caught.value).endswith(" And 5 more.")
+
     def test_more_than_the_memory_limit_is_refused(self, tmp_path, photographs, monkeypatch):
         for index, photograph in enumerate(photographs):
             write_image(tmp_path / f"{index}.png", photograph)

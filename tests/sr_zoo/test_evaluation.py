@@ -8,10 +8,13 @@ from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
+from filterattr.errors import NonFiniteError
 from sr_zoo.degradations import GaussianNoise, Pipeline, Quantize, clean_inputs, evaluation_inputs
+from sr_zoo.demo import find_and_mask
 from sr_zoo.evaluation import check_photographs, degrade_photograph, measure
 from sr_zoo.images import ImageError, to_float
 from sr_zoo.models import SRResNet
+from sr_zoo.training import Recipe, Trainer
 
 
 class Bilinear(nn.Module):
@@ -176,3 +179,30 @@ class TestDegradePhotograph:
         first, again, other = (degrade_photograph(photographs[0], noise, 2, seed)[0] for seed in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
+
+
+def test_gray_networks_are_refused_before_any_work(photographs, tmp_path):
+    gray = SRResNet(num_in_ch=1, num_out_ch=1, num_feat=4, num_block=1)
+    colouring = SRResNet(num_in_ch=1, num_out_ch=3, num_feat=4, num_block=1)
+    sound = SRResNet(num_feat=4, num_block=1)
+    message = r"photographs have 3 channels.*got 1 and [13]\. A network of gray images restores"
+    for network in (gray, colouring):
+        for refused in (
+            lambda network=network: measure(network, photographs, evaluation_inputs()),
+            lambda network=network: find_and_mask(sound, network, photographs, photographs),
+            lambda network=network: find_and_mask(network, sound, photographs, photographs),
+            lambda network=network: Trainer(
+                network, photographs, photographs, Recipe(clean_inputs().config()), tmp_path / "run"
+            ),
+        ):
+            with pytest.raises(ImageError, match=message):
+                refused()
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_puts_out_no_numbers_has_no_quality(photographs):
+    network = SRResNet(num_feat=4, num_block=1)
+    with torch.no_grad():
+        network.conv_last.bias[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"an image must be finite; \d+ of \d+ values"):
+        measure(network, photographs, evaluation_inputs())

@@ -1,5 +1,7 @@
 """Reading photographs of every sort, and writing them."""
 
+import ast
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -10,8 +12,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from filterattr.errors import FilterAttrError
+from filterattr.errors import FilterAttrError, NonFiniteError
 from sr_zoo.images import ImageError, list_photographs, read_image, to_float, to_uint8, write_image
+from sr_zoo.restoring import Picture
 
 ORIENTATION = 274
 
@@ -177,6 +180,52 @@ class TestReading:
         assert issubclass(ImageError, ValueError)
 
 
+POSTSCRIPT = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+class TestFormats:
+    @pytest.mark.parametrize("read", [read_image, Picture.read])
+    def test_postscript_under_the_name_of_a_picture_starts_no_program(self, tmp_path, monkeypatch, read):
+        program = tmp_path / "bin" / "gs"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        (tmp_path / "holiday.png").write_text(POSTSCRIPT)
+        with pytest.raises(ImageError, match=r"holiday\.png.*PNG, JPEG, BMP, TIFF and WebP are read"):
+            read(tmp_path / "holiday.png")
+        assert not (tmp_path / "started").exists()
+
+    @pytest.mark.parametrize("read", [read_image, Picture.read])
+    @pytest.mark.parametrize("kind", ["GIF", "PPM", "PCX", "TGA", "ICO"])
+    def test_formats_that_are_not_listed_are_refused_though_pillow_knows_them(self, tmp_path, pixels, read, kind):
+        Image.fromarray(pixels).save(tmp_path / "a.png", format=kind)
+        with pytest.raises(ImageError, match="cannot identify image file"):
+            read(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+    def test_the_content_tells_the_format_not_the_name(self, tmp_path, pixels, kind):
+        Image.fromarray(pixels).save(tmp_path / "a.jpg", format=kind)
+        assert_close(read_image(tmp_path / "a.jpg"), as_tensor(pixels), rtol=0, atol=0)
+
+    def test_a_photograph_of_several_pictures_as_telephones_write_is_a_jpeg(self, tmp_path):
+        first, second = (Image.new("RGB", (16, 16), shade) for shade in ("white", "black"))
+        first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+        assert read_image(tmp_path / "a.jpg").min() > 250
+
+    def test_no_picture_is_opened_without_a_list_of_formats(self):
+        root = Path(__file__).parents[2]
+        opened = [
+            ast.unparse(node)
+            for package in ("filterattr", "sr_zoo")
+            for path in (root / package).rglob("*.py")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open")
+        ]
+        assert len(opened) == 2
+        assert all("formats=" in call for call in opened)
+
+
 class TestListing:
     def test_images_are_listed_by_name_and_nothing_else_is(self, tmp_path):
         for name in ("b.JPG", "a.png", "c.webp", "notes.txt", ".hidden.png"):
@@ -205,6 +254,15 @@ class TestConverting:
     def test_values_are_rounded_and_clipped(self):
         values = torch.tensor([-0.5, 0.49 / 255, 0.51 / 255, 254.4 / 255, 1.5])
         assert to_uint8(values).tolist() == [0, 0, 1, 254, 255]
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_what_is_no_number_does_not_become_black(self, tmp_path, value):
+        image = torch.full((3, 4, 4), 0.5)
+        image[0, 1, 2] = value
+        for convert in (to_uint8, lambda some: write_image(tmp_path / "a.png", some)):
+            with pytest.raises(NonFiniteError, match="an image must be finite; 1 of 48 values"):
+                convert(image)
+        assert not (tmp_path / "a.png").exists()
 
     def test_half_precision_and_gradients_are_no_obstacle(self):
         assert to_uint8(torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True)).tolist() == [128]

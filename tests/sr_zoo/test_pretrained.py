@@ -2,15 +2,25 @@
 
 import os
 import pickle
+import resource
+import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 from torch.testing import assert_close
 
 from filterattr.engine.storage import write_tensors
 from filterattr.errors import FilterAttrError, StorageError
 from sr_zoo import pretrained
+from sr_zoo.adaptive import AdaptiveRestorer
+from sr_zoo.cli import main
+from sr_zoo.images import write_image
 from sr_zoo.models import SRCNNStyle, SRResNet
 from sr_zoo.pretrained import (
     WeightsError,
@@ -18,6 +28,8 @@ from sr_zoo.pretrained import (
     describe_network,
     load_checkpoint,
     load_network,
+    open_network,
+    open_weights,
     save_network,
     shipped_weights,
 )
@@ -263,6 +275,197 @@ class TestOwnFiles:
         write_tensors(path, "training", {"a": torch.zeros(1)}, {})
         with pytest.raises(StorageError, match="must be a network file"):
             load_network(path)
+
+
+@contextmanager
+def little_room(extra=2**29):
+    """Nothing large can be built meanwhile: the process has half a GiB more than it holds now."""
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + extra, before[1]))
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
+class TestNothingIsBuiltBeforeItFits:
+    @pytest.mark.parametrize(
+        ("architecture", "arguments", "message"),
+        [
+            ("srresnet", {"num_block": 10**9, "num_feat": 1}, "sizes must be positive whole numbers; got num_block"),
+            ("srresnet", {"num_feat": 10**9}, "got num_feat=1000000000. At most 1000 blocks and 65536 channels"),
+            ("srresnet", {"num_feat": 2**16, "num_block": 0}, "got num_block=0"),
+            ("srresnet", {"num_block": 1000, "num_feat": 1}, "holds 1 tensors, which are too few for num_block=1000"),
+            ("srresnet", {"num_feat": True}, "got num_feat=True"),
+            ("srresnet", {"num_feat": 8.0}, "got num_feat=8.0"),
+            ("srresnet", {"num_feat": -8}, "got num_feat=-8"),
+            ("srresnet", {"num_feat": "9" * 5000}, r"num_feat='9+\.\.\."),
+            ("srresnet", {"num_feat": int("9" * 4000)}, "a number of about 4000 digits"),
+            ("srresnet", {"upscale": 2.0}, "upscale must be one of 2, 3, 4; got 2.0"),
+            ("srresnet", {"upscale": True}, "upscale must be one of 2, 3, 4; got True"),
+            ("srresnet", {"upscale": [2]}, "upscale must be one of 2, 3, 4"),
+            ("srcnn_style", {"upscale": 4}, "does not fit SRCNNStyle"),
+            ("rrdbnet", {"num_block": 10**9}, "got num_block=1000000000"),
+            ("rrdbnet", {"num_feat": 2**16, "num_grow_ch": 2**16}, r"does not fit RRDBNet: it lacks .* and \d+ more"),
+            ("rrdbnet", {"upscale": {"a": 1}}, "upscale must be one of 1, 2, 4"),
+            ("two_branch", {"hidden": 10**9}, "got hidden=1000000000"),
+            ("two_branch", {"condition": 2**16, "hidden": 2**16, "num_feat": 2**16}, "does not fit TwoBranch"),
+            ("two_branch", {"predicts": 5}, "predicts must name at least one degradation, in a tuple; got 5"),
+            ("two_branch", {"predicts": {"blur": 1}}, "predicts must name"),
+            ("two_branch", {"predicts": ["blur", ["noise"]]}, "predicts must name"),
+            ("dasr", {"condition": 10**9}, "got condition=1000000000"),
+            ("dasr", {"condition": 2**16}, "does not fit DASR"),
+        ],
+    )
+    def test_what_a_file_says_of_itself_is_checked_first(self, tmp_path, architecture, arguments, message):
+        path = tmp_path / "a.safetensors"
+        save_network(path, architecture, arguments, {"a": torch.zeros(1)}, {})
+        with little_room(), pytest.raises(WeightsError, match=message) as caught:
+            open_network(path)
+        assert len(str(caught.value)) < 2500
+
+    @pytest.mark.parametrize("block", ["999999999", "9" * 5000, "70000", "\u0663" * 12])
+    @pytest.mark.parametrize(
+        "layout", ["body.{}.conv1.weight", "body.{}.rdb1.conv1.weight", "features.{}.weight", "layers.x{}.weight"]
+    )
+    def test_names_that_number_more_layers_than_there_can_be_are_refused(self, tmp_path, block, layout):
+        state = {
+            "conv_first.weight": torch.zeros(1, 3, 1, 1),
+            "conv_last.weight": torch.zeros(3, 1, 1, 1),
+            "upconv1.weight": torch.zeros(4, 1, 1, 1),
+            layout.format(block): torch.zeros(1),
+        }
+        save_file(state, tmp_path / "a.safetensors")
+        with little_room(), pytest.raises(WeightsError, match=r"must number its layers from 0; '.* names no layer"):
+            open_network(tmp_path / "a.safetensors")
+
+    def test_a_small_file_that_calls_for_a_large_network_is_refused(self, tmp_path):
+        """Shapes of the first layers alone, which tell the sizes of all others."""
+        width = 30_000
+        state = {
+            "conv_first.weight": torch.zeros(width, 3, 1, 1),
+            "conv_last.weight": torch.zeros(3, 1),
+            "body.0.conv1.weight": torch.zeros(1),
+            "upconv1.weight": torch.zeros(4 * width, 1),
+        }
+        save_file(state, tmp_path / "a.safetensors")
+        with little_room(), pytest.raises(WeightsError, match="does not fit SRResNet: it lacks"):
+            open_network(tmp_path / "a.safetensors")
+
+    def test_tensors_without_elements_call_for_nothing_either(self, tmp_path):
+        state = {
+            "conv_first.weight": torch.zeros(10**9, 0, 3, 3),
+            "conv_last.weight": torch.zeros(3, 1),
+            "body.0.conv1.weight": torch.zeros(1),
+            "upconv1.weight": torch.zeros(4 * 10**9, 0),
+        }
+        save_file(state, tmp_path / "a.safetensors")
+        with little_room(), pytest.raises(WeightsError, match="sizes must be positive whole numbers"):
+            open_network(tmp_path / "a.safetensors")
+
+    @pytest.mark.parametrize("width", [2**12, 2**20])
+    def test_the_collection_builds_no_giant_either(self, tmp_path, monkeypatch, width):
+        class ModelLoader:
+            def load_from_state_dict(self, state):
+                model = nn.Sequential(*(nn.Linear(len(state["a.weight"]), width) for _ in range(2)))
+                return SimpleNamespace(model=model, scale=2, input_channels=1, output_channels=1)
+
+        collection = SimpleNamespace(ModelLoader=ModelLoader, UnsupportedModelError=ArithmeticError)
+        monkeypatch.setitem(sys.modules, "spandrel", collection)
+        save_file({"a.weight": torch.zeros(512)}, tmp_path / "a.safetensors")
+        if width == 2**12:
+            network = open_network(tmp_path / "a.safetensors")
+            assert (network.upscale, network.num_in_ch, network.num_out_ch) == (2, 1, 1)
+            return
+        with (
+            little_room(),
+            pytest.raises(WeightsError, match="no network that this package or spandrel knows") as caught,
+        ):
+            open_network(tmp_path / "a.safetensors")
+        assert "far larger than its weights" in str(caught.value.__cause__)
+
+    def test_the_adaptive_restorer_is_checked_like_any_network(self, tmp_path):
+        description = {"architecture": "srresnet", "arguments": {"num_block": 10**9, "num_feat": 1}}
+        write_tensors(tmp_path / "a.safetensors", "adaptive restorer", {"shared/a": torch.zeros(1)}, description)
+        with little_room(), pytest.raises(WeightsError, match="sizes must be positive whole numbers"):
+            AdaptiveRestorer.load(tmp_path / "a.safetensors")
+
+
+class TestWeightsThatAreNoNumbers:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), complex(1, 1)])
+    @pytest.mark.parametrize("kind", ["own", "basicsr", "given network"])
+    def test_they_are_refused_by_name(self, tmp_path, trained, value, kind):
+        state = trained.state_dict()
+        if isinstance(value, complex):
+            state["conv_hr.weight"] = state["conv_hr.weight"].to(torch.complex64)
+        state["conv_hr.weight"][0, 0, 0, 0] = value
+        path = tmp_path / "a.pth"
+        if kind == "own":
+            save_network(path, "srresnet", ARGUMENTS, state, {})
+        else:
+            torch.save({"params": state}, path)
+        read = (lambda path: load_checkpoint(small(3), path)) if kind == "given network" else open_network
+        with pytest.raises(WeightsError, match=r"must be finite real numbers; those of '.*a\.pth' are not in conv_hr"):
+            read(path)
+
+    def test_no_command_takes_them(self, tmp_path, trained, capsys):
+        state = trained.state_dict()
+        state["conv_hr.weight"][0] = float("nan")
+        path, photos = tmp_path / "a.safetensors", tmp_path / "photos"
+        save_network(path, "srresnet", ARGUMENTS, state, {})
+        write_image(photos / "0.png", torch.zeros(3, 64, 64, dtype=torch.uint8))
+        images = ["--images", str(photos)]
+        for words in (
+            ["restore", str(photos / "0.png"), "--weights", str(path), "--out", str(tmp_path / "out.png")],
+            ["demo", "--target", str(path), "--out", str(tmp_path / "demo")],
+            ["card", str(path), *images, "--data", "none"],
+            ["compare", "--network", "a", str(path), *images],
+            ["train", "target", "--from", str(path), *images, "--out", str(tmp_path / "run")],
+            ["attribute", str(path), str(path), *images, "--out", str(tmp_path / "attribution")],
+        ):
+            assert main(words) == 2
+            assert "must be finite real numbers" in capsys.readouterr().err
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["a.safetensors", "photos"]
+
+
+class TestOpening:
+    def test_weights_come_with_all_that_is_known(self, tmp_path, trained):
+        save_network(tmp_path / "a.bin", "srresnet", ARGUMENTS, trained.state_dict(), {"seed": 3})
+        torch.save({"params": trained.state_dict()}, tmp_path / "b.pth")
+        own, foreign = open_weights(tmp_path / "a.bin"), open_weights(tmp_path / "b.pth")
+        assert own[1:] == ("srresnet", ARGUMENTS, {"seed": 3})
+        assert foreign[1:] == ("srresnet", {"num_in_ch": 3, "num_out_ch": 3, **ARGUMENTS}, {})
+        for opened in (own, foreign):
+            assert_same_network(opened.network, trained)
+            assert not opened.network.training
+            assert all(weight.requires_grad and weight.is_leaf for weight in opened.network.parameters())
+
+    def test_opening_draws_no_random_numbers(self, tmp_path, trained):
+        torch.save({"params": trained.state_dict()}, tmp_path / "b.pth")
+        before = torch.get_rng_state()
+        open_network(tmp_path / "b.pth")
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_a_key_names_an_entry_or_what_names_begin_with(self, tmp_path, trained, other):
+        states = {"g": {"net": trained.state_dict()}, "d": {"net": other}, "iteration": 3}
+        torch.save(states, tmp_path / "gan.pth")
+        torch.save(prefixed(trained.state_dict(), "a.") | prefixed(other, "b."), tmp_path / "flat.pth")
+        for path, key in (("gan.pth", "g.net"), ("flat.pth", "a")):
+            assert_same_network(open_network(tmp_path / path, key=key), trained)
+            network = small(3)
+            load_checkpoint(network, tmp_path / path, key=key)
+            assert_same_network(network, trained)
+        with pytest.raises(WeightsError, match=r"holds nothing under 'h': 'h' is missing beside 'g', 'd', 'iteration'"):
+            open_network(tmp_path / "gan.pth", key="h")
+
+    def test_a_key_has_no_meaning_for_files_of_our_own(self, tmp_path, trained):
+        save_network(tmp_path / "a.safetensors", "srresnet", ARGUMENTS, trained.state_dict(), {})
+        with pytest.raises(WeightsError, match="holds one network alone; leave key="):
+            open_network(tmp_path / "a.safetensors", key="params")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from filterattr import FilterAttributor
 from sr_zoo import pretrained
 from sr_zoo.models import RRDBNet, SRCNNStyle, SRResNet
-from sr_zoo.pretrained import WeightsError, load_network, open_checkpoint, open_network, save_network
+from sr_zoo.pretrained import WeightsError, load_checkpoint, load_network, open_checkpoint, open_network, save_network
 from sr_zoo.recognition import recognise
 from sr_zoo.samples import squared_error
 
@@ -112,6 +112,68 @@ class TestSRResNet:
             state = SRResNet(upscale=4).state_dict()
         name, arguments, _ = recognise(state)
         assert (name, arguments["num_feat"], arguments["num_block"], arguments["upscale"]) == ("srresnet", 64, 16, 4)
+
+
+def sequential_names(state):
+    """The names of the very first ESRGAN, whose layers were numbered, by the published table of both names."""
+    table = {"conv_first": "0", "conv_body": "1.sub.2", "conv_up1": "3", "conv_up2": "6", "conv_hr": "8"}
+    table["conv_last"] = "10"
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        if layer in table:
+            renamed[f"model.{table[layer]}.{kind}"] = value
+        else:
+            _, block, dense, convolution = layer.split(".")
+            renamed[f"model.1.sub.{block}.{dense.upper()}.{convolution}.0.{kind}"] = value
+    return renamed
+
+
+class TestNamesOfOthers:
+    @pytest.mark.parametrize("upscale", [2, 3, 4])
+    def test_the_first_msrresnet_called_its_layers_otherwise(self, tmp_path, rng, upscale):
+        state = msrresnet_state(rng, upscale)
+        old = {name.replace("body.", "recon_trunk.").replace("conv_hr", "HRconv"): v for name, v in state.items()}
+        network = open_network(saved(tmp_path / "MSRResNet.pth", old))
+        assert isinstance(network, SRResNet)
+        assert network.upscale == upscale
+        assert_close(dict(network.state_dict()), state, rtol=0, atol=0)
+
+    def test_the_very_first_esrgan_numbered_its_layers(self, tmp_path, rng):
+        state = rrdbnet_state(rng)
+        network = open_network(saved(tmp_path / "old_arch.pth", sequential_names(state)))
+        assert_close(dict(network.state_dict()), state, rtol=0, atol=0)
+        degraded = torch.rand(1, 3, 8, 8, generator=rng)
+        assert_close(network(degraded), literal_rrdbnet(state, degraded, 1), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("prefix", ["net_g.", "generator.", "model.", "module.", "netG.module.", "a.b.c."])
+    @pytest.mark.parametrize("make", [lambda rng: msrresnet_state(rng, 2), rrdbnet_state], ids=["srresnet", "rrdb"])
+    def test_a_generator_is_found_beside_other_networks(self, tmp_path, rng, prefix, make):
+        state = make(rng)
+        whole = {prefix + name: value for name, value in state.items()}
+        if prefix != "module.":
+            whole |= {"net_d.conv0.weight": torch.zeros(2, 3, 3, 3), "vgg.features.0.weight": torch.zeros(4, 3, 3, 3)}
+        network = open_network(saved(tmp_path / "gan.pth", whole))
+        assert_close(dict(network.state_dict()), state, rtol=0, atol=0)
+        given = type(network)(**recognise(state)[1])
+        load_checkpoint(given, tmp_path / "gan.pth")
+        assert_close(dict(given.state_dict()), state, rtol=0, atol=0)
+
+    def test_of_a_generator_and_its_average_the_average_is_taken(self, tmp_path, rng):
+        state, average = msrresnet_state(rng, 2), msrresnet_state(rng, 2)
+        both = {f"generator.{name}": value for name, value in state.items()}
+        both |= {f"generator_ema.{name}": value for name, value in average.items()}
+        network = open_network(saved(tmp_path / "gan.pth", both))
+        assert_close(dict(network.state_dict()), average, rtol=0, atol=0)
+        chosen = open_network(tmp_path / "gan.pth", key="generator")
+        assert_close(dict(chosen.state_dict()), state, rtol=0, atol=0)
+
+    def test_several_networks_that_nothing_tells_apart_are_refused(self, tmp_path, rng):
+        states = {f"{part}.{name}": v for part in ("x", "y") for name, v in msrresnet_state(rng, 2).items()}
+        path = saved(tmp_path / "two.pth", states)
+        with pytest.raises(WeightsError, match="those of several networks, 'x' and 'y': choose one with key="):
+            open_network(path)
+        assert open_network(path, key="y").upscale == 2
 
 
 class TestRRDBNet:

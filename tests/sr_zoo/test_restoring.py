@@ -5,10 +5,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import nn
 from torch.testing import assert_close
 
+from filterattr.errors import FilterAttrWarning, NonFiniteError
 from sr_zoo.images import ImageError, to_float, to_uint8
 from sr_zoo.models import RRDBNet, SRCNNStyle, SRResNet, TwoBranch
 from sr_zoo.restoring import MAX_PIXELS, Picture, reach, restore, restore_picture
@@ -198,3 +199,121 @@ class TestRefusals:
             Picture(pixels, alpha).write(tmp_path / "a.jpg")
         with pytest.raises(ImageError, match=r"a\.xyz' cannot be written"):
             Picture(pixels).write(tmp_path / "a.xyz")
+
+
+class TestGrayNetworks:
+    @pytest.fixture
+    def gray(self, photographs):
+        return Picture(photographs[1][:1].repeat(3, 1, 1), is_gray=True)
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda **channels: SRResNet(num_feat=4, num_block=1, **channels),
+            lambda **channels: RRDBNet(num_feat=4, num_block=1, num_grow_ch=2, upscale=2, **channels),
+            lambda **channels: TwoBranch(num_feat=4, num_block=1, hidden=2, condition=2, predictor_feat=2, **channels),
+        ],
+        ids=["SRResNet", "RRDBNet", "TwoBranch"],
+    )
+    def test_a_gray_picture_becomes_what_the_network_makes_of_one_channel(self, tmp_path, make, rng, gray):
+        network = strong(make(num_in_ch=1, num_out_ch=1), rng)
+        restored = restore_picture(network, gray)
+        with torch.no_grad():
+            expected = to_uint8(network(to_float(gray.pixels[None, :1])))[0, 0]
+        assert restored.is_gray
+        assert restored.pixels.shape == (3, 128, 128)
+        assert (restored.pixels.int() - expected.int()).abs().max() <= 1
+        restored.write(tmp_path / "out.png")
+        with Image.open(tmp_path / "out.png") as out:
+            assert out.mode == "L"
+            assert np.array_equal(np.array(out), restored.pixels[0].numpy())
+
+    def test_a_network_that_colours_makes_a_picture_in_colour(self, rng, gray):
+        network = strong(SRResNet(num_in_ch=1, num_out_ch=3, num_feat=4, num_block=1), rng)
+        restored = restore_picture(network, gray)
+        assert not restored.is_gray
+        assert not torch.equal(restored.pixels[0], restored.pixels[1])
+
+    def test_a_picture_in_colour_is_refused(self, photographs):
+        with pytest.raises(ImageError, match="one channel restores gray pictures; this one has colours"):
+            restore_picture(SRResNet(num_in_ch=1, num_out_ch=1, num_feat=4, num_block=1), Picture(photographs[1]))
+
+    def test_channels_that_no_picture_has_are_refused(self, gray):
+        with pytest.raises(ImageError, match="1 or 3 channels to 1 or 3 to restore a picture; got 4 to 4"):
+            restore_picture(SRResNet(num_in_ch=4, num_out_ch=4, num_feat=4, num_block=1), gray)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_network_that_puts_out_no_numbers_restores_nothing(value, dtype):
+    network = SRResNet(num_feat=4, num_block=1)
+    with torch.no_grad():
+        network.conv_last.weight[0, 0, 0, 0] = value
+    with pytest.raises(NonFiniteError, match=r"values are infinite or not a number\. If a network made it"):
+        restore(network, torch.ones(1, 3, 20, 20).to(dtype))
+
+
+def icc(space):
+    """A profile of these values; only its head is sound."""
+    sound = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    sound[16:20] = space
+    return bytes(sound)
+
+
+class TestProfiles:
+    def read(self, tmp_path, image, profile, name="a.tiff"):
+        image.save(tmp_path / name, icc_profile=profile)
+        picture = Picture.read(tmp_path / name)
+        picture.write(tmp_path / "out.png")
+        with Image.open(tmp_path / "out.png") as out:
+            return picture, out.mode, out.info.get("icc_profile")
+
+    @pytest.mark.parametrize(("mode", "space"), [("RGB", b"RGB "), ("L", b"GRAY"), ("RGBA", b"RGB "), ("LA", b"GRAY")])
+    def test_a_profile_of_these_values_is_kept(self, tmp_path, mode, space):
+        _, written, profile = self.read(tmp_path, Image.new(mode, (20, 20)), icc(space))
+        assert (written, profile) == (mode, icc(space))
+
+    @pytest.mark.parametrize(
+        ("mode", "space", "named"),
+        [("RGB", b"GRAY", "GRAY"), ("L", b"RGB ", "RGB"), ("RGB", b"CMYK", "CMYK"), ("RGB", b"Lab ", "Lab")],
+    )
+    def test_a_profile_of_other_values_is_left_out_with_a_word(self, tmp_path, mode, space, named):
+        with pytest.warns(FilterAttrWarning, match=f"left out: it is for {named} values, the picture holds {mode}"):
+            _, written, profile = self.read(tmp_path, Image.new(mode, (20, 20)), icc(space))
+        assert (written, profile) == (mode, None)
+
+    @pytest.mark.parametrize("name", ["a.tiff", "a.jpg"])
+    def test_a_damaged_profile_of_print_is_left_out_with_a_word(self, tmp_path, name):
+        image = Image.new("CMYK", (20, 20), (10, 200, 30, 5))
+        with pytest.warns(FilterAttrWarning, match=r"left out: it cannot be used \(.*\)\. Colours may shift"):
+            picture, written, profile = self.read(tmp_path, image, icc(b"CMYK"), name)
+        assert (written, profile) == ("RGB", None)
+        assert (picture.pixels[:, 0, 0].int() - torch.tensor([240, 54, 220])).abs().max() < 8
+
+    def test_print_becomes_what_its_profile_says(self, tmp_path, monkeypatch):
+        """No profile of print comes with Pillow: the conversion is watched instead."""
+        seen = []
+
+        def convert(image, source, target, outputMode):  # noqa: N803 - Pillow's name
+            assert target.profile_description.startswith("sRGB")
+            seen.append((image.mode, source.read(), outputMode))
+            return Image.new(outputMode, image.size, (1, 2, 3))
+
+        monkeypatch.setattr(ImageCms, "profileToProfile", convert)
+        picture, written, profile = self.read(tmp_path, Image.new("CMYK", (20, 20)), icc(b"CMYK"))
+        assert seen == [("CMYK", icc(b"CMYK"), "RGB")]
+        assert picture.pixels[:, 5, 5].tolist() == [1, 2, 3]
+        assert (written, profile) == ("RGB", None)
+
+    def test_lab_becomes_srgb_and_its_profile_goes_without_a_word(self, tmp_path):
+        lab = Image.new("LAB", (20, 20), (128, 128, 128))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            picture, written, profile = self.read(tmp_path, lab, icc(b"Lab "))
+        assert (written, profile) == ("RGB", None)
+        assert (picture.pixels.float().std(0) < 3).all()
+
+    def test_a_profile_does_not_follow_a_picture_that_lost_its_colours(self, tmp_path, photographs):
+        Picture(photographs[1], is_gray=True, profile=icc(b"RGB ")).write(tmp_path / "out.png")
+        with Image.open(tmp_path / "out.png") as out:
+            assert (out.mode, out.info.get("icc_profile")) == ("L", None)
