@@ -86,7 +86,16 @@ def test_demo(pair, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sr_zoo.cli.demo.find_and_mask", find_and_mask)
-    words = ["demo", "--base", str(pair / "base.pth"), "--target", str(pair / "target.pth")]
+    write_image(pair / "photos" / "large.png", torch.zeros(3, 200, 200, dtype=torch.uint8))
+    words = [
+        "demo",
+        "--out",
+        str(pair / "demo"),
+        "--base",
+        str(pair / "base.pth"),
+        "--target",
+        str(pair / "target.pth"),
+    ]
     assert main([*words, "--search", str(pair / "photos"), "--test", str(pair / "photos")]) == 130
     for network, name in zip(arrived, ("base", "target"), strict=True):
         expected = load_network(pair / f"{name}.safetensors").state_dict()
