@@ -10,15 +10,13 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.hooks import GradientHooks, first_nonfinite_output, tensors_in
-from filterattr.engine.memory import SavedBytes
-from filterattr.engine.modes import Autocast, Forgetting
+from filterattr.engine.hooks import GradientHooks, first_nonfinite_output
+from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.randomness import seed_all
 from filterattr.engine.slots import Slots
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
-from filterattr.points import Points
-from filterattr.shortage import Advice, sizes_of
+from filterattr.shortage import advice, sizes_of
 
 Loss: TypeAlias = Callable[..., Tensor]
 Leaves: TypeAlias = Mapping[str, nn.Parameter]
@@ -65,8 +63,7 @@ class PathLoss(Generic[G]):
         self._slots = slots
         self._loss = loss
         self._autocast = autocast or Autocast()
-        self._forgetting = Forgetting()
-        self._points = Points(path)
+        self._point = {name: torch.empty_like(value) for name, value in path.base.items()}
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
@@ -103,10 +100,6 @@ class PathLoss(Generic[G]):
             RuntimeError: PyTorch's own error for lack of memory passes through; a note at it says what would help.
         """
 
-        def forget(_leaves: Leaves) -> Tensor:
-            self._forgetting.enter()
-            return self.evaluate(self._arguments).detach().to(torch.float64)
-
         def evaluate(leaves: Leaves) -> Tensor:
             value = self.evaluate(self._arguments)
             if coefficient is not None and self.moved:
@@ -116,11 +109,12 @@ class PathLoss(Generic[G]):
             return value.detach().to(torch.float64)
 
         try:
-            found = self._tried(t, forget) if coefficient is None else None
-            self.losses[t] = self._with_weights(t, evaluate) if found is None else found
+            self.losses[t] = self._with_weights(t, evaluate)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                self._advise(error, t)
+                device = next(iter(self.path.base.values())).device
+                where, narrow = f"t = {t:.4g}{self._where}", self._autocast.is_used
+                error.add_note(advice(error, where, self._arguments, device, self._fitted, narrow=narrow))
             raise
         if coefficient is not None:
             self._coefficients[t] = coefficient
@@ -214,7 +208,7 @@ class PathLoss(Generic[G]):
         return value
 
     def weights_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
-        """The weights of one place; their memory is that of every place.
+        """The weights of one place; their memory is that of every place, as fresh memory costs more than to fill it.
 
         Args:
             t: Place on the path.
@@ -222,7 +216,8 @@ class PathLoss(Generic[G]):
         Returns:
             Name to fresh leaf for what moves or could, and name to clone for what stays the same along any path.
         """
-        leaves = {name: nn.Parameter(value.detach()) for name, value in self._points.at(t).items()}
+        self.path.write(t, self._point)
+        leaves = {name: nn.Parameter(value.detach()) for name, value in self._point.items()}
         rest: dict[str, Tensor] = {}
         for name, value in self.path.fresh_fixed().items():
             is_parameter = name in self._slots.parameters
@@ -247,11 +242,9 @@ class PathLoss(Generic[G]):
                 self._slots.put(tensors)
                 answer = self._unchanged(work)
             finally:
-                self._forgetting.restore()
                 self._autocast.restore()
                 self._slots.restore()
         finally:
-            self._forgetting.restore()
             self._autocast.restore()
             self._slots.restore()
             # a kept traceback keeps this frame, and autocast its casts of every weight it has seen
@@ -274,33 +267,6 @@ class PathLoss(Generic[G]):
             return self.holding({**leaves, **rest}, lambda: work(leaves))
         finally:
             leaves.clear()
-
-    def _tried(self, t: float, forget: Callable[[Leaves], Tensor]) -> Tensor | None:
-        """Evaluate the loss without what a backward pass needs; ``None`` if it takes derivatives itself."""
-        if self._forgetting.is_in_the_way:
-            return None
-        try:
-            return self._with_weights(t, forget)
-        except Exception as error:
-            if not self._forgetting.caused(error):
-                raise
-            return None
-
-    def _advise(self, error: BaseException, t: float) -> None:
-        """Say in a note what to do about a lack of memory; the answer is found by trying fewer rows."""
-
-        def attempt(arguments: tuple[Any, ...], saved: SavedBytes) -> None:
-            def both_ways(leaves: Leaves) -> None:
-                with saved.counting([*leaves.values(), *tensors_in(arguments)]):
-                    value = self.evaluate(arguments)
-                if self.moved:
-                    torch.autograd.grad(value, [leaves[name] for name in self.moved], allow_unused=True)
-
-            self._with_weights(t, both_ways)
-
-        advice = Advice(self._arguments, next(iter(self.path.base.values())).device, attempt)
-        where = f"t = {t:.4g}{self._where}"
-        error.add_note(advice.text(error, where, self._fitted, can_narrow=not self._autocast.is_used))
 
     def _unchanged(self, work: Callable[[], Answer]) -> Answer:
         """Do the work, and find that the model still holds what was put into it."""

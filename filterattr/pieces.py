@@ -33,29 +33,3 @@ def wide_type(tensor: Tensor) -> torch.dtype:
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in its `wide_type`: itself if it has it already."""
     return tensor.to(wide_type(tensor))
-
-
-class Scratch:
-    """Memory for one wide piece of each device and type, the same every time, so that it stays in the cache.
-
-    Example:
-        >>> scratch = Scratch()
-        >>> scratch.like(torch.zeros(3)).dtype
-        torch.float64
-        >>> scratch.like(torch.zeros(3)).data_ptr() == scratch.like(torch.zeros(2)).data_ptr()
-        True
-    """
-
-    def __init__(self) -> None:
-        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def like(self, piece: Tensor) -> Tensor:
-        """Give wide memory of a piece's size, with any content.
-
-        Args:
-            piece: One of `flat_pieces`.
-        """
-        key = piece.device, wide_type(piece)
-        if key not in self._memory:
-            self._memory[key] = torch.empty(_PIECE, dtype=key[1], device=key[0])
-        return self._memory[key][: piece.numel()]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import LossError, name_some
-from filterattr.pieces import Scratch, flat_pieces
+from filterattr.pieces import flat_pieces, wide_type
 
 
 class GradientHooks(ABC):
@@ -89,23 +89,17 @@ class GradientSums(GradientHooks):
         self.sums = {
             name: torch.zeros_like(
                 tensor,
-                dtype=torch.complex128 if tensor.is_complex() else torch.float64,
+                dtype=wide_type(tensor),
                 memory_format=torch.contiguous_format,
                 requires_grad=False,
             )
             for name, tensor in parameters.items()
         }
-        scratch = Scratch()
-        self._pieces: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
-        for (name, total), tensor in zip(self.sums.items(), parameters.values(), strict=True):
-            is_wide = tensor.dtype == total.dtype
-            self._pieces[name] = [(piece, None if is_wide else scratch.like(piece)) for piece in flat_pieces(total)]
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
         """See `GradientHooks.take`."""
-        parts = flat_pieces(gradient.contiguous())
-        for (total, wide), part in zip(self._pieces[name], parts, strict=True):
-            total.add_(part if wide is None else wide.copy_(part), alpha=coefficient)
+        for total, part in zip(*map(flat_pieces, (self.sums[name], gradient.contiguous())), strict=True):
+            total.add_(part, alpha=coefficient)  # in pieces, as PyTorch makes a float64 copy of what it adds
 
     def find_nonfinite(self) -> dict[str, float]:
         """See `GradientHooks.find_nonfinite`."""

@@ -1,24 +1,21 @@
-"""How much memory is there, who ran out of it, and how much of the work would fit."""
+"""How much memory is there, and which errors mean that it did not suffice."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from filterattr.errors import is_out_of_memory
 
-_ATTEMPTS = 8
 _MEMINFO = Path("/proc/meminfo")
 _OWN_PAGES = Path("/proc/self/statm")
 _GROUP = Path("/sys/fs/cgroup")
 
 
 def may_be_out_of_memory(error: BaseException) -> bool:
-    """Whether fewer samples or rows might do: oneDNN names no reason when it gets no memory.
+    """Whether fewer samples might do: oneDNN names no reason when it gets no memory.
 
     Args:
         error: What was raised.
@@ -75,59 +72,3 @@ def _of_the_process() -> int | None:
     except (ImportError, OSError, ValueError):
         return None
     return None if limit == resource.RLIM_INFINITY else limit - used
-
-
-class SavedBytes:
-    """Count what a forward pass keeps for its backward pass; a lower bound of what the pass needs.
-
-    Example:
-        >>> weight, saved = torch.ones(4, requires_grad=True), SavedBytes()
-        >>> with saved.counting([weight]):
-        ...     value = (weight.exp() * 2).sum()
-        >>> saved.count
-        16
-    """
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self.count = 0
-
-    def counting(self, apart: list[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
-        """The block in which the forward pass runs.
-
-        Args:
-            apart: Tensors that do not count, such as weights and inputs.
-        """
-        self.count = 0
-        self._seen = {tensor.untyped_storage().data_ptr() for tensor in apart}
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.count += storage.nbytes()
-        return tensor
-
-
-def most_that_fits(fits: Callable[[int], bool], too_many: int) -> int:
-    """Search the largest number of rows that fits, by trying; a few attempts must do.
-
-    Args:
-        fits: Tries a number of rows; one row fits.
-        too_many: A number that does not fit, at least 2.
-
-    Returns:
-        A number that fitted when it was tried (or 1), at most an eighth below the largest that does.
-
-    Example:
-        >>> most_that_fits(lambda rows: rows <= 5, 12)
-        5
-    """
-    low, high = 1, too_many
-    for _ in range(_ATTEMPTS):
-        if high - low <= max(1, low // 8):
-            break
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -125,6 +125,30 @@ class Path:
         corners = (self.base, *self.waypoints, self.target)
         return tuple(Path(first, second, self.fixed) for first, second in pairwise(corners))
 
+    def write(self, t: float, out: Mapping[str, Tensor]) -> None:
+        """Write the point at a place: exact copies of the end points at 0 and 1, float64 in between.
+
+        Args:
+            t: Place on the path, 0 base, 1 target.
+            out: Parameter name to a tensor in the model's type and layout.
+
+        Example:
+            >>> path, point = Path({"w": torch.zeros(2)}, {"w": torch.ones(2)}, {}), {"w": torch.empty(2)}
+            >>> path.write(0.25, point)
+            >>> point
+            {'w': tensor([0.2500, 0.2500])}
+        """
+        segment, place = self.segment_at(t)
+        moved = set() if place in (0.0, 1.0) else set(segment.moved())
+        end = segment.target if place == 1.0 else segment.base
+        for name, point in out.items():
+            if name not in moved:
+                point.copy_(end[name])
+                continue
+            tensors = point, segment.base[name], segment.target[name]
+            for piece, first, second in zip(*map(flat_pieces, tensors), strict=True):
+                piece.copy_(torch.lerp(wide(first), wide(second), place))
+
     def fresh_fixed(self) -> dict[str, Tensor]:
         """Return clones of what stays fixed, so that no point sees what another wrote."""
         return {name: value.clone() for name, value in self.fixed.items()}

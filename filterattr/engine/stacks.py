@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -104,22 +104,3 @@ def _same_kind(one: Any, two: Any) -> bool:
         kinds = [(tensor.shape, tensor.dtype, tensor.device, tensor.layout) for tensor in (one, two)]
         return kinds[0] == kinds[1] and one.layout == torch.strided
     return isinstance(one, _PLAIN) and bool(one == two)
-
-
-def cut_rows(arguments: tuple[Any, ...], rows: int, to: int) -> tuple[Any, ...]:
-    """Keep the first rows of every tensor that has so many.
-
-    Args:
-        arguments: Tensors in lists, tuples and mappings; everything else stays.
-        rows: The first dimension of what is cut.
-        to: How many are kept.
-
-    Example:
-        >>> [tensor.shape[0] for tensor in cut_rows((torch.zeros(4, 2), torch.zeros(3)), 4, 2)]
-        [2, 3]
-    """
-
-    def cut(leaf: Any) -> Any:
-        return leaf[:to] if isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,) else leaf
-
-    return tuple(tree_map(cut, arguments))

@@ -464,6 +464,38 @@ class TestBadInput:
             attribution.scores("mean")  # type: ignore[arg-type]
 
 
+def with_a_penalty(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The squared length of the gradient of a loss is part of the loss."""
+    value = squared_sum(model, inputs)
+    slopes = torch.autograd.grad(value, list(model.parameters()), create_graph=True)
+    return value + 0.1 * sum(slope.square().sum() for slope in slopes)
+
+
+def with_a_functional_penalty(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The same with `torch.func`."""
+    weights = dict(model.named_parameters())
+    slopes, value = torch.func.grad_and_value(
+        lambda held: torch.func.functional_call(model, held, (inputs,)).square().sum()
+    )(weights)
+    return value + 0.1 * sum(slope.square().sum() for slope in slopes.values())
+
+
+@pytest.mark.parametrize("loss", [with_a_penalty, with_a_functional_penalty])
+def test_a_loss_may_take_derivatives_of_its_own_and_runs_once_at_every_place(loss: Callable[..., Tensor]) -> None:
+    base, target = smooth_network(), smooth_network()
+    samples, calls = [image(1), image(2)], []
+
+    def counted(model: nn.Module, inputs: Tensor) -> Tensor:
+        calls.append(inputs)
+        return loss(model, inputs)
+
+    found = FilterAttributor(base).attribute(base, target, counted, samples, n_steps=16, progress=False)
+    by_hand = sum((loss(target, sample) - loss(base, sample)).item() for sample in samples) / len(samples)
+    assert found.loss_target - found.loss_base == pytest.approx(by_hand, rel=1e-9)
+    assert found.completeness_error < 1e-3
+    assert len(calls) == 18 * len(samples)
+
+
 class TestSelect:
     @pytest.mark.parametrize(
         ("select", "expected"),

@@ -409,7 +409,7 @@ class TestGoingOn:
         data = [torch.rand(5, 1, 8, 8) for _ in range(4)]
         with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
             attribute(pair(plain_network), loss, data, 4)
-        assert "a first dimension of at most 3" in error.__notes__[0]
+        assert "one pass at t = 0 (sample 0), which holds tensors of shape (5, 1, 8, 8)." in error.__notes__[0]
 
     @pytest.mark.parametrize("at", [0, 3, 5])
     def test_a_broken_job_goes_on_with_the_same_bits(self, tmp_path: Path, at: int) -> None:

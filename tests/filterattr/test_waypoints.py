@@ -194,7 +194,6 @@ def test_what_does_not_move_is_kept_once() -> None:
         other[0].load_state_dict(base[0].state_dict())
     slots = Slots(base)
     from filterattr.engine.path import Path as WeightPath
-    from filterattr.points import Points
 
     path = WeightPath.between(
         base.state_dict(),
@@ -206,6 +205,8 @@ def test_what_does_not_move_is_kept_once() -> None:
     )
     assert path.waypoints[0]["0.weight"] is path.base["0.weight"]
     assert "0.weight" not in path.moved()
+    point = {name: torch.empty_like(value) for name, value in path.base.items()}
     for t, network in ((0.0, base), (0.5, middle), (1.0, target)):
-        for name, value in Points(path).at(t).items():
+        path.write(t, point)
+        for name, value in point.items():
             torch.testing.assert_close(value, network.state_dict()[name], rtol=0, atol=0)
