@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, Group
+from filterattr import FilterAttributor, Group, swapped
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
 pytest.importorskip("pandas")
@@ -84,12 +84,51 @@ def test_heads_of_other_families_fit(of: str, model: Any) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
 def test_rank_directions_of_an_adapter() -> None:
     peft = pytest.importorskip("peft", reason="pip install peft")
-    adapter = peft.get_peft_model(
-        bert(), peft.LoraConfig(r=3, target_modules=["query"], init_lora_weights=False)
-    ).eval()
-    names = {"adapter": adapter, "loss": loss, "batches": BATCHES, "torch": torch, "Group": Group}
-    names = run(snippet("lora_B"), {**names, "FilterAttributor": FilterAttributor})
+    names = run(snippet("lora_B"), adapted(peft, target_modules=["query"]))
     assert [tuple(one.shape) for one in names["attribution"].scores().values()] == [(3,)]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"target_modules": ["query"]},
+        {"target_modules": ["query"], "modules_to_save": ["classifier"]},
+        {"target_modules": ["query"], "task_type": "SEQ_CLS"},
+        {"target_modules": ["query", "word_embeddings"], "modules_to_save": ["classifier", "pooler"]},
+    ],
+    ids=["factors", "a head", "a head that peft finds", "embeddings and two modules"],
+)
+def test_base_of_a_trained_adapter_is_the_model_before(trained: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft", reason="pip install peft")
+    before = loss(bert(), BATCHES[0]).item()
+    names = adapted(peft, **trained)
+    after = loss(names["adapter"], BATCHES[0]).item()
+    assert after < 0.9 * before
+    attribution = run(snippet("lora_B"), names)["attribution"]
+    assert attribution.loss_base == pytest.approx(before, rel=1e-5)
+    assert attribution.loss_target == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers")
+def test_what_the_recipe_does_not_know_is_found() -> None:
+    peft = pytest.importorskip("peft", reason="pip install peft")
+    names = adapted(peft, target_modules=["query", "dense"], use_dora=True)
+    with pytest.raises(AssertionError, match="not close"):
+        run(snippet("lora_B"), names)
+
+
+def adapted(peft: Any, **trained: Any) -> dict[str, Any]:
+    """An adapter that was trained on the batches, and the other names of the snippet."""
+    adapter = peft.get_peft_model(bert(), peft.LoraConfig(r=3, **trained))
+    optimizer = torch.optim.SGD([one for one in adapter.parameters() if one.requires_grad], lr=0.5)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(adapter, BATCHES[0]).backward()
+        optimizer.step()
+    names = {"adapter": adapter.eval(), "loss": loss, "batches": BATCHES, "torch": torch, "Group": Group}
+    return {**names, "FilterAttributor": FilterAttributor, "swapped": swapped}
 
 
 def test_checkpoints_of_other_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
