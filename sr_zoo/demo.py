@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,16 @@ from tqdm import tqdm
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError, blend, contrast, swapped
 from filterattr.analysis.evaluation import Masking, p_value
 from filterattr.display.plot import plot_layers, plot_path
+from filterattr.files.writing import replace_file, replacing
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.evaluation import check_colour
 from sr_zoo.images import ImageError, read_image, to_float
 from sr_zoo.metrics import psnr
 from sr_zoo.pair import same_weights
 from sr_zoo.samples import Pair, draw_pairs, squared_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FUNCTIONS = ("blur", "noise")
 NAMES = {"blur": "deblurring", "noise": "denoising"}
@@ -300,20 +305,20 @@ def draw_pictures(
             axis.imshow(image[0].permute(1, 2, 0).numpy())
             axis.set_title(label if label == "original" else f"{label}\n{quality:.1f} dB", fontsize=10)
             axis.set_axis_off()
-    figure.savefig(files[0], dpi=110)
+    _write(figure, files[0], 110)
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axis = figure.subplots()
     labels = {f"{NAMES[name]} kernels": selection for name, selection in result.selections.items()}
     plot_layers(labels, axis)
     axis.set_title("Where the kernels of each function sit (dashed: spread evenly)", fontsize=11)
-    figure.savefig(files[1], dpi=120)
+    _write(figure, files[1], 120)
 
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axis = figure.subplots()
     plot_path({f"{name} inputs": attribution for name, attribution in result.attributions.items()}, axis)
     axis.set_title("Loss along the path from base to target", fontsize=11)
-    figure.savefig(files[2], dpi=120)
+    _write(figure, files[2], 120)
 
     content = {
         "rows": [vars(row) for row in result.rows],
@@ -322,8 +327,13 @@ def draw_pictures(
         "seconds": result.seconds,
         "kernels_per_layer": {name: selection.per_layer() for name, selection in result.selections.items()},
     }
-    files[3].write_text(json.dumps(content, indent=1) + "\n")
+    replace_file(files[3], [f"{json.dumps(content, indent=1)}\n".encode()])
     return files
+
+
+def _write(figure: Figure, path: Path, dpi: int) -> None:
+    with replacing(path) as stream:
+        figure.savefig(stream, dpi=dpi, format="png")
 
 
 def _batch(pairs: Sequence[Pair]) -> Pair:

@@ -14,6 +14,7 @@ from torch import nn
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError
 from filterattr.analysis.health import path_health
 from filterattr.display.plot import plot_layers, plot_path
+from filterattr.files.writing import replacing
 from sr_zoo.cli.numbers import add_seed, number, whole_number
 from sr_zoo.cli.outputs import add_overwrite, check_folder
 from sr_zoo.cli.program import Commands, add_device, device_of
@@ -160,4 +161,5 @@ def _draw(attribution: FilterAttribution, selection: FilterSelection, degradatio
     left.set_title("Where the kernels with the largest scores sit (dashed: spread evenly)", fontsize=11)
     plot_path({f"{degradation} inputs": attribution}, right)
     right.set_title("Loss along the path from base to target", fontsize=11)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as stream:
+        figure.savefig(stream, dpi=120, format="png")

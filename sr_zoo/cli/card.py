@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from filterattr.files.writing import replace_file
 from sr_zoo.card import make_card, write_half
 from sr_zoo.cli.numbers import add_seed
 from sr_zoo.cli.outputs import add_overwrite, check_file
@@ -53,5 +54,5 @@ def run(options: argparse.Namespace) -> None:
     card = make_card(path, folders, data=options.data, seed=options.seed, table=table)
     sys.stdout.write(card)
     if options.out is not None:
-        options.out.write_text(card)
+        replace_file(options.out, [card.encode()])
         sys.stdout.write(f"\nwrote {options.out}\n")

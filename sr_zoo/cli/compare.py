@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from filterattr import SettingError
+from filterattr.files.writing import replace_file
 from sr_zoo.cli.numbers import add_seed
 from sr_zoo.cli.outputs import add_overwrite, check_file
 from sr_zoo.cli.program import Commands, add_device, device_of
@@ -53,7 +54,6 @@ def run(options: argparse.Namespace) -> None:
     table = comparison_table(result)
     sys.stdout.write(table)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(table)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        replace_file(options.out, [table.encode()])
+        replace_file(options.out.with_suffix(".json"), [f"{json.dumps(result, indent=1)}\n".encode()])
         sys.stdout.write(f"\nwrote {options.out} and {options.out.with_suffix('.json').name}\n")

@@ -92,7 +92,7 @@ def test_rank_directions_of_an_adapter() -> None:
 @pytest.mark.parametrize(
     "trained",
     [
-        {"target_modules": ["query"]},
+        {"target_modules": ["query", "value", "dense"]},
         {"target_modules": ["query"], "modules_to_save": ["classifier"]},
         {"target_modules": ["query"], "task_type": "SEQ_CLS"},
         {"target_modules": ["query", "word_embeddings"], "modules_to_save": ["classifier", "pooler"]},

@@ -37,11 +37,11 @@ from sr_zoo.study import (
 )
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.page import write_report
-from sr_zoo.study.pipeline import stage_digests
+from sr_zoo.study.pipeline import _seconds_per_pass, stage_digests
 from sr_zoo.study.samples import batches_of, draw_samples, restoration_error, row_errors, towards_degraded
 from sr_zoo.study.stages.depth import depths, mean_depth
 from sr_zoo.study.stages.gradient_maps import gradient_change, gradient_map
-from sr_zoo.study.stages.masking import SPECIFICITY
+from sr_zoo.study.stages.masking import CURVES, SPECIFICITY
 from sr_zoo.study.stages.pictures import Pictures
 from sr_zoo.study.stages.places import places_rows
 from sr_zoo.study.stages.ranking import contrasted, random_units
@@ -374,6 +374,56 @@ class TestPipeline:
         assert max(map(len, str(plan).splitlines())) <= 80
         assert not list((tmp_path / ".work").glob("*/*/*"))
 
+    def test_another_study_in_the_folder_is_kept(self, subject: Subject, tmp_path: Path) -> None:
+        stages = (SEARCH, SPECIFICITY)
+        run_study(subject, small(), tmp_path, stages=stages, progress=False)
+        kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        others: list[tuple[Subject, Settings, str]] = [
+            (subject, small(steps=4), "steps was 3 and is 4"),
+            (subject, small(curve_fractions=(0.0, 1.0), seed=7), "seed was 0 and is 7"),
+            (
+                dataclasses.replace(subject, names={**subject.names, "base": "c"}, base=pair(3)[0]),
+                small(),
+                "base was a",
+            ),
+            (
+                dataclasses.replace(subject, base=pair(3)[0]),
+                small(),
+                "the weights, the photographs or the degradations",
+            ),
+        ]
+        for other, settings, message in others:
+            for more in ((), (SEARCH,), (CURVES,)):
+                with pytest.raises(StudyError, match=f"holds another study: .*{message}.*--overwrite"):
+                    run_study(other, settings, tmp_path, stages=more or stages, progress=False)
+            with pytest.raises(StudyError, match="specificity would be left of it"):
+                run_study(other, settings, tmp_path, stages=(SEARCH,), overwrite=True, progress=False)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+        run_study(subject, small(test_crops=5), tmp_path, stages=stages, overwrite=True, progress=False)
+        changed = {path.parent.name for path, content in kept.items() if path.read_bytes() != content}
+        assert changed == {"specificity"}
+
+    def test_a_setting_that_no_stored_stage_uses_may_change(self, subject: Subject, tmp_path: Path) -> None:
+        run_study(subject, small(), tmp_path, stages=(SEARCH,), progress=False)
+        said: list[str] = []
+        run_study(
+            subject, small(null_draws=3), tmp_path, stages=(SEARCH, SPECIFICITY), progress=False, report=said.append
+        )
+        assert [line.endswith("(done)") for line in said] == [True, False]
+
+    def test_a_network_that_is_slow_is_timed_once(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[float] = []
+        clock = iter(range(0, 10_000, 100))
+
+        def count(*words: object) -> Tensor:
+            calls.append(0.0)
+            return restoration_error(*words)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("sr_zoo.study.pipeline.restoration_error", count)
+        monkeypatch.setattr("sr_zoo.study.pipeline.time.perf_counter", lambda: float(next(clock)))
+        _seconds_per_pass(subject, small())
+        assert len(calls) == 2
+
     def test_other_weights_or_photographs_are_another_study(self, subject: Subject) -> None:
         settings = small()
         digests = stage_digests(subject, settings)
@@ -527,6 +577,44 @@ class TestCommandLine:
         assert main(["study", "--quick", "--out", str(tmp_path / "out"), *words]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("preset", [["--quick"], []])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["--crop", "32"],
+            ["--search-crops", "4"],
+            ["--search-crops", "5", "--crop", "34"],
+            ["--test-crops", "4"],
+            ["--null-draws", "2"],
+            ["--retrain-seeds", "1", "--retrain-iterations", "1"],
+            ["--adaptive-iterations", "0"],
+            ["--seed", "2147483647"],
+            ["--precision", "fp32"],
+        ],
+        ids=" ".join,
+    )
+    def test_the_smallest_number_of_every_option_goes_with_the_presets(
+        self, words: list[str], preset: list[str], folders: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fixed = ["study", "--base", str(folders / "base.safetensors"), "--target", str(folders / "target.safetensors")]
+        fixed += ["--images", str(folders / "photos"), "--dry-run", "--out", str(folders / "out"), "--crop", "32"]
+        assert main([*fixed, *preset, *words]) == 0, capsys.readouterr().err
+
+    def test_another_study_is_refused_before_anything_is_timed(
+        self, folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import sr_zoo.cli.study as command
+
+        monkeypatch.setattr(command, "quick_settings", lambda **changes: small(**changes))
+        words = ["study", "--base", str(folders / "base.safetensors"), "--target", str(folders / "target.safetensors")]
+        words += ["--images", str(folders / "photos"), "--quick", "--stages", "search", "--out", str(folders / "out")]
+        assert main(words) == 0
+        page = (folders / "out" / "report.html").read_bytes()
+        monkeypatch.setattr(command, "make_plan", lambda *_: pytest.fail("this is work"))
+        assert main([*words, "--seed", "5"]) == 2
+        assert "seed was 0 and is 5. Name another folder, or write over it with --overwrite" in capsys.readouterr().err
+        assert (folders / "out" / "report.html").read_bytes() == page
 
     def test_a_report_needs_a_study(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["report", str(tmp_path / "nowhere")]) == 2
