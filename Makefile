@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS := constraints.txt
+LINT := lint
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all bench docs versions study lint clean
@@ -20,10 +21,10 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)  ## which 1 % of the kernels remove blur, which remove noise? (two minutes; writes demo_output/)
 	$(BIN)/python -m sr_zoo demo --out demo_output --overwrite
 
-test: $(STAMP) lint  ## lint, types, tests and doctests
+test: $(STAMP) $(LINT)  ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -m "not slow and not gpu and not site"
 
-test-all: $(STAMP) lint  ## everything that `test` runs, and what takes minutes
+test-all: $(STAMP) $(LINT)  ## everything that `test` runs, and what takes minutes
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## measure speed and memory: one table, printed and put into the docs
