@@ -227,8 +227,10 @@ class FilterScores(_PerParameter):
         """Make sure that scores, and not the order of the network, say which units are the highest."""
         if bool(torch.isnan(ordered[:1]).any()):  # they come first
             raise SettingError(f"scores must be numbers to be ranked; {int(torch.isnan(ordered).sum())} are NaN.")
-        if 0 < count < len(ordered) and ordered[count - 1] == 0 and ordered[count] == 0:
-            n_positive = int((ordered > 0).sum())
+        if not 0 < count < len(ordered) or ordered[count - 1] != 0 or ordered[count] != 0:
+            return
+        n_positive = int((ordered > 0).sum())
+        if n_positive or ordered[-1] == 0:  # not the least of a reversed ranking
             cure = f"Select no more than top({n_positive})." if n_positive else "There is nothing to select."
             warnings.warn(
                 f"{count - n_positive} of the {count} selected units have score 0 and are taken for their place in the "

@@ -86,6 +86,9 @@ class TestTopAndZeros:
         assert make_scores([-1, -1, 3, -1, 1, 5, -3, -4, 2, 6]).top(6).count == 6  # a tie of other numbers
         assert FilterScores.from_index(list(range(10)), zeros).top(9).count == 9
 
+    def test_the_least_of_a_reversed_ranking_may_be_zero(self) -> None:
+        assert (-make_scores([0, 0, 3, 0, 1, 0, 0, 0, 2, 0])).top(4).count == 4
+
     def test_numbers_that_are_none_are_refused(self) -> None:
         with pytest.raises(SettingError, match="2 are NaN"):
             make_scores([1, 2, float("nan"), 3, 4, 5, 6, float("nan"), 8, 9]).top(2)
