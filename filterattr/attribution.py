@@ -22,6 +22,7 @@ from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.path import Path, Side
 from filterattr.engine.randomness import RandomState
+from filterattr.engine.samples import pair_note, series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.storage import JobFile
@@ -129,8 +130,8 @@ class FilterAttributor:
             loss: ``loss(model)``, or ``loss(model, sample)`` if ``data`` is given; returns one real scalar. Sum
                 or average as you like: scores are linear in the loss. The paper's is the squared error summed over
                 pixels and channels.
-            data: Samples, in any iterable; each is integrated by itself and the scores are averaged. It is passed
-                through once.
+            data: Samples, in any iterable or map-style data set; each is integrated by itself and the scores are
+                averaged. It is passed through once.
             method: Rule of the integral: ``"gausslegendre"`` (the default), ``"riemann_right"`` (the published code's),
                 ``"riemann_left"``, ``"riemann_middle"``, ``"riemann_trapezoid"``, or ``"adaptive"``, which takes 7, 15,
                 31, ... nodes for each sample until ``tolerance`` is reached and keeps every gradient.
@@ -227,13 +228,11 @@ class FilterAttributor:
                 if rounding:
                     warnings.warn(rounding, FilterAttrWarning, stacklevel=2)
                 with _progress_bar(progress, ranks, data, run.passes) as run.advance:
-                    Walk(run, ranks, file).through(data)
+                    Walk(run, ranks, file).through(None if data is None else series(data))
             except Exception as error:
-                if isinstance(data, tuple):
-                    error.add_note(
-                        f"filterattr: data is a tuple of {len(data)}, and every item of it is one sample. A sample of "
-                        "several parts is passed as data=[(x, y)]."
-                    )
+                note = pair_note(data)
+                if note:
+                    error.add_note(note)
                 raise
             finally:
                 entered.restore()
@@ -421,11 +420,8 @@ def _check_call(loss: Loss, data: Iterable[Any] | None) -> None:
     """Check before any work that the loss can be called and the data iterated."""
     if not callable(loss):
         raise LossError(f"loss must be a function; got {type(loss).__name__}.")
-    if data is not None and (not isinstance(data, Iterable) or isinstance(data, Mapping | str | bytes)):
-        raise SettingError(
-            f"data must be an iterable of samples, such as a list or a DataLoader; got {type(data).__name__}."
-            " Wrap a single sample in a list."
-        )
+    if data is not None:
+        series(data)
     expected = "loss(model)" if data is None else "loss(model, sample)"
     try:
         signature = inspect.signature(loss)

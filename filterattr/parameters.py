@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -16,9 +16,57 @@ from filterattr.engine.units import Unit
 from filterattr.errors import StorageError
 
 Reduction: TypeAlias = Literal["sum_of_abs", "abs_of_sum", "sum"]
+K = TypeVar("K")
+V = TypeVar("V")
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 # what is averaged over samples; abs_of_sum and sum have the same square
 STATISTICS: dict[str, tuple[Reduction, ...]] = {"means": REDUCTIONS, "mean_squares": ("sum_of_abs", "sum")}
+
+
+class ReadOnly(Mapping[K, V]):
+    """A mapping that nobody can change through what it hands out: of tensors it gives copies.
+
+    Args:
+        values: Its content; the tensors are not copied here.
+
+    Attributes:
+        kept: The content itself, for those who only read.
+
+    Example:
+        >>> held = ReadOnly({"w": torch.ones(2)})
+        >>> held["w"].zero_()
+        tensor([0., 0.])
+        >>> held["w"]
+        tensor([1., 1.])
+    """
+
+    def __init__(self, values: Mapping[K, V]) -> None:
+        self.kept: dict[K, V] = dict(values.kept if isinstance(values, ReadOnly) else values)
+
+    def __getitem__(self, key: K) -> V:
+        value = self.kept[key]
+        return value.detach().clone() if isinstance(value, Tensor) else value  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __repr__(self) -> str:
+        return repr(self.kept)
+
+
+def kept_by(values: Mapping[K, V]) -> Mapping[K, V]:
+    """The content of a mapping without copies of its tensors, for those who only read.
+
+    Args:
+        values: Any mapping.
+
+    Returns:
+        What a `ReadOnly` holds, and any other mapping itself.
+    """
+    return values.kept if isinstance(values, ReadOnly) else values
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from filterattr.errors import SettingError
 from filterattr.parameters import (
     REDUCTIONS,
     STATISTICS,
+    ReadOnly,
     Reduction,
     ScoredParameter,
     complete,
     described,
+    kept_by,
     parameters_of,
     stored_tensor,
     units_of,
@@ -47,7 +49,7 @@ class LayerSummary(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FilterAttribution:
-    """The result of `FilterAttributor.attribute`; it cannot be changed.
+    """The result of `FilterAttributor.attribute`; it cannot be changed, and the tensors that it hands out are copies.
 
     Losses and attributions are means over the samples, in the unit of the loss.
 
@@ -102,8 +104,14 @@ class FilterAttribution:
     n_unsettled: int = 0
     agreement: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in STATISTICS:
+            held = {reduction: ReadOnly(tensors) for reduction, tensors in getattr(self, name).items()}
+            object.__setattr__(self, name, ReadOnly(held))
+        object.__setattr__(self, "parameters", ReadOnly(self.parameters))
+
     def __repr__(self) -> str:
-        units = sum(tensor.numel() for tensor in self.means["sum"].values())
+        units = sum(tensor.numel() for tensor in kept_by(self.means["sum"]).values())
         rule = f"{self.method} {self.n_steps}{f' in each of {self.n_segments} segments' * (self.n_segments > 1)}"
         if self.tolerance is not None:
             rule = f"{self.method} to {self.tolerance:g} with {self.mean_steps:.3g} nodes in the mean"
@@ -168,8 +176,8 @@ class FilterAttribution:
         scores = self.scores(reduction)
         if self.n_samples < 2:
             raise SettingError("a standard error needs at least two samples; got 1.")
-        squares = self.mean_squares["sum" if reduction == "abs_of_sum" else reduction]
-        variances = {name: (squares[name] - value.square()).clamp_min(0) for name, value in scores.items()}
+        squares = kept_by(self.mean_squares["sum" if reduction == "abs_of_sum" else reduction])
+        variances = {name: (squares[name] - value.square()).clamp_min(0) for name, value in scores.kept.items()}
         errors = {name: (value / (self.n_samples - 1)).sqrt() for name, value in variances.items()}
         return FilterScores(errors, self.parameters)
 
@@ -179,7 +187,7 @@ class FilterAttribution:
         Returns:
             One row a parameter, in the order of the network.
         """
-        sizes = {name: float(tensor.sum()) for name, tensor in self.means["sum_of_abs"].items()}
+        sizes = {name: float(tensor.sum()) for name, tensor in kept_by(self.means["sum_of_abs"]).items()}
         whole = math.fsum(sizes.values())
         return [
             LayerSummary(
@@ -189,7 +197,7 @@ class FilterAttribution:
                 sizes[name],
                 sizes[name] / whole if whole else 0.0,
             )
-            for name, tensor in self.means["sum"].items()
+            for name, tensor in kept_by(self.means["sum"]).items()
         ]
 
     def save(self, path: str | Path) -> None:
@@ -205,7 +213,7 @@ class FilterAttribution:
             f"{statistic}/{reduction}/{name}": tensor
             for statistic in STATISTICS
             for reduction, scores in getattr(self, statistic).items()
-            for name, tensor in scores.items()
+            for name, tensor in kept_by(scores).items()
         }
         description: dict[str, Any] = {name: getattr(self, name) for name in (*_PLAIN_FIELDS, *_OPTIONAL_FIELDS)}
         description["parameters"] = described(self.parameters)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias, get_args
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import FilterAttrWarning, SettingError, name_some
 from filterattr.names import Names
-from filterattr.parameters import ScoredParameter, complete, described, parameters_of, stored_tensor, units_of
+from filterattr.parameters import ReadOnly, ScoredParameter, complete, described, parameters_of, stored_tensor, units_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +23,11 @@ if TYPE_CHECKING:
 Scale: TypeAlias = Literal["loss", "share", "strict"]
 
 
-class _PerParameter(Mapping[str, Tensor]):
-    """Name of a parameter or group to a tensor with one entry per unit; the common part of scores and selections."""
+class _PerParameter(ReadOnly[str, Tensor]):
+    """Name of a parameter or group to a tensor with one entry per unit; the common part of scores and selections.
+
+    The tensors that it hands out are copies: take one once where it is needed often.
+    """
 
     _kind: ClassVar[str]
     _dtype: ClassVar[torch.dtype | None] = None
@@ -36,17 +38,8 @@ class _PerParameter(Mapping[str, Tensor]):
             raise SettingError(
                 f"every scored parameter needs one tensor; got {name_some(tensors)} for {name_some(units)}."
             )
-        self._tensors = MappingProxyType(dict(tensors))
-        self.parameters = MappingProxyType(dict(parameters))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        super().__init__(tensors)
+        self.parameters = ReadOnly(parameters)
 
     def save(self, path: str | Path) -> None:
         """Write them to a file (safetensors with a digest); needs the safetensors package.
@@ -57,7 +50,7 @@ class _PerParameter(Mapping[str, Tensor]):
         Raises:
             StorageError: The disk refuses, or safetensors is not installed.
         """
-        write_tensors(path, self._kind, self._tensors, {"parameters": described(self.parameters)})
+        write_tensors(path, self._kind, self.kept, {"parameters": described(self.parameters)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -83,7 +76,7 @@ class _PerParameter(Mapping[str, Tensor]):
     @property
     def n_units(self) -> int:
         """Number of units over all parameters."""
-        return sum(tensor.numel() for tensor in self._tensors.values())
+        return sum(tensor.numel() for tensor in self.kept.values())
 
     def only(self, *globs: str) -> Self:
         """Narrow to some parameters and groups: a fraction of what is left, a ranking or a null is then among these.
@@ -117,21 +110,19 @@ class _PerParameter(Mapping[str, Tensor]):
                 f"{names.describe_some(unmatched) or 'none'}."
             )
         wanted = names.first_of(globs)
-        kept = {name: tensor for name, tensor in self.items() if name in wanted}
+        kept = {name: tensor for name, tensor in self.kept.items() if name in wanted}
         parameters = {name: scored for name, scored in self.parameters.items() if scored.key(name) in kept}
         return type(self)(kept, parameters)
 
     def flat(self) -> Tensor:
         """Join all entries in the order of parameter, output, input: shape ``(n_units,)``."""
-        return torch.cat([tensor.reshape(-1) for tensor in self._tensors.values()])
+        return torch.cat([tensor.reshape(-1) for tensor in self.kept.values()])
 
     def _split(self, flat: Tensor) -> dict[str, Tensor]:
         """Undo `flat`."""
-        sizes = [tensor.numel() for tensor in self._tensors.values()]
+        sizes = [tensor.numel() for tensor in self.kept.values()]
         parts = torch.split(flat, sizes)
-        return {
-            name: part.reshape(tensor.shape) for (name, tensor), part in zip(self._tensors.items(), parts, strict=True)
-        }
+        return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.kept.items(), parts, strict=True)}
 
     def _check_same_units(self, other: _PerParameter) -> None:
         if self.parameters != other.parameters:
@@ -177,14 +168,14 @@ class FilterScores(_PerParameter):
 
     def __sub__(self, other: FilterScores) -> FilterScores:
         self._check_same_units(other)
-        return FilterScores({name: self[name] - other[name] for name in self}, self.parameters)
+        return FilterScores({name: kept - other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __add__(self, other: FilterScores) -> FilterScores:
         self._check_same_units(other)
-        return FilterScores({name: self[name] + other[name] for name in self}, self.parameters)
+        return FilterScores({name: kept + other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __mul__(self, factor: float) -> FilterScores:
-        return FilterScores({name: self[name] * factor for name in self}, self.parameters)
+        return FilterScores({name: kept * factor for name, kept in self.kept.items()}, self.parameters)
 
     __rmul__ = __mul__
 
@@ -262,7 +253,7 @@ class FilterScores(_PerParameter):
                     [False, False],
                     [False,  True]])
         """
-        chosen = {name: torch.zeros(tensor.shape, dtype=torch.bool, device="cpu") for name, tensor in self.items()}
+        chosen = {name: torch.zeros(tensor.shape, dtype=torch.bool, device="cpu") for name, tensor in self.kept.items()}
         findings = []
         for name, wanted in places.items():
             if name not in chosen:
@@ -342,7 +333,7 @@ class FilterScores(_PerParameter):
 
         rows = [
             (name, place, float(value))
-            for name, tensor in self.items()
+            for name, tensor in self.kept.items()
             for place, value in np.ndenumerate(tensor.numpy())
         ]
         frame = pd.DataFrame(rows, columns=["parameter", "unit", "score"])
@@ -379,18 +370,18 @@ class FilterSelection(_PerParameter):
 
     def __or__(self, other: FilterSelection) -> FilterSelection:
         self._check_same_units(other)
-        return FilterSelection({name: self[name] | other[name] for name in self}, self.parameters)
+        return FilterSelection({name: kept | other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __and__(self, other: FilterSelection) -> FilterSelection:
         self._check_same_units(other)
-        return FilterSelection({name: self[name] & other[name] for name in self}, self.parameters)
+        return FilterSelection({name: kept & other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __sub__(self, other: FilterSelection) -> FilterSelection:
         self._check_same_units(other)
-        return FilterSelection({name: self[name] & ~other[name] for name in self}, self.parameters)
+        return FilterSelection({name: kept & ~other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __invert__(self) -> FilterSelection:
-        return FilterSelection({name: ~self[name] for name in self}, self.parameters)
+        return FilterSelection({name: ~kept for name, kept in self.kept.items()}, self.parameters)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FilterSelection):
@@ -402,7 +393,7 @@ class FilterSelection(_PerParameter):
     @property
     def count(self) -> int:
         """Number of chosen units."""
-        return sum(int(tensor.sum()) for tensor in self.values())
+        return sum(int(tensor.sum()) for tensor in self.kept.values())
 
     def overlap(self, other: FilterSelection) -> float:
         """Share of the smaller set that is also in the other.
@@ -430,7 +421,7 @@ class FilterSelection(_PerParameter):
 
     def per_layer(self) -> dict[str, int]:
         """Count the chosen units of every parameter."""
-        return {name: int(tensor.sum()) for name, tensor in self.items()}
+        return {name: int(tensor.sum()) for name, tensor in self.kept.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """Mark the weights of the chosen units.
@@ -439,7 +430,8 @@ class FilterSelection(_PerParameter):
             Parameter name to a boolean tensor of the parameter's own shape.
         """
         return {
-            name: scored.unit.expand(self[scored.key(name)], scored.shape) for name, scored in self.parameters.items()
+            name: scored.unit.expand(self.kept[scored.key(name)], scored.shape)
+            for name, scored in self.parameters.items()
         }
 
     def random(self, generator: torch.Generator, *, layer_matched: bool = False) -> FilterSelection:
@@ -464,7 +456,7 @@ class FilterSelection(_PerParameter):
         if layer_matched:
             drawn = {
                 name: _draw(tensor.numel(), int(tensor.sum()), generator).reshape(tensor.shape)
-                for name, tensor in self.items()
+                for name, tensor in self.kept.items()
             }
             return FilterSelection(drawn, self.parameters)
         return FilterSelection(self._split(_draw(self.n_units, self.count, generator)), self.parameters)

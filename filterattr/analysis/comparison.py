@@ -12,6 +12,7 @@ from filterattr.analysis.gradients import Along, fisher, input_path, taylor
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
 from filterattr.attribution import FilterAttributor, Loss
 from filterattr.channels import ChannelAttributor, Method
+from filterattr.engine.samples import series
 from filterattr.engine.states import StateLike, completed, state_for
 from filterattr.errors import SettingError, UnitError, name_some
 from filterattr.intervention import swapped
@@ -75,7 +76,7 @@ def all_rankings(
         >>> found["attribution"].n_passes, found["Fisher"].n_passes, found["magnitude"].n_passes
         (12, 3, 0)
     """
-    samples = list(data)
+    samples = list(series(data))
     n = len(samples)
     whole = attributor.attribute(base, target, loss, samples, n_steps=n_steps, progress=False)
     rankings = {
@@ -159,7 +160,7 @@ def channel_ranking(
             raise UnitError(f"only weights of layers have channels; {name_some(foreign)} are none. Use select=.")
         layers = [name.rpartition(".")[0] for name in parameters]
         channels = ChannelAttributor(model, [name for name in layers if name] or None)
-        for sample in data:
+        for sample in series(data):
             inputs, baselines = ends(sample)
             found = channels.attribute(
                 inputs,

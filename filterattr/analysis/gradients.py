@@ -16,6 +16,7 @@ from filterattr.attribution import FilterAttributor, Loss
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.samples import series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, completed, state_for
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
@@ -184,7 +185,7 @@ def _averaged(
 ) -> FilterScores:
     """Turn the gradient of every sample into scores, and average them."""
     parameters = attributor.scored_parameters()
-    samples: Iterable[tuple[Any, ...]] = [()] if data is None else ((sample,) for sample in data)
+    samples: Iterable[tuple[Any, ...]] = [()] if data is None else ((sample,) for sample in series(data))
     totals: dict[str, Tensor] = {}
     count = 0
     for arguments in samples:

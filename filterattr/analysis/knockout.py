@@ -17,6 +17,7 @@ from filterattr.analysis.progress import counted
 from filterattr.attribution import FilterAttributor, Loss, Progress
 from filterattr.engine.identity import digest_of
 from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.samples import series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, completed, state_for
 from filterattr.engine.storage import JobFile
@@ -120,7 +121,7 @@ class KnockOutJob:
         self._base = state_for(self._model, base, "base")
         self._target = state_for(self._model, target, "target")
         self._loss = loss
-        self._samples = list(data)
+        self._samples = list(series(data))
         self._batch = batch_units
         self._check()
         everything = FilterSelection(

@@ -20,6 +20,7 @@ from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
 from filterattr.attribution import Loss
 from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.samples import series
 from filterattr.engine.states import StateLike, copied, state_for, unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
 from filterattr.intervention import EditableState, blend, check_selection, swapped
@@ -84,7 +85,7 @@ class Masking:
         self.base = copied(state_for(self.model, base, "base"))
         self.target = copied(state_for(self.model, target, "target"))
         self.loss = loss
-        self.data = {name: list(samples) for name, samples in data.items()}
+        self.data = {name: list(series(samples)) for name, samples in data.items()}
         self.samples_base = self.sample_losses(self.base)
         self.samples_target = self.sample_losses(self.target)
         self.loss_base = _means(self.samples_base)

@@ -18,6 +18,7 @@ from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import interval
 from filterattr.analysis.results import spread
 from filterattr.attribution import FilterAttributor, Loss, Progress
+from filterattr.engine.samples import series
 from filterattr.engine.states import StateLike
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import SettingError, name_some
@@ -147,7 +148,7 @@ def per_sample_scores(
         >>> len(per_sample_scores(FilterAttributor(base), base, target, loss, list(torch.rand(3, 2))))
         3
     """
-    samples = list(data)
+    samples = list(series(data))
     if not samples:
         raise SettingError("data must hold at least one sample; it is empty.")
     rows = []

@@ -97,7 +97,7 @@ class ChannelAttribution(Mapping[str, Tensor]):
                 f"the calls of a layer must have one shape to be summed; '{layer}' puts out {name_some(shapes)}. "
                 f"Look at layers['{layer}'].calls, or at channels()."
             )
-        return torch.stack((first, *others)).sum(0) if others else first
+        return torch.stack((first, *others)).sum(0) if others else first.clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)

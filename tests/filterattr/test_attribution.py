@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from filterattr import (
     FilterAttributor,
@@ -20,6 +21,7 @@ from filterattr import (
     UnitError,
     contrast,
 )
+from filterattr.analysis.masking import Masking
 from sr_zoo.models import SRCNNStyle, SRResNet
 from tests.networks import image, relu_network, smooth_network, squared_sum
 from tests.reference import closed_form, naive_faig
@@ -250,6 +252,31 @@ class TestLaws:
             FilterAttributor(base).attribute(base, target, loss, (image(), image()))
         assert "data is a tuple of 2" in caught.value.__notes__[0]
         assert "data=[(x, y)]" in caught.value.__notes__[0]
+        with pytest.raises(ValueError, match="unpack") as caught:
+            FilterAttributor(base).attribute(base, target, loss, [image(), image()[:, 0]])
+        assert "data=list(zip(x, y))" in caught.value.__notes__[0]
+
+    def test_data_sets_that_only_know_items_and_length_are_walked_through(self) -> None:
+        class Items:
+            def __getitem__(self, index: int) -> Tensor:
+                return images[index % 3]  # never ends by itself
+
+            def __len__(self) -> int:
+                return 3
+
+        images = [image(), image(), image()]
+        passes: set[int | None] = set()
+        base, target = smooth_network(), smooth_network()
+        expected = FilterAttributor(base).attribute(base, target, squared_sum, images)
+        for data in (Items(), TensorDataset(torch.stack(images))):
+            loss = squared_sum if isinstance(data, Items) else lambda model, sample: squared_sum(model, sample[0])
+            attribution = FilterAttributor(base).attribute(
+                base, target, loss, data, progress=lambda _done, whole: passes.add(whole)
+            )
+            assert torch.equal(attribution.scores().flat(), expected.scores().flat())
+        assert passes == {48}
+        masking = Masking(base, base, target, squared_sum, {"all": Items()})
+        assert masking.n_samples == {"all": 3}
 
     def test_a_parameter_that_did_not_change_scores_zero(self) -> None:
         base, target = smooth_network(), smooth_network()
@@ -445,10 +472,11 @@ class TestBadInput:
         with pytest.raises(LossError, match=message):
             attributor.attribute(smooth_network(), smooth_network(), loss, data)  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("data", [3, {"x": 1}, "photo.png"])
+    @pytest.mark.parametrize("data", [3, {"x": 1}, "photo.png", Dataset()])
     def test_data_that_is_no_series_of_samples_is_refused(self, attributor: FilterAttributor, data: object) -> None:
-        with pytest.raises(SettingError, match="data must be an iterable of samples"):
+        with pytest.raises(SettingError, match="data must be an iterable of samples") as caught:
             attributor.attribute(smooth_network(), smooth_network(), squared_sum, data)  # type: ignore[arg-type]
+        assert ("data=[sample]" in str(caught.value)) == (not isinstance(data, int | Dataset))
 
     def test_no_samples_are_refused(self, attributor: FilterAttributor) -> None:
         with pytest.raises(SettingError, match="at least one sample"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from filterattr import (
+    ChannelAttributor,
     FilterAttribution,
     FilterAttributor,
     FilterAttrWarning,
@@ -321,3 +324,81 @@ class TestFiles:
         attribution.scores().top(0.5)
         for name, value in attribution.scores().items():
             torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def attribution_of(**options: object) -> FilterAttribution:
+    base, target = smooth_network(), smooth_network()
+    data = list(torch.rand(3, 1, 1, 12, 12, dtype=torch.float64))
+    return FilterAttributor(base).attribute(base, target, squared_sum, data, **options)
+
+
+def numbers_of(result: object) -> list[Tensor]:
+    """Everything that a result says, in new memory."""
+    if isinstance(result, FilterAttribution):
+        scores = [result.scores(reduction) for reduction in ("sum", "sum_of_abs", "abs_of_sum")]
+        return [one.flat().nan_to_num() for one in (*scores, result.standard_errors())] + [
+            torch.tensor(result.per_layer()[0][1:])
+        ]
+    if isinstance(result, FilterScores):
+        return [result.flat(), result.order(), (result * 2).flat(), result.top(3).flat()]
+    if isinstance(result, FilterSelection):
+        marks = [one.reshape(-1) for one in result.weights().values()]
+        return [result.flat(), *marks, torch.tensor(result.count), torch.tensor(list(result.per_layer().values()))]
+    return [one.clone() for one in (*result.channels().values(), result.filters().flat(), *result.values())]
+
+
+def results() -> list[object]:
+    attribution = attribution_of()
+    scores = attribution.scores()
+    channels = ChannelAttributor(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))).attribute(
+        torch.rand(2, 3), torch.zeros(2, 3), lambda y: y.sum(1)
+    )
+    return [attribution, attribution_of(aggregate="pooled"), scores, scores.only("*"), scores.top(3), channels]
+
+
+@pytest.mark.parametrize("result", results(), ids=lambda result: type(result).__name__)
+class TestOneResult:
+    @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+    def test_it_can_be_copied_and_sent_to_other_processes(
+        self, result: object, way: Callable[[object], object]
+    ) -> None:
+        again = way(result)
+        assert type(again) is type(result)
+        assert repr(again) == repr(result)
+        assert all(map(torch.equal, numbers_of(again), numbers_of(result)))
+        if isinstance(result, FilterScores):
+            assert float((again - result).flat().abs().max()) == 0.0  # the same units
+
+    def test_nothing_that_it_hands_out_can_change_it(self, result: object) -> None:
+        before = numbers_of(result)
+        handed: list[Tensor] = []
+        if isinstance(result, FilterAttribution):
+            for statistic in (result.means, result.mean_squares):
+                handed += [tensor for scores in statistic.values() for tensor in scores.values()]
+            handed += [tensor for reduction in result.means for tensor in result.scores(reduction).values()]
+            handed += result.standard_errors().values()
+        elif isinstance(result, FilterScores):
+            handed += [result.flat(), result.order(), *result.values(), *result.only("*").values(), *(-result).values()]
+            handed += [torch.from_numpy(result.to_index()), *result.top(3).values()]
+        elif isinstance(result, FilterSelection):
+            handed += [result.flat(), *result.values(), *result.weights().values(), *result.only("*").values()]
+            handed += (result | result).values()
+        else:
+            handed += [*result.values(), *result.channels().values(), *result.filters().values()]
+        for tensor in handed:
+            tensor.numpy()[...] = 1  # no version counter sees this
+            tensor.zero_()
+        assert all(map(torch.equal, before, numbers_of(result)))
+
+
+def test_mappings_of_a_result_cannot_be_assigned_to() -> None:
+    attribution = attribution_of()
+    for mapping in (attribution.means, attribution.means["sum"], attribution.parameters, attribution.scores()):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            mapping["x"] = torch.zeros(1)  # type: ignore[index]
+
+
+def test_scores_are_not_copied_for_who_only_ranks() -> None:
+    attribution = attribution_of()
+    first, second = attribution.scores(), attribution.scores()
+    assert all(first.kept[name] is second.kept[name] for name in first)
