@@ -22,7 +22,7 @@ from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.evaluation import check_colour
 from sr_zoo.images import ImageError, read_image, to_float
 from sr_zoo.metrics import psnr
-from sr_zoo.pair import same_weights
+from sr_zoo.pair import concern_lines, same_weights
 from sr_zoo.samples import Pair, draw_pairs, squared_error
 
 if TYPE_CHECKING:
@@ -252,6 +252,7 @@ def table(result: DemoResult) -> str:
             f"{result.p_values[name]['layer-matched']:.3f} against shuffled",
             f"    completeness error {attribution.completeness_error:.1%}, barrier "
             f"{attribution.barrier / attribution.loss_base:.1%} of the loss of base, cosine {attribution.cosine:.3f}",
+            *concern_lines(attribution, "    "),
         ]
     lines += [
         f"{sum(a.n_passes for a in result.attributions.values())} forward-backward passes; attribution took "

@@ -1,9 +1,16 @@
-"""Two networks as a pair: what one of them has learnt and the other has not."""
+"""Two networks as a pair: what one of them has learnt and the other has not, and whether that can be told."""
 
 from __future__ import annotations
 
+import textwrap
+
 import torch
 from torch import nn
+
+from filterattr import FilterAttribution
+from filterattr.analysis.health import path_health
+
+_WIDTH = 80
 
 
 def same_weights(base: nn.Module, target: nn.Module) -> bool:
@@ -23,3 +30,36 @@ def same_weights(base: nn.Module, target: nn.Module) -> bool:
     """
     first, second = base.state_dict(), target.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]:
+    r"""What speaks against believing an attribution, in words.
+
+    Args:
+        attribution: The attribution.
+        indent: What every line begins with.
+
+    Returns:
+        Lines of at most 80 columns; none if nothing does.
+
+    Example:
+        >>> from filterattr import FilterAttributor
+        >>> base, target = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = base.weight.fill_(1.0), target.weight.fill_(2.0)
+        >>> risen = FilterAttributor(base).attribute(base, target, lambda model: model(torch.ones(1)).square().sum())
+        >>> print("\n".join(concern_lines(risen)))
+        what speaks against believing this:
+        - Target is not better than base on these samples (loss 1 -> 4): there is no
+          function whose filters could be found.
+        - The loss rises from base to target: are the two swapped? Base comes first.
+    """
+    concerns = list(path_health(attribution).concerns)
+    if attribution.loss_target > attribution.loss_base:
+        concerns.append("The loss rises from base to target: are the two swapped? Base comes first.")
+    if not concerns:
+        return []
+    lines = [f"{indent}what speaks against believing this:"]
+    for concern in concerns:
+        lines += textwrap.wrap(concern, _WIDTH, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  ")
+    return lines

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from filterattr.engine.memory import is_out_of_memory
-from filterattr.errors import FilterAttrError
+from filterattr.errors import FilterAttrError, FilterAttrWarning
 from sr_zoo.cli import attribute, card, compare, degrade, demo, report, restore, study, train
 from sr_zoo.cli.numbers import refuse_numbers
 from sr_zoo.cli.program import Parser
@@ -27,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         it (one sentence on the error stream says what), 130 when interrupted.
     """
     try:
-        _run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            _run(arguments)
     except FilterAttrError as error:  # the errors of sr_zoo are its children
         return _refuse(str(error))
     except BrokenPipeError:  # whoever read the output has gone; what is left must not fail again at the exit
@@ -68,6 +72,24 @@ def _run(arguments: Sequence[str] | None) -> None:
         commands[options.command].refuse_unknown(unknown)
     refuse_numbers(options)
     options.run(options)
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say a warning of the library as the program says everything; others show where they come from."""
+    is_own = issubclass(category, FilterAttrWarning)
+    text = (
+        f"python -m sr_zoo: {message}\n"
+        if is_own
+        else warnings.formatwarning(message, category, filename, lineno, line)
+    )
+    (file or sys.stderr).write(text)
 
 
 def _about_files(error: OSError) -> str:

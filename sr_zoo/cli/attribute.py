@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -22,11 +21,10 @@ from sr_zoo.data import load_photographs
 from sr_zoo.degradations import SPELLING, Degradation, clean_inputs, degradations_from, evaluation_inputs
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
-from sr_zoo.pair import same_weights
+from sr_zoo.pair import concern_lines, same_weights
 from sr_zoo.pretrained import open_network
 from sr_zoo.samples import draw_pairs, squared_error
 
-_WIDTH = 80
 _FILES = ("attribution.safetensors", "attribution.png")
 
 
@@ -137,18 +135,8 @@ def _table(attribution: FilterAttribution, selection: FilterSelection, degradati
     lines += [f"{row.name:<40}{row.n_units:>10}{chosen[row.name]:>10}{row.share:>17.1%}" for row in rows[:10]]
     if len(rows) > 10:
         lines.append(f"... and {len(rows) - 10} more layers")
-    return "\n".join([*lines, "", *_verdict(attribution)])
-
-
-def _verdict(attribution: FilterAttribution) -> list[str]:
-    """Whether the numbers above can be believed, in lines of words."""
-    concerns = list(path_health(attribution).concerns)
-    if attribution.loss_target > attribution.loss_base:
-        concerns.insert(0, "The loss is higher at target than at base: are the two swapped? base comes first.")
-    if not concerns:
-        return textwrap.wrap(str(path_health(attribution)), _WIDTH)
-    parts = [textwrap.wrap(f"- {concern}", _WIDTH, subsequent_indent="  ") for concern in concerns]
-    return ["what speaks against believing this:", *itertools.chain(*parts)]
+    doubts = concern_lines(attribution) or textwrap.wrap(str(path_health(attribution)), 80)
+    return "\n".join([*lines, "", *doubts])
 
 
 def _draw(attribution: FilterAttribution, selection: FilterSelection, degradation: str, path: Path) -> None:

@@ -69,6 +69,7 @@ def add(commands: Commands) -> None:
         ("crop", 32, 16_384, "width of a crop in pixels"),
         ("search-crops", 4, 10_000, "crops to search on"),
         ("test-crops", 4, 10_000, "crops to evaluate on"),
+        ("steps", 1, 1024, "nodes of the attribution"),
         ("null-draws", 2, 100_000, "random sets of every size and kind"),
         ("retrain-seeds", 1, 1_000, "trainings of every set of places"),
         ("retrain-iterations", 1, 10_000_000, "iterations of each"),

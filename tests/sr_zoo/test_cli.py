@@ -1,5 +1,7 @@
 """The commands on small photographs: what they write, what they say, and how they refuse."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,22 @@ class TestAttribute:
         assert f"{round(0.1 * units)} of {units} kernels selected" in printed
         assert (folder / "out" / "attribution.png").read_bytes().startswith(b"\x89PNG")
         assert {path.name for path in (folder / "out").iterdir()} == {"attribution.png", "attribution.safetensors"}
+
+    @pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
+    def test_what_speaks_against_the_numbers_is_said_in_words(self, folder, weights, capsys):
+        def table(*ends):
+            assert self.command(folder, ends, "--degradation", "noise", "--steps", "1", "--overwrite") == 0
+            printed = capsys.readouterr().out
+            losses = re.search(r"loss (\S+) of base, (\S+) of target", printed).groups()
+            return printed, [float(loss) for loss in losses]
+
+        (first, losses), (second, _) = table(*weights), table(*reversed(weights))
+        worse, better = (first, second) if losses[1] > losses[0] else (second, first)
+        assert "The ends point in different directions" in first
+        assert "are the two swapped? Base comes first" in worse
+        assert "Target is not better than base" in worse
+        assert "swapped" not in better
+        assert all(len(line) <= 80 for line in first.splitlines() if not line.startswith("wrote"))
 
     def test_a_two_branch_pair_can_be_attributed(self, folder, capsys):
         arguments = {"num_feat": 4, "num_block": 1, "hidden": 2, "condition": 3, "predictor_feat": 4, "upscale": 2}

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from filterattr import FilterAttrWarning
 from sr_zoo.cli import main, make_parser
 from sr_zoo.cli.outputs import OutputError, check_file, check_folder
 from sr_zoo.folder_lock import FolderInUseError, sole_run
@@ -61,6 +63,7 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "--crop": ("31", "0", "-1", HUGE, *NO_NUMBERS),
         "--search-crops": ("3", "0", "-1", HUGE, *NO_NUMBERS),
         "--test-crops": ("3", "0", "-1", HUGE, *NO_NUMBERS),
+        "--steps": ("0", "-1", HUGE, *NO_NUMBERS),
         "--null-draws": ("1", "0", "-1", HUGE, *NO_NUMBERS),
         "--retrain-seeds": ("0", "-1", HUGE, *NO_NUMBERS),
         "--retrain-iterations": ("0", "-1", HUGE, *NO_NUMBERS),
@@ -347,6 +350,23 @@ class TestTheMachine:
 
         monkeypatch.setattr("sr_zoo.cli.degrade.draw_contact_sheet", fail)
         assert message in refused(["degrade", "large.png"], capsys)
+
+    @pytest.mark.usefixtures("folder")
+    @pytest.mark.filterwarnings("always")
+    def test_warnings_of_the_library_are_sentences_and_others_say_where_they_come_from(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def warn(*_: object, **__: object) -> None:
+            warnings.warn("the path has a barrier.", FilterAttrWarning, stacklevel=1)
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+        monkeypatch.setattr("sr_zoo.cli.degrade.draw_contact_sheet", warn)
+        before = warnings.showwarning
+        assert main(["degrade", "large.png"]) == 0
+        first, second = capsys.readouterr().err.splitlines()[:2]
+        assert first == "python -m sr_zoo: the path has a barrier."
+        assert second.endswith("DeprecationWarning: old")
+        assert warnings.showwarning is before
 
     @pytest.mark.usefixtures("folder")
     def test_a_fault_of_the_program_is_not_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:

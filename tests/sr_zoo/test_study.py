@@ -587,6 +587,7 @@ class TestCommandLine:
             ["--search-crops", "5", "--crop", "34"],
             ["--test-crops", "4"],
             ["--null-draws", "2"],
+            ["--steps", "1"],
             ["--retrain-seeds", "1", "--retrain-iterations", "1"],
             ["--adaptive-iterations", "0"],
             ["--seed", "2147483647"],
