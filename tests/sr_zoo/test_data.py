@@ -42,8 +42,11 @@ class TestLoading:
         with pytest.raises(ImageError, match=r"need more than .* GiB of memory"):
             load_photographs(tmp_path, progress=False)
 
-    def test_the_progress_bar_can_be_silenced(self, tmp_path, photographs, capfd):
+    def test_the_progress_bar_is_for_terminals_and_can_be_silenced(self, tmp_path, photographs, capfd, monkeypatch):
         write_image(tmp_path / "a.png", photographs[0])
+        load_photographs(tmp_path)
+        assert capfd.readouterr().err == ""
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
         load_photographs(tmp_path, progress=False)
         assert capfd.readouterr().err == ""
         load_photographs(tmp_path)

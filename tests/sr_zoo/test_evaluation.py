@@ -134,7 +134,8 @@ class TestMeasure:
         rows = measure(nn.Identity(), photographs, {"noise": Pipeline((GaussianNoise(0.1), Quantize()))})
         assert 20 < rows["noise"]["psnr"] < 21.5
 
-    def test_the_bar_is_shown_only_on_request(self, photographs, capfd):
+    def test_the_bar_is_shown_only_on_request(self, photographs, capfd, monkeypatch):
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
         measure(Bilinear(), photographs[:1], {"clean": clean_inputs(2)})
         assert capfd.readouterr().err == ""
         measure(Bilinear(), photographs[:1], {"clean": clean_inputs(2)}, progress=True)
