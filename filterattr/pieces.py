@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_PIECE = 2**16  # entries; two float64 pieces stay in a processor's second cache
+PIECE = 2**16  # entries; two float64 pieces stay in a processor's second cache
 
 
 def flat_pieces(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -22,7 +22,7 @@ def flat_pieces(tensor: Tensor) -> tuple[Tensor, ...]:
         [65536, 4464]
     """
     flat = tensor.as_strided((tensor.numel(),), (1,))
-    return torch.split(flat, _PIECE) if flat.numel() > _PIECE else (flat,)
+    return torch.split(flat, PIECE) if flat.numel() > PIECE else (flat,)
 
 
 def wide_type(tensor: Tensor) -> torch.dtype:

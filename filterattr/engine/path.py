@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import StateMismatchError, name_some
-from filterattr.pieces import flat_pieces, wide, wide_type
+from filterattr.pieces import PIECE, flat_pieces, wide, wide_type
 
 Side = Literal["base", "target"]
 
@@ -153,28 +153,41 @@ class Path:
         """Return clones of what stays fixed, so that no point sees what another wrote."""
         return {name: value.clone() for name, value in self.fixed.items()}
 
-    def change(self, name: str) -> Tensor:
-        """Return ``target - base`` of a parameter, in float64 (complex128)."""
-        base, target = self.base[name], self.target[name]
-        change = torch.empty_like(target, dtype=wide_type(target))
-        for piece, first, second in zip(flat_pieces(change), flat_pieces(base), flat_pieces(target), strict=True):
-            piece.copy_(second).sub_(first)
-        return change
-
-    def multiply_with_change(self, name: str, integral: Tensor) -> Tensor:
-        """Multiply with ``target - base`` in place, in pieces, so that no whole change is held.
+    def times_change(self, name: str, values: Tensor, factor: float = 1.0, *, keep: bool = False) -> Tensor:
+        r"""Multiply with ``target - base``, in float64 and in pieces, so that no whole change is held.
 
         Args:
-            name: Name of a real parameter.
-            integral: Contiguous ``float64`` of its shape.
+            name: Name of a parameter.
+            values: Dense, of its shape or with samples in front, in its layout or contiguous; the complex conjugate
+                counts where the parameter is complex.
+            factor: What ``target - base`` is multiplied with before.
+            keep: Whether ``values`` are left alone; otherwise they are float64 (complex128), and used up.
 
         Returns:
-            ``integral``.
+            :math:`\Re(\overline{v}\,(\theta - \bar\theta))`, real, in the memory of ``values`` or of a copy.
+
+        Example:
+            >>> path = Path({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.5, 4.0])}, {})
+            >>> path.times_change("w", torch.tensor([10.0, 10.0], dtype=torch.float64))
+            tensor([ 5., 20.], dtype=torch.float64)
         """
-        flat = (integral.view(-1), self.base[name].reshape(-1), self.target[name].reshape(-1))
-        for piece, first, second in zip(*map(flat_pieces, flat), strict=True):
-            piece.mul_(wide(second) - wide(first))
-        return integral
+        base, target = self.base[name], self.target[name]
+        if keep:
+            values = torch.empty_like(base, dtype=wide_type(base)).copy_(values)
+        if values.stride()[values.ndim - base.ndim :] != base.stride():
+            base, target = base.contiguous(), target.contiguous()
+        size = base.numel()
+        rows = values.as_strided((values.numel() // max(1, size), size), (size, 1))
+        pieces = zip(torch.split(rows, PIECE, 1), flat_pieces(base), flat_pieces(target), strict=True)
+        for piece, first, second in pieces:
+            change = wide(second) - wide(first)
+            if factor != 1.0:
+                change.mul_(factor)
+            if piece.is_complex():
+                piece.copy_(piece.conj() * change)
+            else:
+                piece.mul_(change)
+        return values.real if values.is_complex() else values
 
     def moved(self) -> list[str]:
         """List the parameters that change along the path."""

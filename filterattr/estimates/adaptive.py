@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class AdaptiveRun(PerSampleRun):
         self.rule = NestedQuadrature.up_to(n_steps)
         self.limit = n_steps
         self.passes = None
+        self._scale = 1.0
         common = {t for nodes in self.rule.nodes[:2] for t in nodes}
         super().__init__(job, tuple(sorted({0.0, 1.0} | common)), {"refinements": len(self.rule.nodes), "unsettled": 1})
 
@@ -49,7 +51,7 @@ class AdaptiveRun(PerSampleRun):
         """See `Run.settings`."""
         return {"method": "adaptive", "tolerance": self.tolerance, "n_steps": self.limit}
 
-    def integrate(self) -> tuple[float | None, dict[str, Tensor]]:
+    def integrate(self) -> dict[str, Tensor]:
         """See `PerSampleRun.integrate`."""
         for end in (0.0, 1.0):
             self.path_loss.visit(end)
@@ -59,7 +61,8 @@ class AdaptiveRun(PerSampleRun):
             for t, density in zip(nodes, self.rule.densities[level], strict=True):
                 self.path_loss.visit(t, density)
                 self.advance()
-            top, gap = self._look(losses, self.rule.scales[level])
+            self._scale = self.rule.scales[level]
+            top, gap = self._look(losses)
             if known is not None:
                 changed = float((known & ~top).sum() / known.sum())
                 settled = gap <= self.tolerance and changed / 2 <= self.tolerance
@@ -71,13 +74,17 @@ class AdaptiveRun(PerSampleRun):
             "unsettled": torch.ones(1, device="cpu") - float(settled),
         }
         counts["refinements"][level] = 1
-        return self.rule.scales[level], counts
+        return counts
 
-    def _look(self, losses: list[float], scale: float) -> tuple[Tensor, float]:
+    def contributions(self) -> Iterator[tuple[str, Tensor]]:
+        """See `PerSampleRun.contributions`; the sums stay, as they may go on."""
+        for name, total in self.path_loss.gradients.sums.items():
+            yield name, self.job.path.times_change(name, total, keep=True).mul_(self._scale)
+
+    def _look(self, losses: list[float]) -> tuple[Tensor, float]:
         """The top set and the completeness error of the sums so far."""
-        integrals = self.path_loss.gradients.sums
         scores = {
-            name: scores["sum_of_abs"].reshape(-1) for name, scores in self.attributions.per_unit(integrals, scale)
+            name: scores["sum_of_abs"].reshape(-1) for name, scores in self.attributions.per_unit(self.contributions())
         }
         flat = torch.cat([score.to(self.job.device) for score in scores.values()] or [torch.zeros(1, device="cpu")])
         gap, size = self.attributions.totals().gap(losses)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from filterattr.engine.hooks import GradientSums
+from filterattr.engine.identity import digest_of
+from filterattr.engine.path import Path
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import Job, Run
@@ -33,7 +35,7 @@ class PerSampleRun(Run[GradientSums]):
     def __init__(self, job: Job, places: tuple[float, ...], counts: Mapping[str, int] | None = None) -> None:
         super().__init__(job, GradientSums({name: job.path.base[name] for name in job.path.moved()}))
         self.places = places
-        self.attributions = Attributions(job.path, job.parameters)
+        self.attributions = Attributions(job.parameters)
         shapes = {"losses": torch.empty(len(places), device="cpu"), "totals": torch.empty(len(_TOTALS), device="cpu")}
         shapes |= {name: torch.empty(length, device="cpu") for name, length in (counts or {}).items()}
         self.units = units_of(job.parameters)
@@ -44,27 +46,31 @@ class PerSampleRun(Run[GradientSums]):
         self.sums = SampleSums(shapes)
 
     @abstractmethod
-    def integrate(self) -> tuple[float | None, dict[str, Tensor]]:
+    def integrate(self) -> dict[str, Tensor]:
         """Visit the places of one sample.
 
         Returns:
-            What the gradient sums are to be multiplied with (``None`` for nothing), and further terms of the sums.
+            Further terms of the sums.
         """
+
+    @abstractmethod
+    def contributions(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the attributions of the present sample, one parameter after the other; they may be used up."""
 
     def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
         """See `Run.add_sample`."""
         self.path_loss.start(arguments, seed, index)
-        scale, more = self.integrate()
+        more = self.integrate()
         losses = self.path_loss.losses_at(self.places)
         if self.sums.count == 0:
             self.path_loss.check_used(self.job.allow_unused)
-        self.sums.add(self._terms(losses, scale, more))
+        self.sums.add(self._terms(losses, more))
         return losses
 
-    def _terms(self, losses: list[float], scale: float | None, more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def _terms(self, losses: list[float], more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Everything that one sample adds, one after the other."""
         yield from more.items()
-        for name, scores in self.attributions.per_unit(self.path_loss.gradients.sums, scale):
+        for name, scores in self.attributions.per_unit(self.contributions()):
             for reduction, score in scores.items():
                 yield f"means/{reduction}/{name}", score
                 if reduction in STATISTICS["mean_squares"]:
@@ -107,37 +113,85 @@ class PerSampleRun(Run[GradientSums]):
 
 
 class FixedRun(PerSampleRun):
-    """The same nodes for every sample.
+    r"""The same nodes in every straight segment of the path, for every sample.
+
+    .. math:: A_i = \sum_{k=0}^{K-1} (\theta^{k+1}_i - \theta^k_i) \int_0^1
+       \frac{\partial L}{\partial \theta_i}\bigl(\theta^k + s\,(\theta^{k+1} - \theta^k)\bigr)\, ds
+
+    The signed contributions of the segments add up, for every weight, before any absolute value is taken; that costs
+    one more float64 copy of what moves. With every step of a training among the waypoints this is loss change
+    allocation (Lan et al., "LCA: Loss Change Allocation for Neural Network Training", NeurIPS 2019, equation 3).
 
     Args:
         job: What is to be done.
-        quadrature: The nodes.
+        quadrature: The nodes of a segment.
     """
 
     def __init__(self, job: Job, quadrature: Quadrature) -> None:
-        super().__init__(job, tuple(sorted({0.0, 1.0, *quadrature.nodes})))
         self.quadrature = quadrature
-        self.passes = len(quadrature.nodes)
-        self._coefficients = dict(zip(quadrature.nodes, quadrature.coefficients, strict=True))
+        self.coefficients = dict(zip(quadrature.nodes, quadrature.coefficients, strict=True))
+        self.segments = job.path.segments
+        count = len(self.segments)
+        inside = sorted({0.0, 1.0, *quadrature.nodes})
+        super().__init__(job, tuple(sorted({(number + s) / count for number in range(count) for s in inside})))
+        self.passes = count * len(quadrature.nodes)
+        sums = self.path_loss.gradients.sums if count > 1 else {}
+        self._signed = {name: torch.zeros_like(total, dtype=torch.float64) for name, total in sums.items()}
 
     def settings(self) -> dict[str, Any]:
         """See `Run.settings`."""
-        return {"method": self.quadrature.method, "n_steps": len(self.quadrature.nodes)}
+        settings = {"method": self.quadrature.method, "n_steps": len(self.quadrature.nodes)}
+        waypoints = self.job.path.waypoints
+        return {**settings, "list of waypoints": digest_of(waypoints)} if waypoints else settings
 
-    def integrate(self) -> tuple[float | None, dict[str, Tensor]]:
+    def integrate(self) -> dict[str, Tensor]:
         """See `PerSampleRun.integrate`."""
-        # the ends first: what is wrong with the loss shows there, before any backward pass
-        for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
-            self.path_loss.visit(t, self._coefficients.get(t))
-            if t in self._coefficients:
-                self.advance()
-        return None, {}
+        # the ends first: what is wrong with the loss shows there, before most backward passes
+        if len(self.segments) == 1:
+            for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
+                self._visit(t, self.coefficients.get(t))
+            return {}
+        for end in (0.0, 1.0):
+            self._visit(end, None)
+        for signed in self._signed.values():
+            signed.zero_()
+        for number, segment in enumerate(self.segments):
+            for s in sorted({0.0, 1.0, *self.coefficients}):
+                t, coefficient = (number + s) / len(self.segments), self.coefficients.get(s)
+                if coefficient is not None or t not in self.path_loss.losses:
+                    self._visit(t, coefficient)
+            self._finish(segment)
+        for name, signed in self._signed.items():
+            self.path_loss.gradients.sums[name].copy_(signed)  # is looked at for what is not finite
+        return {}
+
+    def contributions(self) -> Iterator[tuple[str, Tensor]]:
+        """See `PerSampleRun.contributions`."""
+        if self._signed:
+            yield from self._signed.items()
+            return
+        for name, total in self.path_loss.gradients.sums.items():
+            yield name, self.job.path.times_change(name, total)
 
     def result(self) -> FilterAttribution:
         """See `Run.result`."""
         return FilterAttribution(
             **self.averages(),
-            n_passes=self.sums.count * len(self.quadrature.nodes),
+            n_passes=self.sums.count * self.passes,
             method=self.quadrature.method,
             n_steps=len(self.quadrature.nodes),
+            n_segments=len(self.segments),
         )
+
+    def _visit(self, t: float, coefficient: float | None) -> None:
+        self.path_loss.visit(t, coefficient)
+        if coefficient is not None:
+            self.advance()
+
+    def _finish(self, segment: Path) -> None:
+        """Add the contributions of a segment, and start the next integral from zero."""
+        sums = self.path_loss.gradients.sums
+        for name in segment.moved():
+            self._signed[name].add_(segment.times_change(name, sums[name]))
+        for total in sums.values():
+            total.zero_()

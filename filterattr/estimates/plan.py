@@ -11,7 +11,6 @@ from filterattr.estimates.job import Job, Run
 from filterattr.estimates.per_sample import FixedRun
 from filterattr.estimates.pooled import PooledRun, Until
 from filterattr.estimates.stacked import StackedRun
-from filterattr.estimates.waypoints import WaypointRun
 
 DEFAULT_METHOD = "gausslegendre"
 DEFAULT_STEPS = 16
@@ -97,8 +96,6 @@ class Plan:
             raise SettingError(
                 f"samples_per_pass={self.samples_per_pass} needs a straight path; leave it out, or the waypoints."
             )
-        if job.path.waypoints:
-            return WaypointRun(job, self._quadrature)
         if self.samples_per_pass > 1:
             return StackedRun(job, self._quadrature, self.samples_per_pass)
         return FixedRun(job, self._quadrature)

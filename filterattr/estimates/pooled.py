@@ -55,8 +55,7 @@ class PooledGradients(GradientHooks):
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
         """See `GradientHooks.take`."""
-        change = self._path.change(name).mul_(coefficient)
-        values = (gradient.conj() * change).real if change.is_complex() else change.mul_(gradient)
+        values = self._path.times_change(name, gradient, coefficient, keep=True)
         check = values.sum()
         self._checks[name] = self._checks[name] + check if name in self._checks else check
         total, difference = (self._sums.tensors[f"{kind}/{name}"] for kind in ("sum", "difference"))

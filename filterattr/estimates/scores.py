@@ -2,14 +2,13 @@ r"""From gradient sums to scores: :math:`A_k = \Delta_k \sum_j c_j g_{jk}`, redu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from filterattr.engine.path import Path
 from filterattr.engine.units import Unit
 from filterattr.parameters import REDUCTIONS, Reduction, ScoredParameter
 
@@ -49,32 +48,26 @@ class Attributions:
     Nothing waits for the device until `totals` is asked for.
 
     Args:
-        path: The path, which knows the change of every weight.
         parameters: Parameter name to how it is scored.
     """
 
-    def __init__(self, path: Path, parameters: Mapping[str, ScoredParameter]) -> None:
-        self._path = path
+    def __init__(self, parameters: Mapping[str, ScoredParameter]) -> None:
         self._parameters = parameters
         self._signed: dict[str, Tensor] = {}
         self._absolute: dict[str, Tensor] = {}
 
-    def per_unit(
-        self, integrals: Mapping[str, Tensor], scale: float | None = None
-    ) -> Iterator[tuple[str, dict[Reduction, Tensor]]]:
+    def per_unit(self, attributions: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[Reduction, Tensor]]]:
         """Yield the scores of every parameter or group.
 
         Args:
-            integrals: Parameter name to integrated gradient, float64.
-            scale: What the integrals are multiplied with; without it, they are used up.
+            attributions: Parameter name and the attributions of its weights, float64, which are used up.
 
         Yields:
             Name, and its scores in all reductions.
         """
         self._signed, self._absolute = {}, {}
         groups: dict[str, dict[Reduction, Tensor]] = {}
-        for name, integral in integrals.items():
-            values = self._values(name, integral, scale)
+        for name, values in attributions:
             self._signed[name] = self._sum(values)
             scored = self._parameters.get(name)
             if scored is None:
@@ -117,19 +110,11 @@ class Attributions:
     def _reduce(self, unit: Unit, values: Tensor) -> Tensor:
         return unit.reduce(values)
 
-    def _values(self, name: str, integral: Tensor, scale: float | None) -> Tensor:
-        if scale is None and not integral.is_complex():
-            return self._path.multiply_with_change(name, integral)
-        change = self._path.change(name)
-        values = (integral.conj() * change).real if change.is_complex() else change.mul_(integral)
-        return values if scale is None else values.mul_(scale)
-
 
 class StackedAttributions(Attributions):
-    """The attributions of several samples at once; integrals and scores have one more dimension in front.
+    """The attributions of several samples at once; they and the scores have one more dimension in front.
 
     Args:
-        path: The path.
         parameters: Parameter name to how it is scored.
     """
 
@@ -147,11 +132,6 @@ class StackedAttributions(Attributions):
     def _reduce(self, unit: Unit, values: Tensor) -> Tensor:
         reduced: Tensor = vmap(unit.reduce)(values)
         return reduced
-
-    def _values(self, name: str, integral: Tensor, scale: float | None) -> Tensor:
-        change = self._path.change(name)
-        values = (integral.conj() * change).real if change.is_complex() else integral.mul_(change)
-        return values if scale is None else values.mul_(scale)
 
 
 def _with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:

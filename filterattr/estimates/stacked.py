@@ -39,7 +39,7 @@ class StackedRun(FixedRun):
         self._limit = samples_per_pass
         self._is_compared = False
         self._stacked = StackedLoss(self.path_loss)
-        self._scores = StackedAttributions(job.path, job.parameters)
+        self._scores = StackedAttributions(job.parameters)
         # base and one node first: what is wrong with the loss shows there
         self._first = tuple(dict.fromkeys((0.0, quadrature.nodes[0])))
         self._order = (*self._first, *(t for t in self.places if t not in self._first))
@@ -88,7 +88,7 @@ class StackedRun(FixedRun):
     def _visit_all(self, samples: list[Sample]) -> None:
         self._stacked.start(samples)
         for number, t in enumerate(self._order, 1):
-            self._stacked.visit(t, self._coefficients.get(t))
+            self._stacked.visit(t, self.coefficients.get(t))
             if not self._is_compared and number == len(self._first):
                 self._compare()
 
@@ -96,7 +96,7 @@ class StackedRun(FixedRun):
         """Evaluate one sample by itself, with everything that is checked about a loss."""
         self.path_loss.start(*sample)
         for t in self._first:
-            self.path_loss.visit(t, self._coefficients.get(t))
+            self.path_loss.visit(t, self.coefficients.get(t))
         self.path_loss.losses_at(self._first)
         self.path_loss.check_gradients()
         if self.sums.count == 0:
@@ -145,7 +145,9 @@ class StackedRun(FixedRun):
 
     def _terms_together(self, losses: list[list[float]]) -> Iterator[tuple[str, Tensor]]:
         """Everything that the samples add together, one after the other."""
-        for name, scores in self._scores.per_unit(self._stacked.integrals()):
+        integrals = self._stacked.integrals().items()
+        attributions = ((name, self.job.path.times_change(name, integral)) for name, integral in integrals)
+        for name, scores in self._scores.per_unit(attributions):
             for reduction, score in scores.items():
                 yield f"means/{reduction}/{name}", score.sum(0)
                 if reduction in STATISTICS["mean_squares"]:
