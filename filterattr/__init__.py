@@ -19,6 +19,7 @@ from filterattr.errors import (
 )
 from filterattr.groups import attention_heads, output_channels, recurrent_gates
 from filterattr.intervention import blend, swapped, train_only
+from filterattr.layouts import register_layout
 from filterattr.loading import load_state
 from filterattr.recorder import PathRecorder
 from filterattr.result import FilterAttribution
@@ -54,6 +55,7 @@ __all__ = [
     "load_state",
     "output_channels",
     "recurrent_gates",
+    "register_layout",
     "report",
     "swapped",
     "train_only",

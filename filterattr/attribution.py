@@ -7,8 +7,9 @@ r"""The integral of the loss gradient along the path, times the weight change, p
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path as FilePath
@@ -26,7 +27,7 @@ from filterattr.engine.samples import pair_note, series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.storage import JobFile
-from filterattr.engine.units import UnitLike, assigned, has_only_groups, unit_of
+from filterattr.engine.units import UnitLike, assigned, has_only_groups, is_guess, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
     LossError,
@@ -38,7 +39,7 @@ from filterattr.estimates.job import Job, Precision, Run, check_precision
 from filterattr.estimates.plan import Plan
 from filterattr.estimates.pooled import Until
 from filterattr.names import Names
-from filterattr.parameters import ScoredParameter
+from filterattr.parameters import ScoredParameter, units_of
 from filterattr.pathloss import Loss as Loss
 from filterattr.result import FilterAttribution
 from filterattr.walk import Walk, job_environment
@@ -50,6 +51,8 @@ Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 _COMPLETENESS_LIMIT = 0.01
 _ROUNDED_LIMIT = 0.1  # of the changes of a parameter
 _BAR_AFTER_SECONDS = 2.0
+_MANY_UNITS = 10_000_000
+_BYTES_OF_A_UNIT = 6 * 8  # what the sums of a run hold for each
 
 
 class FilterAttributor:
@@ -60,7 +63,8 @@ class FilterAttributor:
 
     Args:
         model: Any module that the loss uses. Data-parallel wrappers and `torch.compile` are looked through.
-        unit: What is scored: ``"kernel"`` (one 2-D slice, an input-output pair), ``"filter"`` (an output channel),
+        unit: What is scored: ``"kernel"`` (one 2-D slice, an input-output pair; the default, but for linear layers with
+            more than ten million weights in all, which are scored by filter), ``"filter"`` (an output channel),
             ``"input"`` (an input channel), ``"layer"``, ``"weight"``, an einops pattern such as
             ``"(heads d) i -> heads"``, a `Unit` with sizes, or a mapping from name globs to these. A `Group` in the
             mapping makes units that span several parameters; its key is a glob of module names.
@@ -90,11 +94,19 @@ class FilterAttributor:
         equations 5 and 6; Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017.
     """
 
-    def __init__(self, model: nn.Module, *, unit: UnitLike = "kernel", select: Select | None = None) -> None:
+    def __init__(self, model: nn.Module, *, unit: UnitLike | None = None, select: Select | None = None) -> None:
         self.model = unwrap_model(model)
-        self.unit = unit
+        self.unit: UnitLike = "kernel" if unit is None else unit
         self.select = select
-        self.scored_parameters()
+        slots = Slots(self.model)
+        guesses: list[str] = []
+        scored = self._scored(slots, guesses)
+        single = _single_weights(scored) if unit is None else []
+        if single:
+            self.unit = {**dict.fromkeys(single, "filter"), "*": "kernel"}
+            scored = self._scored(slots)
+        for doubt in _doubts_of_units(scored, single, guesses):
+            warnings.warn(doubt, FilterAttrWarning, stacklevel=2)
 
     def attribute(
         self,
@@ -294,7 +306,8 @@ class FilterAttributor:
         """
         return self._scored(Slots(self.model))
 
-    def _scored(self, slots: Slots) -> dict[str, ScoredParameter]:
+    def _scored(self, slots: Slots, guesses: list[str] | None = None) -> dict[str, ScoredParameter]:
+        """Find the parameters that are scored; those whose outputs and inputs nothing tells are added to a list."""
         scored: dict[str, ScoredParameter] = {}
         findings = []
         unit = assigned(self.unit, slots.parameters, slots.aliases)
@@ -314,9 +327,10 @@ class FilterAttributor:
                         f"every scored parameter needs a unit; no glob of {name_some(self.unit)} matches '{name}'. "
                         "Add '*' as the last key, or leave the parameter out with select=."
                     )
-                scored[name] = ScoredParameter(
-                    unit_of(name, parameter, module, unit.choices[name]), tuple(parameter.shape)
-                )
+                choice = unit.choices[name]
+                scored[name] = ScoredParameter(unit_of(name, parameter, module, choice), tuple(parameter.shape))
+                if guesses is not None and is_guess(name, parameter, module, choice):
+                    guesses.append(f"{name} {tuple(parameter.shape)} of {type(module).__name__}")
             except UnitError as error:
                 findings.append(str(error))
         if findings:
@@ -347,6 +361,39 @@ class FilterAttributor:
         if callable(self.select):
             return bool(self.select(name, module, parameter))
         return name in named
+
+
+def _single_weights(scored: Mapping[str, ScoredParameter]) -> list[str]:
+    """Parameters whose kernels are single weights, where these are too many to be scored each by default."""
+    single = {name: one for name, one in scored.items() if len(one.shape) > 1 and one.is_weight_by_weight}
+    return list(single) if sum(math.prod(one.shape) for one in single.values()) > _MANY_UNITS else []
+
+
+def _doubts_of_units(
+    scored: Mapping[str, ScoredParameter], single: Sequence[str], guesses: Sequence[str]
+) -> Iterator[str]:
+    """Yield what must be known about the units before any work."""
+    if single:
+        count = sum(math.prod(scored[name].shape) for name in single)
+        yield (
+            f"unit= was not given, and the kernels of {name_some(single)} are single weights, {count:,} in all: these "
+            'are scored by filter (output neuron). Say unit="filter", or unit="kernel" for single weights.'
+        )
+    if guesses:
+        yield (
+            f"nothing tells which axes are outputs and inputs of {name_some(guesses)}; experts are taken as (expert, "
+            "output, input), others as (output, input, window). Say it with filterattr.register_layout, or give them "
+            "a pattern with unit={...}."
+        )
+    units = sum(shape.numel() for shape in units_of(scored).values())
+    weights = sum(math.prod(one.shape) for one in scored.values())
+    if units > _MANY_UNITS and units > weights / 4:
+        size = units * _BYTES_OF_A_UNIT
+        yield (
+            f"{units:,} units for {weights:,} weights: their scores take {size / 2**30:.1f} GiB, "
+            f'{size / (4 * weights):.1f} times the weights in float32. unit="filter" has one score an output, and '
+            "select= scores less."
+        )
 
 
 def _first_names(slots: Slots, texts: Sequence[str], said: str, kind: type[UnitError | SettingError]) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ class ScoredParameter:
     def units_shape(self) -> torch.Size:
         """Shape of its scores."""
         return self.unit.units_shape(self.shape)
+
+    @property
+    def is_weight_by_weight(self) -> bool:
+        """Whether every weight is a unit."""
+        return self.units_shape.numel() == math.prod(self.shape)
 
     def key(self, name: str) -> str:
         """Name that its scores stand under: that of its group, or its own.

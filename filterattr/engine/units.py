@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import UnitError, name_some
+from filterattr.layouts import layout_of
 from filterattr.names import Names
 
 NAMED_UNITS = ("weight", "kernel", "filter", "input", "layer")
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
 @dataclass(frozen=True)
@@ -364,14 +362,27 @@ def _named(name: str, parameter: Tensor, module: nn.Module, unit: str) -> Unit:
                 f"'{name}' has shape {tuple(parameter.shape)} and no input axis; score it by weight, kernel or filter."
             )
         return Unit("... -> ...")
-    groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
-    if isinstance(module, _TRANSPOSED):
-        pattern = {
-            "kernel": "(g i) o ... -> (g o) i",
-            "filter": "(g i) o ... -> (g o)",
-            "input": "i o ... -> i",
-        }
-        return Unit(pattern[unit], {} if unit == "input" else {"g": groups})
-    if unit == "input":
-        return Unit("(g o) i ... -> (g i)", {"g": groups})
-    return Unit({"kernel": "o i ... -> o i", "filter": "o ... -> o"}[unit])
+    layout = layout_of(module, _local(name), parameter)
+    pattern = {"kernel": layout.kernel, "filter": layout.filter, "input": layout.input}[unit]
+    if pattern is None:
+        raise UnitError(f"'{name}' of {type(module).__name__} has no input axis; score it by weight, kernel or filter.")
+    return Unit(*pattern)
+
+
+def is_guess(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> bool:
+    """Whether a unit speaks of outputs or inputs, and the layer gives no sign which axes these are.
+
+    Args:
+        name: Name of the parameter.
+        parameter: The parameter.
+        module: The module that computes with it.
+        wanted: As for `unit_of`.
+    """
+    speaks = isinstance(wanted, str) and wanted in ("kernel", "filter", "input") and parameter.ndim >= 2
+    return speaks and layout_of(module, _local(name), parameter).is_guess
+
+
+def _local(name: str) -> str:
+    """Name of a parameter inside the module that computes with it; a parametrized one stands deeper."""
+    _, is_parametrized, after = name.rpartition("parametrizations.")
+    return after.partition(".")[0] if is_parametrized else name.rpartition(".")[2]

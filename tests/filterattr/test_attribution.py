@@ -483,8 +483,10 @@ class TestBadInput:
             attributor.attribute(smooth_network(), smooth_network(), squared_sum, [])
 
     def test_a_selection_of_no_parameter_is_refused(self) -> None:
-        with pytest.raises(UnitError, match=r"select='head\.\*' leaves none of '0\.weight', '0\.bias'"):
+        with pytest.raises(UnitError, match=r"select='head\.\*' must name parameters .* like 'head\.\*'"):
             FilterAttributor(smooth_network(), select="head.*")
+        with pytest.raises(UnitError, match=r"select=\[\] leaves none of '0\.weight', '0\.bias'"):
+            FilterAttributor(smooth_network(), select=[])
 
     def test_unknown_reduction_is_refused(self, attributor: FilterAttributor) -> None:
         attribution = attributor.attribute(smooth_network(), smooth_network(), squared_sum, [image()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import warnings
 from fnmatch import translate
 from glob import escape
 from typing import Any
@@ -13,7 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterScores, Group, SettingError, Unit, UnitError, output_channels
+from filterattr import (
+    FilterAttributor,
+    FilterAttrWarning,
+    FilterScores,
+    Group,
+    SettingError,
+    Unit,
+    UnitError,
+    output_channels,
+)
 from filterattr.analysis.rankings import magnitude
 from filterattr.engine.units import UnitLike, unit_of
 
@@ -226,6 +236,29 @@ def test_the_first_attributor_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_default_of_a_large_network_is_no_single_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleDict({"conv": nn.Conv2d(2, 3, 3), "point": nn.Conv2d(3, 9, 1), "head": nn.Linear(9, 30)})
+    kernels = {"conv.weight": (3, 2), "point.weight": (9, 3), "head.weight": (30, 9)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scored(model) == kernels
+        assert FilterAttributor(model).unit == "kernel"
+    monkeypatch.setattr("filterattr.attribution._MANY_UNITS", 290)  # 297 kernels are single weights
+    with pytest.warns(FilterAttrWarning, match=r"unit= was not given.*'point\.weight', 'head\.weight' .* 297 in all"):
+        assert scored(model) == {"conv.weight": (3, 2), "point.weight": (9,), "head.weight": (30,)}
+    assert scored_silently(model, unit="filter") == {"conv.weight": (3,), "point.weight": (9,), "head.weight": (30,)}
+    with pytest.warns(FilterAttrWarning, match=r"303 units for 351 weights: their scores take 0\.0 GiB, 10\.4 times"):
+        assert scored(model, unit="kernel") == kernels
+    monkeypatch.setattr("filterattr.attribution._MANY_UNITS", 303)
+    assert scored_silently(model, unit="kernel") == kernels
+
+
+def scored_silently(model: nn.Module, **settings: Any) -> dict[str, tuple[int, ...]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return scored(model, **settings)
 
 
 def test_units_that_do_not_fit_name_parameter_shape_and_pattern() -> None:

@@ -1,0 +1,213 @@
+"""Which axes of a weight are the outputs of its layer, and which the inputs: asked of the layer, in one registry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from filterattr.errors import UnitError
+
+Layer: TypeAlias = "type[nn.Module] | str | Callable[[nn.Module], bool]"
+Pattern: TypeAlias = tuple[str, Mapping[str, int]]
+
+_AXIS = re.compile(r"[A-Za-z_]\w*")
+_COUNTS_OF_EXPERTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "n_shared_experts")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The einops patterns that the outputs, inputs and pairs of a weight have, with the sizes of their axes.
+
+    Attributes:
+        kernel: One unit a pair of an output and an input.
+        filter: One unit an output.
+        input: One unit an input; ``None`` for what has none, such as a bias.
+        is_guess: Whether the layer gave no sign of what its axes are.
+    """
+
+    kernel: Pattern
+    filter: Pattern
+    input: Pattern | None
+    is_guess: bool = False
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What was registered."""
+
+    layer: Layer
+    axes: Mapping[str, str]
+    sizes: Mapping[str, int | str]
+
+    def fits(self, module: nn.Module) -> bool:
+        if isinstance(self.layer, str):
+            return any(base.__name__ == self.layer for base in type(module).__mro__)
+        return isinstance(module, self.layer) if isinstance(self.layer, type) else bool(self.layer(module))
+
+
+_ENTRIES: list[_Entry] = []
+
+
+def register_layout(layer: Layer, axes: Mapping[str, str], **sizes: int | str) -> None:
+    """Tell which axes of the weights of a layer are outputs and inputs, for the units kernel, filter and input.
+
+    Layers of `torch.nn`, the ``Conv1D`` and the experts of transformers, and layers whose ``in_features`` and
+    ``out_features`` tell it are known. What is registered last counts first.
+
+    Args:
+        layer: A class, the name of a class (so that its library need not be imported), or a predicate on the module.
+        axes: Name of a parameter inside the layer (or a glob) to its axes, as einops writes them. Axes that begin with
+            ``o`` count outputs, those with ``i`` inputs, those with ``g`` groups (experts) that have both of their
+            own; others are summed over. ``"i o"`` is a transposed linear layer, ``"g o i"`` one of experts,
+            ``"(g o) i ..."`` a grouped convolution.
+        **sizes: Lengths of axes that the shape does not tell: a number, or the name of the layer's attribute.
+
+    Raises:
+        UnitError: No axis is an output, or a size belongs to no axis.
+
+    Example:
+        >>> import torch
+        >>> from filterattr import FilterAttributor
+        >>> class Transposed(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.table = nn.Parameter(torch.ones(2, 5))  # two inputs, five outputs
+        ...
+        ...     def forward(self, x):
+        ...         return x @ self.table
+        >>> register_layout(Transposed, {"table": "i o"})
+        >>> FilterAttributor(Transposed(), unit="filter").scored_parameters()["table"].units_shape
+        torch.Size([5])
+    """
+    used = {axis for written in axes.values() for axis in _AXIS.findall(written)}
+    bad = [name for name, written in axes.items() if not any(axis[0] == "o" for axis in _AXIS.findall(written))]
+    unused = sorted(set(sizes) - used)
+    if bad or unused or not axes:
+        raise UnitError(
+            "a layout needs axes for each parameter, some of which begin with 'o' (outputs), and sizes of these axes; "
+            f"got axes={dict(axes)!r}, sizes={sizes!r}."
+        )
+    _ENTRIES.insert(0, _Entry(layer, MappingProxyType(dict(axes)), MappingProxyType(dict(sizes))))
+
+
+def layout_of(module: nn.Module, local: str, parameter: Tensor) -> Layout:
+    """Ask a layer for the layout of one of its weights.
+
+    Args:
+        module: The module that computes with it.
+        local: Name of the parameter inside the module.
+        parameter: The parameter, of two dimensions or more.
+
+    Returns:
+        Its layout; output and input are the first two axes where nothing tells otherwise.
+
+    Example:
+        >>> layer = nn.ConvTranspose2d(4, 6, 3, groups=2)
+        >>> layout_of(layer, "weight", layer.weight).kernel
+        ('(g i) o ... -> (g o) i', {'g': 2})
+    """
+    for entry in _ENTRIES:
+        if entry.fits(module):
+            written = next((axes for name, axes in entry.axes.items() if fnmatchcase(local, name)), None)
+            if written is not None and _has_as_many_axes(written, parameter):
+                return _spelled(written, _sizes(entry, module, written))
+    if isinstance(module, _TRANSPOSED):
+        return Layout(
+            ("(g i) o ... -> (g o) i", {"g": module.groups}),
+            ("(g i) o ... -> (g o)", {"g": module.groups}),
+            ("i o ... -> i", {}),
+        )
+    if isinstance(module, _CONVOLUTIONS):
+        return _outputs_first(module.groups)
+    if _is_transposed(module, local, parameter):
+        return _spelled("i o", {})
+    if parameter.ndim == 3 and any(getattr(module, name, None) == parameter.shape[0] for name in _COUNTS_OF_EXPERTS):
+        return _spelled("g o i", {}, is_guess=True)
+    return _outputs_first(1, is_guess=parameter.ndim == 3 and parameter.shape[0] > 1 and not _is_of_torch(module))
+
+
+def _spelled(axes: str, sizes: Mapping[str, int], *, is_guess: bool = False) -> Layout:
+    """Write the patterns out.
+
+    Example:
+        >>> _spelled("(g i) o", {"g": 2}).kernel
+        ('(g i) o -> (g o) i', {'g': 2})
+    """
+    groups, outputs, inputs = ([axis for axis in _AXIS.findall(axes) if axis[0] == kind] for kind in "goi")
+    inside = re.search(r"\([^)]*\bg\w*", axes) is not None
+
+    def joined(*names: str) -> str:
+        together = " ".join((*groups, *names))
+        return f"({together})" if inside else together
+
+    return Layout(
+        (f"{axes} -> {' '.join((joined(*outputs), *inputs))}", sizes),
+        (f"{axes} -> {joined(*outputs)}", sizes),
+        (f"{axes} -> {joined(*inputs)}", sizes) if inputs else None,
+        is_guess,
+    )
+
+
+def _outputs_first(groups: int, *, is_guess: bool = False) -> Layout:
+    """The layout of most layers; written like this it stands in the files of all versions."""
+    return Layout(("o i ... -> o i", {}), ("o ... -> o", {}), ("(g o) i ... -> (g i)", {"g": groups}), is_guess)
+
+
+def _sizes(entry: _Entry, module: nn.Module, written: str) -> dict[str, int]:
+    """Lengths of the axes that are named, where need be asked of the layer."""
+    axes = _AXIS.findall(written)
+    return {
+        axis: getattr(module, size) if isinstance(size, str) else size
+        for axis, size in entry.sizes.items()
+        if axis in axes
+    }
+
+
+def _has_as_many_axes(axes: str, parameter: Tensor) -> bool:
+    count = len(re.sub(r"\([^)]*\)", "x", axes).replace("...", "").split())
+    return count == parameter.ndim or ("..." in axes and count < parameter.ndim)
+
+
+def _is_transposed(module: nn.Module, local: str, parameter: Tensor) -> bool:
+    """Whether a layer says by its sizes, or by a flag, that inputs come first."""
+    sizes = tuple(getattr(module, name, None) for name in ("in_features", "out_features"))
+    if local != "weight" or tuple(parameter.shape) != sizes:
+        return False
+    return sizes[0] != sizes[1] or getattr(module, "fan_in_fan_out", False) is True
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return any(base.__module__.startswith("torch.") and base is not nn.Module for base in _layers(type(module)))
+
+
+def _layers(kind: type) -> Iterator[type]:
+    return (base for base in kind.__mro__ if issubclass(base, nn.Module))
+
+
+def _are_experts(is_transposed: bool) -> Callable[[nn.Module], bool]:
+    """Experts of transformers carry how they are stored."""
+
+    def fits(module: nn.Module) -> bool:
+        return hasattr(module, "has_gate") and getattr(module, "is_transposed", None) is is_transposed
+
+    return fits
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+register_layout("Conv1D", {"weight": "i o"})  # of transformers; that of torch is called Conv1d
+register_layout(_are_experts(is_transposed=False), {"*_bias": "g o", "*": "g o i"})
+register_layout(_are_experts(is_transposed=True), {"*_bias": "g o", "*": "g i o"})
+register_layout("Llama4TextExperts", {"*": "g i o"})
+register_layout("InklingSharedExperts", {"*": "g o i"})
+for _kind in ("JetMoeParallelExperts", "GraniteMoeParallelExperts"):
+    register_layout(_kind, {"weight": "g o i"})
+register_layout("DbrxExpertGLU", {"[wv]1": "(g o) i", "w2": "(g i) o"}, g="moe_num_experts")
+register_layout("XLNetRelativeAttention", {"[qkvr]": "i o1 o2", "o": "o i1 i2"})
