@@ -20,7 +20,7 @@ from filterattr.engine.slots import Slots
 from filterattr.engine.states import unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
 from filterattr.names import Names
-from filterattr.sweep.line import Line, Tensors
+from filterattr.sweep.line import Baselines, Line, Tensors
 from filterattr.sweep.methods import COMPUTE, assembled
 from filterattr.sweep.passes import Forward, Output, Sweep
 from filterattr.sweep.result import METHODS, check_choice
@@ -97,7 +97,7 @@ class ChannelAttributor:
     def attribute(
         self,
         inputs: Tensors,
-        baselines: Tensors | None,
+        baselines: Baselines,
         output: Output,
         *,
         method: Method = "conductance",
@@ -111,8 +111,10 @@ class ChannelAttributor:
 
         Args:
             inputs: What the model is given: a tensor, or several for several arguments; the first axis is the samples.
-            baselines: Where the path starts, in the shapes of ``inputs``. An argument that stays the same, such as a
-                condition or an index, is given twice. ``"gradient_x_activation"`` has no path: ``None``.
+            baselines: Where the path starts, in the shapes of ``inputs`` (or with a first axis of length 1). A number
+                stands for a tensor full of it. An argument that stays the same, such as a condition or an index, is
+                given twice, or ``None`` in its place. Token ids can only move with ``"integrated_gradients"``, whose
+                line is between activations. ``"gradient_x_activation"`` has no path: ``None``.
             output: A function of what the model returns, to one number per sample, shape ``(N,)``, or to one number for
                 all: a logit (``lambda logits: logits[:, 3]``), or a loss of an image (``lambda restored: (restored -
                 reference).square().sum((1, 2, 3))``). Prefer sums over samples to means: attributions are linear in
@@ -152,8 +154,10 @@ class ChannelAttributor:
         """
         _check_call(method, output, forward, batch_nodes)
         if baselines is None and method != "gradient_x_activation":
-            raise SettingError(f"method={method!r} needs baselines, where its path starts; got None.")
-        line = Line(inputs, baselines)
+            raise SettingError(
+                f"method={method!r} needs baselines, where its path starts; got None. Say baselines=0 for zeros."
+            )
+        line = Line(inputs, baselines, only_ends=method in ("integrated_gradients", "gradient_x_activation"))
         if batch_nodes > 1 and any(argument.shape[:1] != (line.n_samples,) for argument in line.inputs):
             raise SettingError(
                 f"batch_nodes above 1 needs {line.n_samples} samples first in all inputs; got shapes "

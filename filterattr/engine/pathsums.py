@@ -99,6 +99,7 @@ class KernelProduct:
     Args:
         layer: The layer.
         n_samples: Number of samples; rows of the layer's input and output belong to them in blocks.
+        arrange: Brings the rows of either into such blocks.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
@@ -107,9 +108,10 @@ class KernelProduct:
         >>> torch.testing.assert_close(kernels[0], 2 * layer.weight.detach() * step)
     """
 
-    def __init__(self, layer: nn.Module, n_samples: int) -> None:
+    def __init__(self, layer: nn.Module, n_samples: int, arrange: Callable[[Tensor], Tensor] | None = None) -> None:
         self._layer = layer
         self._n_samples = n_samples
+        self._arrange = arrange
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:
@@ -146,6 +148,8 @@ class KernelProduct:
             Shape ``(n_samples, out, in)``, with input channels counted inside their group.
         """
         weight = single(self._layer.weight.detach())  # type: ignore[operator]
+        if self._arrange is not None:
+            derivative, step = self._arrange(derivative), self._arrange(step)
         if isinstance(self._layer, nn.Linear):
             split = (self._n_samples, -1)
             derivative, step = (tensor.reshape(*split, tensor.shape[-1]) for tensor in (derivative, step))

@@ -60,6 +60,32 @@ class RandomState:
         return int(torch.randint(2**62, (), generator=generator, device="cpu"))
 
 
+def has_drawn(seed: int) -> bool:
+    """Find out whether anybody has drawn random numbers since `seed_all`.
+
+    Args:
+        seed: What it was given.
+
+    Returns:
+        Whether a generator of PyTorch, Python or NumPy is in another state than then.
+
+    Example:
+        >>> seed_all(3)
+        >>> before = has_drawn(3)
+        >>> _ = torch.rand(1)
+        >>> before, has_drawn(3)
+        (False, True)
+    """
+    for generator in _generators():
+        fresh = torch.Generator(generator.device)
+        fresh.manual_seed(seed % 2**63)
+        if not torch.equal(fresh.get_state(), generator.get_state()):
+            return True
+    numpy_state, fresh_state = np.random.get_state()[1:3], np.random.RandomState(seed % 2**32).get_state()[1:3]  # noqa: NPY002
+    same = numpy_state[1] == fresh_state[1] and np.array_equal(numpy_state[0], fresh_state[0])
+    return not same or random.getstate()[1] != random.Random(seed).getstate()[1]
+
+
 def seed_all(seed: int) -> None:
     """Seed every generator in use.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -225,36 +226,42 @@ _COSTLY = (
 )
 
 
-def cuts_graph(value: Tensor, leaves: Iterable[Tensor], taps: Iterable[Tensor]) -> bool:
-    """Find out whether a value depends on the leaves through the taps alone, and on every tap directly.
+def cutting(value: Tensor, leaves: Iterable[Tensor], taps: Mapping[str, Sequence[Tensor]]) -> set[str]:
+    """Find the layers that cut the graph in two: every way from the value to a leaf passes exactly one of their taps.
 
     Then whatever the leaves do to the value, each of the taps passes a part of it on, and no part is passed on twice.
+    All layers together cost one walk over the graph. Every edge of it gets a random factor, and a way the product of
+    its factors. The ways through a tap then weigh as much as those to it times those from it, and a layer cuts the
+    graph if the ways through its taps weigh as much as all ways do. The weights are residues of a large prime: another
+    layer passes this test with a probability below 1e-14 for a graph of 10,000 nodes.
 
     Args:
-        value: Scalar that was computed from the leaves.
+        value: Scalar or vector that was computed from the leaves.
         leaves: Tensors that require a gradient.
-        taps: Tensors on the way.
+        taps: Name of a layer to the tensors that it put out, on the way.
 
     Returns:
-        ``True`` if the taps cut the graph in two.
+        The names of those layers.
 
     Example:
         >>> leaf = torch.ones((), requires_grad=True)
         >>> first = 2 * leaf
         >>> second = 3 * first
-        >>> cuts_graph(second.exp(), [leaf], [second]), cuts_graph(second + leaf, [leaf], [second])
-        (True, False)
-        >>> cuts_graph(second.exp(), [leaf], [first, second])
-        False
+        >>> cutting(second.exp(), [leaf], {"first": [first], "second": [second], "both": [first, second]}) == {
+        ...     "first",
+        ...     "second",
+        ... }
+        True
+        >>> cutting(second + leaf, [leaf], {"second": [second]})
+        set()
     """
-    stops = {_edge_of(tap) for tap in taps}
-    above = _reachable({_edge_of(value)}, stops)
-    below = _reachable({edge for node, _ in stops for edge in node.next_functions if edge[0] is not None}, set())
-    around = above - stops
-    return above >= stops and not stops & below and not around & {_edge_of(leaf) for leaf in leaves}
+    ways = _Ways(_edge_of(value), {_edge_of(leaf) for leaf in leaves})
+    edges = {name: {_edge_of(tap) for tap in tensors} for name, tensors in taps.items()}
+    return {name for name, of_layer in edges.items() if ways.all_pass(of_layer)}
 
 
 _Edge = tuple[Any, int]
+_PRIME = 2**61 - 1
 
 
 def _edge_of(tensor: Tensor) -> _Edge:
@@ -262,18 +269,51 @@ def _edge_of(tensor: Tensor) -> _Edge:
     return edge.node, edge.output_nr
 
 
-def _reachable(starts: set[_Edge], stops: set[_Edge]) -> set[_Edge]:
-    """Walk from the value towards the leaves, not beyond the stops."""
-    seen: set[_Edge] = set()
-    waiting = list(starts)
+class _Ways:
+    """How much all ways weigh from a value to each place of its graph, and from there to the leaves."""
+
+    def __init__(self, start: _Edge, leaves: set[_Edge]) -> None:
+        draw = random.Random(0)  # a generator of its own: the same factors in every call
+        following: dict[_Edge, list[tuple[_Edge, int]]] = {}
+        for edge in _sorted_edges(start):
+            following[edge] = [(later, draw.randrange(1, _PRIME)) for later in _following(edge)]
+        self._to = dict.fromkeys(following, 0)
+        self._to[start] = 1
+        for edge, steps in following.items():
+            for later, factor in steps:
+                self._to[later] = (self._to[later] + self._to[edge] * factor) % _PRIME
+        self._onwards: dict[_Edge, int] = {}
+        for edge in reversed(following):
+            weight = sum(self._onwards[later] * factor for later, factor in following[edge])
+            self._onwards[edge] = (weight + (edge in leaves)) % _PRIME
+        self._all = self._onwards[start]
+
+    def all_pass(self, edges: set[_Edge]) -> bool:
+        """Whether every way passes exactly one of some places, and each of them can be reached."""
+        if not edges <= self._to.keys():
+            return False
+        return (sum(self._to[edge] * self._onwards[edge] for edge in edges) - self._all) % _PRIME == 0
+
+
+def _following(edge: _Edge) -> list[_Edge]:
+    return [later for later in edge[0].next_functions if later[0] is not None]
+
+
+def _sorted_edges(start: _Edge) -> list[_Edge]:
+    """Everything behind a place of the graph, each before what follows it."""
+    done: list[_Edge] = []
+    begun = {start}
+    waiting = [(start, iter(_following(start)))]
     while waiting:
-        edge = waiting.pop()
-        if edge in seen:
-            continue
-        seen.add(edge)
-        if edge not in stops:
-            waiting.extend(following for following in edge[0].next_functions if following[0] is not None)
-    return seen
+        edge, later = waiting[-1]
+        fresh = next((one for one in later if one not in begun), None)
+        if fresh is None:
+            done.append(edge)
+            waiting.pop()
+        else:
+            begun.add(fresh)
+            waiting.append((fresh, iter(_following(fresh))))
+    return done[::-1]
 
 
 def _problem_of(output: object) -> str | None:

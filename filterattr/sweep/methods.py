@@ -17,8 +17,7 @@ from filterattr.parameters import ScoredParameter
 from filterattr.sweep.line import between
 from filterattr.sweep.passes import Sweep
 from filterattr.sweep.result import ChannelAttribution, LayerAttribution, Method
-
-_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding)
+from filterattr.sweep.samples import Place, channel_axis
 
 
 @dataclass
@@ -35,6 +34,7 @@ class Found:
 def _conductance(sweep: Sweep, rule: Quadrature) -> Found:
     """Derivatives times steps of the activations."""
     at_baselines, at_inputs = sweep.look(0.0), sweep.look(1.0)
+    sweep.find_places(at_inputs)
     late = 0.5 if rule.method == "riemann_trapezoid" else 0.0
     sums = {call: StepSum(torch.mul, late) for call in sweep.calls}
     splits = {call: StepSum(product, late) for call, product in sweep.kernel_products().items()}
@@ -57,6 +57,7 @@ def _conductance(sweep: Sweep, rule: Quadrature) -> Found:
 def _internal_influence(sweep: Sweep, rule: Quadrature) -> Found:
     """The mean derivative."""
     at_inputs = sweep.look(1.0)
+    sweep.find_places(at_inputs)
     totals: dict[Call, Tensor] = {}
     for places, coefficients in sweep.chunks(rule):
         for call, derivatives in sweep.differentiate(places):
@@ -68,6 +69,7 @@ def _integrated_gradients(sweep: Sweep, rule: Quadrature) -> Found:
     """Derivatives along a line of activations, one layer after the other."""
     at_baselines, starts, start_arguments = sweep.look(0.0), sweep.taps.outputs, sweep.taps.arguments
     at_inputs, ends, end_arguments = sweep.look(1.0), sweep.taps.outputs, sweep.taps.arguments
+    sweep.find_places(at_inputs)
     products = sweep.kernel_products()
     changes: dict[str, Tensor] = {}
     before, remembered = sweep.remember(1), 1
@@ -96,6 +98,7 @@ def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> Found:
     totals: dict[Call, Tensor] = {}
     kernels: dict[Call, Tensor] = {}
     derivatives = {call: single(rows[0]) for call, rows in sweep.differentiate((1.0,))}
+    sweep.find_places(sweep.values[0][1])
     products = sweep.kernel_products()
     for call, derivative in derivatives.items():
         totals[call] = derivative.double() * sweep.taps.outputs[call].detach().double()
@@ -106,7 +109,7 @@ def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> Found:
 
 def assembled(sweep: Sweep, found: Found, quadrature: str, n_steps: int) -> ChannelAttribution:
     """Check what was found and put it together by layer."""
-    sweep.check_values()
+    sweep.check_function(found.at_inputs)
     _check_finite(found)
     silent = [name for name in sweep.layers if name not in sweep.reached]
     if silent:
@@ -114,14 +117,19 @@ def assembled(sweep: Sweep, found: Found, quadrature: str, n_steps: int) -> Chan
             f"a gradient of the output must reach every layer; none reaches {name_some(silent)}. Choose other layers, "
             "or an output that depends on them."
         )
+    calls: dict[str, list[Call]] = {name: [] for name in sweep.layers}
+    for call in found.totals:
+        calls[call.layer].append(call)
     layers = {}
     for name, module in sweep.layers.items():
-        calls = tuple(total for call, total in found.totals.items() if call.layer == name)
-        kernels = [kernels for call, kernels in found.kernels.items() if call.layer == name]
+        totals = tuple(found.totals[call] for call in calls[name])
+        places = tuple(sweep.places[call] for call in calls[name])
+        kernels = [found.kernels[call] for call in calls[name] if call in found.kernels]
         layers[name] = LayerAttribution(
-            calls=calls,
-            channel_axis=_channel_axis(module),
-            completeness_error=_completeness_error(calls, found.changes.get(name), sweep.line.n_samples),
+            calls=totals,
+            channel_axis=channel_axis(module),
+            places=places,
+            completeness_error=_completeness_error(totals, places, found.changes.get(name), sweep.line.n_samples),
             kernels=torch.stack(kernels).sum(0) if kernels else None,
             filter_parameter=_scored(name, module, "filter"),
             kernel_parameter=_scored(name, module, "kernel"),
@@ -152,12 +160,18 @@ def _check_finite(found: Found) -> None:
         )
 
 
-def _completeness_error(calls: Sequence[Tensor], change: Tensor | None, n_samples: int) -> float | None:
+def _completeness_error(
+    calls: Sequence[Tensor], places: Sequence[Place | None], change: Tensor | None, n_samples: int
+) -> float | None:
     """Compare the sums of the attributions with what they should be, per sample if that is known."""
     if change is None:
         return None
-    if change.ndim and all(len(call) % n_samples == 0 for call in calls):
-        rows = [call.reshape(n_samples, -1) for call in calls]
+    known = [place for place in places if place is not None]
+    if change.ndim and len(known) == len(calls):
+        rows = [
+            place.samples_first(call, n_samples).reshape(n_samples, -1)
+            for call, place in zip(calls, known, strict=True)
+        ]
         total = torch.stack([row.sum(1) for row in rows]).sum(0)
         absolute = torch.stack([row.abs().sum(1) for row in rows]).sum(0)
     else:
@@ -176,10 +190,6 @@ def _scored(name: str, module: nn.Module, unit: str) -> ScoredParameter | None:
         return None
     weight: Tensor = module.weight  # type: ignore[assignment]
     return ScoredParameter(unit_of(f"{name}.weight", weight, module, unit), tuple(weight.shape))
-
-
-def _channel_axis(module: nn.Module) -> int:
-    return -1 if isinstance(module, _CHANNELS_LAST) else 1
 
 
 def _add_weighted(totals: dict[Call, Tensor], call: Call, derivatives: Tensor, coefficients: Sequence[float]) -> None:

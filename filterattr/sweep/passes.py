@@ -8,14 +8,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from filterattr.engine.claim import Claim
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.pathsums import KernelProduct
 from filterattr.engine.quadrature import Quadrature
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.randomness import RandomState, has_drawn, seed_all
 from filterattr.engine.slots import Slots
-from filterattr.engine.taps import Call, Recall, Taps, cuts_graph
+from filterattr.engine.taps import Call, Recall, Taps, cutting
 from filterattr.errors import (
     LossError,
     ModelChangedError,
@@ -25,7 +26,9 @@ from filterattr.errors import (
     name_some,
 )
 from filterattr.sweep.line import Line
+from filterattr.sweep.parts import parts_of
 from filterattr.sweep.result import Method
+from filterattr.sweep.samples import Arguments, Place, Places, agree, channel_axis, find_places
 
 Output: TypeAlias = Callable[[Any], Tensor]
 Forward: TypeAlias = Callable[..., Any]
@@ -64,6 +67,7 @@ class Sweep:
         self.has_compiled = any("_orig_mod" in module._modules for module in self.model.modules())
         self.frozen: dict[str, Tensor] = {}
         self.calls: dict[Call, tuple[int, ...]] = {}
+        self.places: Places = {}
         self.reached: set[str] = set()
         self.cutting: set[str] | None = None
         self.values: list[tuple[float, Tensor]] = []
@@ -101,6 +105,40 @@ class Sweep:
                     f"the output must be finite along the whole path; got {value.tolist()} at t = {t:.4g}."
                 )
         self.n_checked = len(self.values)
+
+    def find_places(self, at_inputs: Tensor) -> None:
+        """Find where the samples stand in what the layers put out, after a pass at the inputs.
+
+        Args:
+            at_inputs: The output there.
+        """
+        outputs, arguments = self.taps.outputs, self.taps.arguments
+        is_random = has_drawn(self.seed)
+        with torch.no_grad():
+            self.places = find_places(outputs, self.layers, self.line, self._put_out, is_random=is_random)
+            if self.batch_nodes > 1:
+                self._check_batches(outputs, at_inputs, is_alike=not is_random and not self._has_batch_statistics())
+        self.taps.outputs, self.taps.arguments = outputs, arguments
+
+    def check_function(self, at_inputs: Tensor) -> None:
+        """Make sure that all outputs are finite, and that the output at the inputs is still what it was.
+
+        Raises:
+            NonFiniteError: An output is not finite.
+            LossError: The function is another one each time.
+        """
+        self.check_values()
+        if self.method == "gradient_x_activation":
+            return
+        self.forget()
+        again = self.look(1.0)
+        if not agree(at_inputs, again, self.values[-1][1].dtype, power=0.5):
+            raise LossError(
+                "the output must be the same function at every place of the path; at the inputs it was "
+                f"{_listed(at_inputs)} at first and {_listed(again)} at the end. Something that output(), forward() or "
+                "the model keeps is another one each time: a tensor written in place, a counter, a cache, or random "
+                "numbers of a generator of its own. Copy what is written to, and seed the generator in each call."
+            )
 
     def chunks(self, rule: Quadrature) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
         """Nodes that share a pass, and their coefficients."""
@@ -160,7 +198,9 @@ class Sweep:
         for call in self.calls:
             if call.layer not in self.split:
                 continue
-            products[call] = product = KernelProduct(self.layers[call.layer], self.line.n_samples)
+            products[call] = product = KernelProduct(
+                self.layers[call.layer], self.line.n_samples, self._arrangement(call)
+            )
             argument = self.taps.arguments.get(call)
             if argument is None or not product.explains(argument, self.taps.outputs[call].detach()):
                 foreign.append(call.layer)
@@ -185,24 +225,63 @@ class Sweep:
         replacement: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the model; return the output, shape ``(places, N)`` or ``(places,)``, and the leaves."""
-        if self.slots is None:
-            raise RuntimeError("enter() comes first.")
         arguments, leaves = self.line.points((1.0,) * len(places) if replaced else places)
-        self.slots.put({**self.frozen, **{name: buffer.clone() for name, buffer in self.slots.buffers.items()}})
-        seed_all(self.seed)
         self.taps.listen(seen, replaced=replaced, replacement=replacement)
-        with torch.compiler.set_stance("force_eager") if self.has_compiled else nullcontext():
-            returned = self.forward(self.model, *arguments)
-        self.taps.stop()
-        self.taps.check()
-        self.slots.check()
+        returned = self._run(arguments)
         self._check_calls(len(places), replaced)
-        parts = [returned] if len(places) == 1 else _parts(returned, len(places))
+        parts = [returned] if len(places) == 1 else parts_of(returned, len(places))
         values = torch.stack([_checked_output(self.output(part), self.line.n_samples) for part in parts])
         self.values.extend(zip(places, values.detach(), strict=True))
         if torch.is_grad_enabled() and replaced is None:
             self._check_attached(values)
         return values, leaves
+
+    def _run(self, arguments: Arguments) -> Any:
+        """Run the model with its own weights and copies of its buffers, while the taps listen."""
+        if self.slots is None:
+            raise RuntimeError("enter() comes first.")
+        self.slots.put({**self.frozen, **{name: buffer.clone() for name, buffer in self.slots.buffers.items()}})
+        seed_all(self.seed)
+        with torch.compiler.set_stance("force_eager") if self.has_compiled else nullcontext():
+            returned = self.forward(self.model, *arguments)
+        self.taps.stop()
+        self.taps.check()
+        self.slots.check()
+        return returned
+
+    def _put_out(self, arguments: Arguments) -> dict[Call, Tensor]:
+        """Run the model on something else than the path; return what every call puts out."""
+        self.taps.listen()
+        self._run(arguments)
+        return self.taps.outputs
+
+    def _has_batch_statistics(self) -> bool:
+        return any(isinstance(module, _BatchNorm) and module.training for module in self.model.modules())
+
+    def _check_batches(self, outputs: Mapping[Call, Tensor], at_inputs: Tensor, *, is_alike: bool) -> None:
+        """Make sure that nodes in one pass get what each gets alone, unless random numbers or statistics differ."""
+        values, _ = self._forward((1.0, 0.0))
+        together = {call: rows_of(output, 2)[0] for call, output in self.taps.outputs.items()}
+        if not is_alike:
+            return
+        wrong = [call.layer for call, output in outputs.items() if not agree(output, together[call], output.dtype)]
+        if wrong or not agree(at_inputs, values[0], values.dtype):
+            raise SettingError(
+                "batch_nodes above 1 needs a model that treats each sample by itself, with the samples first in all "
+                f"layers and in what it returns; {name_some(dict.fromkeys(wrong)) if wrong else 'its output'} "
+                f"{'are' if len(set(wrong)) > 1 else 'is'} another for two nodes at once. Use batch_nodes=1."
+            )
+
+    def _arrangement(self, call: Call) -> Callable[[Tensor], Tensor] | None:
+        """How the rows of a call get into blocks, one for each sample; ``None`` where they are."""
+        place = self.places[call]
+        if place is None or (place.axis and place.axis == channel_axis(self.layers[call.layer])):
+            raise UnsupportedModelError(
+                f"kernels=True needs to know which numbers belong to which sample; '{call.layer}' puts out shape "
+                f"{self.calls[call]} for {self.line.n_samples} samples. Leave this layer out, or attribute one sample "
+                "at a time."
+            )
+        return None if place == Place() else lambda tensor: place.samples_first(tensor, self.line.n_samples)
 
     def _check_attached(self, values: Tensor) -> None:
         detached = [call.layer for call, output in self.taps.outputs.items() if not output.requires_grad]
@@ -229,7 +308,7 @@ class Sweep:
         by_layer: dict[str, list[Tensor]] = {}
         for call, output in self.taps.outputs.items():
             by_layer.setdefault(call.layer, []).append(output)
-        return {name for name, outputs in by_layer.items() if cuts_graph(values, leaves, outputs)}
+        return cutting(values, leaves, by_layer)
 
     def _check_calls(self, count: int, replaced: Call | None) -> None:
         """Every pass must run the same layers as often as the first one did, and with the same shapes."""
@@ -263,26 +342,15 @@ def rows_of(tensor: Tensor, count: int) -> Tensor:
     return tensor.reshape(count, -1, *tensor.shape[1:])
 
 
+def _listed(values: Tensor) -> str:
+    """A few numbers, as text."""
+    numbers = values.reshape(-1).tolist()
+    return ", ".join(f"{number:.6g}" for number in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+
+
 def _usable(parameter: Tensor) -> Tensor:
     """The same memory, unless it was made in inference mode: autograd cannot keep that."""
     return parameter.detach().clone() if parameter.is_inference() else parameter.detach()
-
-
-def _parts(returned: Any, count: int) -> list[Any]:
-    """Split what a model returned for several nodes into what it would return for each."""
-    if isinstance(returned, Tensor) and returned.ndim and len(returned) % count == 0:
-        size = len(returned) // count
-        return [returned[j * size : (j + 1) * size] for j in range(count)]
-    if isinstance(returned, tuple | list):
-        return [type(returned)(part) for part in zip(*(_parts(value, count) for value in returned), strict=True)]
-    if type(returned) is dict:
-        by_name = {name: _parts(value, count) for name, value in returned.items()}
-        return [{name: parts[j] for name, parts in by_name.items()} for j in range(count)]
-    found = f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
-    raise SettingError(
-        f"batch_nodes above 1 needs a model that returns tensors with the samples first, or tuples, lists or dicts of "
-        f"them; got {found} for {count} nodes. Use batch_nodes=1, or return a tensor with forward=."
-    )
 
 
 def _checked_output(value: object, n_samples: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from filterattr.errors import SettingError, name_some
 from filterattr.parameters import REDUCTIONS, Reduction, ScoredParameter
 from filterattr.scores import FilterScores
+from filterattr.sweep.samples import Place
 
 Method: TypeAlias = Literal["conductance", "internal_influence", "integrated_gradients", "gradient_x_activation"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -42,6 +43,7 @@ class LayerAttribution:
     Attributes:
         calls: The attribution of each call in a forward pass, in the shape of what it put out, float64.
         channel_axis: Which axis of it the channels are.
+        places: Where the samples stand in each of them; ``None`` where that could not be found.
         completeness_error: See `ChannelAttribution.completeness_errors`.
         kernels: Signed attribution per sample and kernel, shape ``(N, out, in)``, or ``None``.
         filter_parameter: How the layer's weight is scored per output channel; ``None`` for other than convolutions and
@@ -51,10 +53,19 @@ class LayerAttribution:
 
     calls: tuple[Tensor, ...]
     channel_axis: int
+    places: tuple[Place | None, ...]
     completeness_error: float | None
     kernels: Tensor | None
     filter_parameter: ScoredParameter | None
     kernel_parameter: ScoredParameter | None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is known which numbers belong to which sample and channel."""
+        return all(
+            place is not None and (call.ndim == 1 or place.axis != self.channel_axis % call.ndim)
+            for call, place in zip(self.calls, self.places, strict=True)
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,19 +140,24 @@ class ChannelAttribution(Mapping[str, Tensor]):
             normalisation and embedding layers, and the second axis of all others.
 
         Raises:
-            SettingError: The reduction is unknown, or the first axis of a layer is not the samples.
+            SettingError: The reduction is unknown; or a layer has no axis of the samples, or none of the channels.
         """
         check_choice("reduction", reduction, REDUCTIONS)
-        mixed = [name for name, layer in self.layers.items() if any(len(call) % self.n_samples for call in layer.calls)]
-        if mixed:
+        unknown = [
+            f"'{name}', shape {tuple(layer.calls[0].shape)}"
+            for name, layer in self.layers.items()
+            if not layer.is_clear
+        ]
+        if unknown:
+            more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             raise SettingError(
-                f"the first axis of a layer's output must be the {self.n_samples} samples; it is not for "
-                f"{name_some(mixed)}. Reduce these tensors yourself."
+                f"the output of a layer must have an axis of the {self.n_samples} samples, the first one as a rule, "
+                f"and another one of the channels; none were found for {'; '.join(unknown[:5])}{more}. Reduce these "
+                "tensors yourself, choose other layers, or attribute one sample at a time."
             )
         scores = {}
         for name, layer in self.layers.items():
-            calls = [call.abs() for call in layer.calls] if reduction == "sum_of_abs" else layer.calls
-            values = _by_channel(calls, layer.channel_axis, self.n_samples)
+            values = _by_channel(layer, self.n_samples, reduction)
             scores[name] = (values.abs() if reduction == "abs_of_sum" else values).mean(0).cpu()
         return scores
 
@@ -155,7 +171,7 @@ class ChannelAttribution(Mapping[str, Tensor]):
             Scores per output channel of the weights of convolutions and linear layers; other layers have no filters.
 
         Raises:
-            SettingError: The reduction is unknown, or no layer has filters.
+            SettingError: The reduction is unknown, no layer has filters, or one puts out other channels than those.
         """
         channels = self.channels(reduction)
         parameters = {
@@ -164,6 +180,12 @@ class ChannelAttribution(Mapping[str, Tensor]):
         if not parameters:
             raise SettingError(
                 f"filters need a convolution or linear layer; got {name_some(self.layers)}. Use channels()."
+            )
+        odd = [name for name, parameter in parameters.items() if channels[name].shape != parameter.units_shape]
+        if odd:
+            raise SettingError(
+                f"a filter is scored by the channel that it puts out; {name_some(odd)} put out another number of "
+                "channels than their weights have filters. Use channels(), or choose other layers."
             )
         return _filter_scores({name: channels[name] for name in parameters}, parameters)
 
@@ -212,11 +234,13 @@ class ChannelAttribution(Mapping[str, Tensor]):
         ]
 
 
-def _by_channel(calls: Sequence[Tensor], axis: int, n_samples: int) -> Tensor:
+def _by_channel(layer: LayerAttribution, n_samples: int, reduction: Reduction) -> Tensor:
     """Sum over everything but samples and channels, and over the calls: shape ``(N, channels)``."""
     parts = []
-    for call in calls:
-        values = call.movedim(axis, 1) if call.ndim > 1 else call.unsqueeze(1)
+    for call, place in zip(layer.calls, layer.places, strict=True):
+        moved = (place or Place()).samples_first(call.abs() if reduction == "sum_of_abs" else call, n_samples)
+        axis = (place or Place()).moved(layer.channel_axis)
+        values = moved.movedim(axis, 1) if moved.ndim > 1 else moved.unsqueeze(1)
         by_row = values.flatten(2).sum(2) if values.ndim > 2 else values
         parts.append(by_row.reshape(n_samples, -1, by_row.shape[1]).sum(1))
     return torch.stack(parts).sum(0)
