@@ -255,7 +255,7 @@ class FilterAttributor:
             mode.restore()
             claim.release()
         attribution = run.result()
-        reason = _doubt(attribution)
+        reason = run.path_loss.doubt or _doubt(attribution)
         if reason:
             warnings.warn(reason, FilterAttrWarning, stacklevel=2)
         return attribution

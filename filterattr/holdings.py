@@ -424,7 +424,7 @@ def _state_of(value: Any) -> tuple[Callable[[Any], object], Any] | None:
     """What sets a generator of random numbers, and its present state."""
     if isinstance(value, torch.Generator):
         return value.set_state, value.get_state()
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return value.setstate, value.getstate()
     if isinstance(value, np.random.RandomState):
         return value.set_state, value.get_state()

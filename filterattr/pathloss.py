@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from filterattr.engine.hooks import GradientHooks, first_nonfinite_output
 from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
-from filterattr.engine.randomness import seed_all
+from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.repeats import changed_by, roots_of
 from filterattr.engine.slots import Slots
+from filterattr.engine.watch import SampleWatch, fresh
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
 from filterattr.shortage import advice, sizes_of
 
@@ -41,6 +43,7 @@ class PathLoss(Generic[G]):
         path: The path.
         moved: The parameters that change along the path.
         losses: Place to loss of the current sample, float64.
+        doubt: Why the loss may be another function at every node; empty if nothing says so.
         gradients: What the gradients of the current sample add up to, for the parameters that change along the path;
             the others count exactly 0 and cost neither time nor memory.
     """
@@ -59,6 +62,7 @@ class PathLoss(Generic[G]):
         self.moved = path.moved()
         self.gradients = gradients
         self.losses: dict[float, Tensor] = {}
+        self.doubt = ""
         self._model = model
         self._slots = slots
         self._loss = loss
@@ -67,6 +71,8 @@ class PathLoss(Generic[G]):
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
+        self._sample = SampleWatch((), 0)
+        self._n_started = 0
         self._is_traced = False
         self._where = ""
         self._fitted: list[tuple[int, ...]] = []
@@ -80,6 +86,8 @@ class PathLoss(Generic[G]):
             index: Number of the sample, for messages.
         """
         self._arguments, self._seed = arguments, seed
+        self._sample = SampleWatch(arguments, index, with_arrays=not self._n_started)
+        self._n_started += 1
         self._where = f" (sample {index})" if arguments else ""
         self.losses, self._coefficients = {}, {}
         self.gradients.reset()
@@ -116,6 +124,7 @@ class PathLoss(Generic[G]):
                 where, narrow = f"t = {t:.4g}{self._where}", self._autocast.is_used
                 error.add_note(advice(error, where, self._arguments, device, self._fitted, narrow=narrow))
             raise
+        self._sample.check()
         if coefficient is not None:
             self._coefficients[t] = coefficient
             self._fitted = max(self._fitted, sizes_of(self._arguments), key=lambda sizes: sum(map(math.prod, sizes)))
@@ -181,6 +190,56 @@ class PathLoss(Generic[G]):
                 "no_grad, detach, copies or reentrant checkpointing; allow parameters that are truly unused with "
                 "allow_unused=[...]."
             )
+
+    def check_repeats(self) -> None:
+        """Evaluate the loss once more at the first place: it must be the same function at every node.
+
+        A difference that may be rounding, but matters beside the change of the loss, goes into `doubt`.
+
+        Raises:
+            LossError: It is not, by more than rounding; what has changed is named, as far as it can be found.
+        """
+        t, first = next(iter(self.losses.items()))
+        count = len(self.losses)
+        values = [first, *self.losses.values(), self.visit(t)]
+        self.losses[t] = first
+        before, *known, again = torch.stack(values).tolist()
+        gap, size, change = abs(again - before), max(map(abs, known)), max(known) - min(known)
+        rounding = self._rounding()
+        if gap <= min(rounding, 4 * rounding**2 + 1e-3 * change / (size or 1.0)) * size:
+            return
+        text = (
+            f"the loss must be the same function at every node, but it is {before:.9g} and {again:.9g} at t = {t:.4g}, "
+            f"at first and after {count} evaluations{self._where}. {self._cause(t, first)}"
+        )
+        if not gap <= rounding * size:
+            raise LossError(text)
+        self.doubt = text
+
+    def _cause(self, t: float, known: Tensor) -> str:
+        """Say why two evaluations at one place differ, as far as another one can tell."""
+        state = RandomState()
+        changed = changed_by(lambda: self.visit(t), roots_of(self._loss, self._model, self._arguments))
+        is_same_draw = state.is_untouched()
+        self.losses[t] = known
+        if changed:
+            return (
+                f"Every evaluation changes {name_some(changed)}. Keep it as it is, or make it anew inside of the loss."
+            )
+        if not is_same_draw:
+            return "Every evaluation draws another number of random numbers. Draw the same ones every time."
+        return (
+            "Nothing that the loss refers to has changed: it may draw from a generator without a seed, read a clock, "
+            "or write to a file. Draw with torch.rand and the like, whose seed is the same at every node."
+        )
+
+    def _rounding(self) -> float:
+        """What two evaluations of the same may differ by, where the order of sums is not fixed."""
+        kinds = {value.dtype for value in self.path.base.values()}
+        if self._autocast.is_used:
+            kinds.add(torch.bfloat16)
+        rounding = math.sqrt(max(torch.finfo(kind).eps for kind in kinds))
+        return rounding if next(iter(self.path.base.values())).device.type == "cpu" else max(rounding, 1e-3)
 
     def evaluate(self, arguments: tuple[Any, ...], *, differentiable: bool = True) -> Tensor:
         """Run the loss in its precision, while the model holds what it shall; `holding` brings the user's back.
@@ -255,7 +314,7 @@ class PathLoss(Generic[G]):
     def _run(self, arguments: tuple[Any, ...]) -> Tensor:
         """Run the loss in its precision; `holding` brings the user's back if it raises."""
         self._autocast.enter()
-        value = self._loss(self._model, *arguments)
+        value = self._loss(self._model, *fresh(arguments))
         self._autocast.restore()
         return value
 

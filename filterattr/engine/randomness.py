@@ -53,6 +53,11 @@ class RandomState:
         same = own[2:] == now[2:] and np.array_equal(own[1], now[1])
         return bool(same and random.getstate() == self._others[0])
 
+    def is_untouched(self) -> bool:
+        """Whether all generators are still in the remembered state."""
+        same = all(torch.equal(generator.get_state(), state) for generator, state in self._states)
+        return same and self.is_present()
+
     def derive_seed(self) -> int:
         """Return a seed that depends on the remembered state of the CPU, without using that state up."""
         generator = torch.Generator()

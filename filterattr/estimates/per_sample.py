@@ -64,6 +64,7 @@ class PerSampleRun(Run[GradientSums]):
         losses = self.path_loss.losses_at(self.places)
         if self.sums.count == 0:
             self.path_loss.check_used(self.job.allow_unused)
+            self.path_loss.check_repeats()
         self.sums.add(self._terms(losses, more))
         return losses
 

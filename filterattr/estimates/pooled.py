@@ -127,6 +127,7 @@ class PooledRun(Run[PooledGradients]):
         self.path_loss.check_gradients()
         if self.sums.count == 0:
             self.path_loss.check_used(self.job.allow_unused)
+            self.path_loss.check_repeats()
         quarter = int(_QUARTERS * place)
         for name, parts in self.path_loss.gradients.units.items():
             for kind, part in parts.items():

@@ -41,7 +41,7 @@ def places_seen(base: nn.Module, target: nn.Module, data: list[Tensor], **option
         return squared_sum(model, sample)
 
     FilterAttributor(base).attribute(base, target, loss, data, aggregate="pooled", **options)
-    seen[0] = seen[0][2:]  # both ends of the first sample
+    seen[0] = seen[0][2:-1]  # both ends of the first sample, and a second look at base
     return seen
 
 
