@@ -16,7 +16,7 @@ from sr_zoo.cost import cost
 from sr_zoo.degradations import Degradation, evaluation_inputs, spellings_of
 from sr_zoo.evaluation import check_colour, measure, traced_photograph
 from sr_zoo.models import TwoBranch
-from sr_zoo.pretrained import OpenedWeights, open_weights, trained_on
+from sr_zoo.pretrained import OpenedWeights, open_weights, takes_key, trained_on
 from sr_zoo.training import wanted_estimates
 
 # what the repetitions of a network may differ in
@@ -77,6 +77,7 @@ def compare(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    key: str | None = None,
 ) -> dict[str, Any]:
     """Measure several networks, each trained with one seed or more, on the same inputs.
 
@@ -86,6 +87,7 @@ def compare(
         seed: Seed of the noise.
         device: Where to compute.
         progress: Show a progress bar in a terminal.
+        key: As in `sr_zoo.pretrained.open_weights`, for all files that it can be said of.
 
     Returns:
         Plain values for JSON: ``"networks"`` (label to parameters, multiply-adds, stage, recipe, seeds),
@@ -99,7 +101,10 @@ def compare(
     """
     if not networks or not all(networks.values()):
         raise SettingError("a comparison needs at least one network, with at least one file.")
-    described = {label: [open_weights(file) for file in files] for label, files in networks.items()}
+    described = {
+        label: [open_weights(file, key=key if key and takes_key(file) else None) for file in files]
+        for label, files in networks.items()
+    }
     loaded = {label: [one.network.to(device) for one in copies] for label, copies in described.items()}
     for copies in loaded.values():
         for network in copies:

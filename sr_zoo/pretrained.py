@@ -330,6 +330,25 @@ def _under(path: str | Path, key: str | None) -> dict[str, Tensor]:
         raise
 
 
+def takes_key(path: str | Path) -> bool:
+    """Whether a file may hold more than one network, so that `open_weights` can be told where to look.
+
+    Args:
+        path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
+
+    Returns:
+        Whether it is somebody else's.
+
+    Raises:
+        WeightsError: The name is unknown.
+
+    Example:
+        >>> takes_key("srresnet_x2_f32b8_base")
+        False
+    """
+    return not _is_own(find_weights(path))
+
+
 def _is_own(path: Path) -> bool:
     """Whether a safetensors file says of itself that it is one of ours, whatever its name; a damaged one does, too."""
     if not path.is_file():

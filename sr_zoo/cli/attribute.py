@@ -14,11 +14,13 @@ from filterattr import FilterAttribution, FilterAttributor, FilterSelection, Set
 from filterattr.analysis.health import path_health
 from filterattr.display.plot import plot_layers, plot_path
 from filterattr.files.writing import replacing
+from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import add_seed, number, whole_number
 from sr_zoo.cli.outputs import add_overwrite, check_folder
 from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.data import load_photographs
 from sr_zoo.degradations import SPELLING, Degradation, clean_inputs, degradations_from, evaluation_inputs
+from sr_zoo.evaluation import check_colour
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
 from sr_zoo.pair import concern_lines, same_weights
@@ -37,6 +39,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("base", help="weights that lack the function: a shipped name, a file, or a .pth checkpoint")
     parser.add_argument("target", help="weights of the same network that have it")
+    add_key(parser, of_pair=True)
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
     parser.add_argument(
         "--degradation",
@@ -65,7 +68,10 @@ def run(options: argparse.Namespace) -> None:
     """Attribute; a call that was killed goes on where it was."""
     check_folder("--out", options.out, _FILES, overwrite=options.overwrite)
     device = device_of(options)
-    base, target = (open_network(name).to(device) for name in (options.base, options.target))
+    ends = (options.base, options.target)
+    base, target = (
+        open_network(name, key=key).to(device) for name, key in zip(ends, keys_of(options, ends), strict=True)
+    )
     scale = int(target.upscale)  # type: ignore[arg-type]
     _check_pair(base, target, options)
     name, degradation = _input(options.degradation, scale)
@@ -100,6 +106,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _check_pair(base: nn.Module, target: nn.Module, options: argparse.Namespace) -> None:
     """Refuse what no attribution can come of."""
+    check_colour(base)
+    check_colour(target)
     if same_weights(base, target):
         raise SettingError(
             f"base and target must differ; '{options.base}' and '{options.target}' hold the same weights."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filterattr.files.writing import replace_file
 from sr_zoo.card import make_card, write_half
+from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import add_seed
 from sr_zoo.cli.outputs import add_overwrite, check_file
 from sr_zoo.cli.program import Commands
@@ -23,6 +24,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("weights", help="weights: a shipped name or a file")
+    add_key(parser)
     parser.add_argument(
         "--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on, such as set5"
     )
@@ -42,6 +44,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, print, and write where asked."""
     path = find_weights(options.weights)
+    (key,) = keys_of(options, [options.weights])
     if options.half is not None:
         check_file("--half", options.half, {".safetensors"}, overwrite=options.overwrite, inputs=[path])
     if options.out is not None:
@@ -49,9 +52,10 @@ def run(options: argparse.Namespace) -> None:
     folders = {folder.name: load_photographs(folder) for folder in options.images}
     table = None
     if options.half is not None:
-        table, path = write_half(path, options.half, folders, seed=options.seed), options.half
+        table, path = write_half(path, options.half, folders, seed=options.seed, key=key), options.half
+        key = None
         sys.stdout.write(f"wrote {path}\n\n")
-    card = make_card(path, folders, data=options.data, seed=options.seed, table=table)
+    card = make_card(path, folders, data=options.data, seed=options.seed, table=table, key=key)
     sys.stdout.write(card)
     if options.out is not None:
         replace_file(options.out, [card.encode()])

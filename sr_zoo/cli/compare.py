@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filterattr import SettingError
 from filterattr.files.writing import replace_file
+from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import add_seed
 from sr_zoo.cli.outputs import add_overwrite, check_file
 from sr_zoo.cli.program import Commands, add_device, device_of
@@ -32,6 +33,7 @@ def add(commands: Commands) -> None:
         metavar=("LABEL", "WEIGHTS"),
         help="a label and the weights of one seed or more; give it once for each network",
     )
+    add_key(parser)
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on")
     add_seed(parser, "the noise")
     add_device(parser)
@@ -50,7 +52,9 @@ def run(options: argparse.Namespace) -> None:
         check_file("--out", options.out.with_suffix(".json"), {".json"}, overwrite=options.overwrite)
     networks = {words[0]: words[1:] for words in options.networks}
     folders = {folder.name: load_photographs(folder) for folder in options.images}
-    result = compare(networks, folders, seed=options.seed, device=device_of(options))
+    keys_of(options, [file for files in networks.values() for file in files])
+    key = None if options.key is None else options.key[0]
+    result = compare(networks, folders, seed=options.seed, device=device_of(options), key=key)
     table = comparison_table(result)
     sys.stdout.write(table)
     if options.out is not None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import add_seed, number, whole_number
 from sr_zoo.cli.outputs import add_overwrite, check_folder
 from sr_zoo.cli.program import Commands
@@ -25,6 +26,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--base", default="srresnet_x2_f32b8_base", help="weights: a shipped name or a file")
     parser.add_argument("--target", default="srresnet_x2_f32b8_target", help="weights: a shipped name or a file")
+    add_key(parser, of_pair=True)
     parser.add_argument("--search", type=Path, help="folder of photographs to find the kernels on")
     parser.add_argument("--test", type=Path, help="folder of other photographs to mask them on")
     parser.add_argument(
@@ -46,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     if (options.search is None) != (options.test is None):
         raise ImageError("--search and --test belong together: name both folders, or none of them.")
     check_folder("--out", options.out, FILES, overwrite=options.overwrite)
-    base, target = open_network(options.base), open_network(options.target)
+    ends = (options.base, options.target)
+    base, target = (open_network(name, key=key) for name, key in zip(ends, keys_of(options, ends), strict=True))
     if options.search is None:
         search, test = bundled_photographs()
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import whole_number
 from sr_zoo.cli.outputs import OutputError, add_overwrite, check_file
 from sr_zoo.cli.program import Commands, add_device, device_of
@@ -31,6 +32,7 @@ def add(commands: Commands) -> None:
         default="srresnet_x2_f32b8_target",
         help="a shipped name, a file of this program, or a checkpoint in the layout of BasicSR (.pth)",
     )
+    add_key(parser)
     parser.add_argument("--out", type=Path, help="file to write; NAME_restored.png beside the image if not given")
     add_overwrite(parser)
     parser.add_argument(
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     picture = Picture.read(options.image)
     check_file("--out", out, EXTENSIONS, overwrite=options.overwrite, inputs=[options.image])
     device = device_of(options)
-    network = open_network(options.weights).to(device)
+    network = open_network(options.weights, key=keys_of(options, [options.weights])[0]).to(device)
     _check_format(picture, int(getattr(network, "upscale", 1)), out)
     with tqdm(desc=options.image.name, unit="tile", disable=None) as bar:
 

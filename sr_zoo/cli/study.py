@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import LARGEST_SEED, whole_number
 from sr_zoo.cli.outputs import add_overwrite, check_folder
 from sr_zoo.cli.program import Commands
@@ -40,6 +41,7 @@ def add(commands: Commands) -> None:
     sources = Sources()
     parser.add_argument("--base", default=sources.base, help="weights: a shipped name or a file")
     parser.add_argument("--target", default=sources.target, help="weights: a shipped name or a file")
+    add_key(parser, of_pair=True)
     parser.add_argument("--model", choices=tuple(ARCHITECTURES), help="network of files that do not say it (BasicSR's)")
     parser.add_argument(
         "--model-arguments",
@@ -92,6 +94,7 @@ def run(options: argparse.Namespace) -> None:
     changes: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
     settings = quick_settings(**changes) if options.quick else full_settings(**changes)
     check_folder("--out", options.out)
+    keys = keys_of(options, [options.base, options.target])
     sources = Sources(
         base=options.base,
         target=options.target,
@@ -101,6 +104,7 @@ def run(options: argparse.Namespace) -> None:
         test=options.test,
         images=options.images,
         degradations=tuple(options.degradations),
+        keys=(keys[0], keys[1]),
     )
     subject = open_subject(sources, settings)
     stages = [stage for stage in STAGES if options.stages is None or stage.name in options.stages]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import LARGEST_SEED, number, whole_number
 from sr_zoo.cli.outputs import OutputError, check_folder
 from sr_zoo.cli.program import Commands, add_device, device_of
@@ -54,6 +55,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--from", dest="start", help="weights to start from, or 'scratch' for random ones; required for target"
     )
+    add_key(parser)
     parser.add_argument(
         "--network",
         choices=("srresnet", "srcnn_style", "two_branch", "dasr"),
@@ -176,7 +178,7 @@ def _network(
 ) -> tuple[str, dict[str, Any], nn.Module]:
     """Name, constructor's arguments and first weights of the network."""
     if options.start not in (None, "scratch"):
-        opened = open_weights(options.start)
+        opened = open_weights(options.start, key=keys_of(options, [options.start])[0])
         if opened.architecture not in ARCHITECTURES:
             raise WeightsError(
                 f"{', '.join(ARCHITECTURES)} can be trained; '{options.start}' is {opened.architecture}."

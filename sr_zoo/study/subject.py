@@ -16,13 +16,14 @@ from filterattr import FilterAttrError, FilterAttributor, Group
 from filterattr.analysis.agreement import load_scipy
 from filterattr.engine.identity import digest_of
 from filterattr.groups import output_channels
+from sr_zoo.data import read_photographs
 from sr_zoo.degradations import Degradation, degradations_from, evaluation_inputs
 from sr_zoo.demo import bundled_photographs
-from sr_zoo.images import list_photographs, read_image
+from sr_zoo.evaluation import check_colour
+from sr_zoo.images import list_photographs
 from sr_zoo.models import TwoBranch
 from sr_zoo.pair import same_weights
-from sr_zoo.pretrained import build, describe_network, load_checkpoint, open_network
-from sr_zoo.recognition import recognise
+from sr_zoo.pretrained import build, load_checkpoint, open_weights
 from sr_zoo.study.samples import Sample, draw_samples, margin_of
 from sr_zoo.study.settings import Settings, StudyError
 
@@ -43,6 +44,7 @@ class Sources:
         test: Folder of other photographs to evaluate on.
         images: One folder for both: every second photograph is tested on.
         degradations: What target has learnt to undo, as `degradations_from` reads it.
+        keys: As in `sr_zoo.pretrained.open_weights`, for base and for target.
     """
 
     base: str = "srresnet_x2_f32b8_base"
@@ -53,6 +55,7 @@ class Sources:
     test: Path | None = None
     images: Path | None = None
     degradations: tuple[str, ...] = ("blur", "noise")
+    keys: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,17 +224,15 @@ _Loaded = tuple[nn.Module, str, Mapping[str, Any]]
 
 def _network(sources: Sources, role: str) -> _Loaded:
     """Load one end point, with the name and arguments of its architecture."""
-    path = str(getattr(sources, role))
+    path, key = str(getattr(sources, role)), sources.keys[role == "target"]
     if sources.model is not None:
         network = build(sources.model, sources.arguments)
-        load_checkpoint(network, path)
+        load_checkpoint(network, path, key=key)
+        check_colour(network)
         return network.eval(), sources.model, dict(sources.arguments)
-    network = open_network(path)
-    known = recognise(network.state_dict())
-    if isinstance(network, TwoBranch):  # told by its file alone
-        described = describe_network(path)
-        return network, described["architecture"], described["arguments"]
-    return network, *((type(network).__name__, {}) if known is None else known[:2])
+    opened = open_weights(path, key=key)
+    check_colour(opened.network)
+    return opened.network, opened.architecture, opened.arguments
 
 
 @torch.no_grad()
@@ -277,7 +278,7 @@ def _photographs(sources: Sources, seed: int) -> tuple[list[Tensor], list[Tensor
 def _read(paths: Sequence[Path], seed: int) -> list[Tensor]:
     """Read at most so many photographs as fit into memory, chosen at random, in the order of their names."""
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:MOST_PHOTOGRAPHS]
-    return [read_image(paths[place]) for place in sorted(order.tolist())]
+    return read_photographs([paths[place] for place in sorted(order.tolist())])
 
 
 def _photograph_findings(search: Sequence[Tensor], test: Sequence[Tensor], size: int) -> list[str]:

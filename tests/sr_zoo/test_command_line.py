@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from filterattr import FilterAttrWarning
+from filterattr import FilterAttribution, FilterAttrWarning
 from sr_zoo.cli import main, make_parser
 from sr_zoo.cli.outputs import OutputError, check_file, check_folder
 from sr_zoo.folder_lock import FolderInUseError, sole_run
@@ -443,3 +443,59 @@ class TestOneRunAtATime:
         done = [int(run.communicate()[0]) for run in runs]
         assert [run.returncode for run in runs] == [0, 0, 0]
         assert sum(done) > 100
+
+
+class TestKey:
+    """One file of somebody else that holds both networks."""
+
+    @pytest.fixture(autouse=True)
+    def _both(self, folder: Path) -> None:
+        held = {}
+        for seed, name in enumerate(("before", "after")):
+            torch.manual_seed(seed)
+            held[name] = SRResNet(**SIZES).state_dict()
+        torch.save({"networks": held}, folder / "both.pth")
+
+    PAIR = ("both.pth", "both.pth", "--images", "photos", "--crops", "1", "--size", "32", "--steps", "1")
+
+    @pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
+    def test_one_for_each_end_is_what_two_files_are(self, folder: Path) -> None:
+        keys = ["--key", "networks.before", "networks.after"]
+        assert main(["attribute", *self.PAIR, "--device", "cpu", *keys, "--out", "one"]) == 0
+        files = ["base.safetensors", "target.safetensors"]
+        assert main(["attribute", *files, *self.PAIR[2:], "--device", "cpu", "--out", "two"]) == 0
+        one, two = (FilterAttribution.load(folder / name / "attribution.safetensors") for name in ("one", "two"))
+        assert torch.equal(one.scores().flat(), two.scores().flat())
+        assert one.loss_base != one.loss_target
+
+    @pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
+    def test_one_key_is_for_the_file_that_takes_it(self) -> None:
+        words = ["base.safetensors", *self.PAIR[1:], "--device", "cpu"]
+        assert main(["attribute", *words, "--key", "networks.after"]) == 0
+
+    def test_a_file_of_several_networks_is_refused_without(self, capsys: pytest.CaptureFixture[str]) -> None:
+        said = refused(["attribute", *self.PAIR], capsys)
+        assert "both.pth" in said
+
+    def test_keys_that_nothing_takes_are_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        own = ["attribute", "base.safetensors", "target.safetensors", *self.PAIR[2:], "--key"]
+        assert "these files hold one network each" in refused([*own, "params"], capsys)
+        assert "leave key= (--key) out" in refused([*own, "params", "params"], capsys)
+        assert "got 3" in refused([*own, "a", "b", "c"], capsys)
+        assert "both.pth" in refused(["attribute", *self.PAIR, "--key", "nothing"], capsys)
+
+    def test_every_command_that_opens_weights_has_it(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        key, keys = ["--key", "networks.after"], ["--key", "networks.before", "networks.after"]
+        assert main(["restore", "large.png", "--weights", "both.pth", "--device", "cpu", *key]) == 0
+        assert main(["card", "both.pth", "--images", "photos", "--data", "d", *key]) == 0
+        assert main(["compare", "--network", "a", "both.pth", "target.safetensors", "--images", "photos", *key]) == 0
+        start = ["train", "target", "--from", "both.pth", "--images", "photos", "--out", "run", "--patch-size", "16"]
+        assert main([*start, "--batch-size", "1", "--device", "cpu", "--dry-run", *key]) == 0
+        study = ["study", "--quick", "--base", "both.pth", "--target", "both.pth", "--images", "photos", "--crop", "32"]
+        assert main([*study, "--dry-run", *keys]) == 0
+        model = ["--model", "srresnet", "--model-arguments", *(f"{name}={value}" for name, value in SIZES.items())]
+        assert main([*study, "--dry-run", *keys, *model]) == 0
+        ends = ["demo", "--base", "both.pth", "--target", "both.pth", "--search", "photos", "--test", "photos"]
+        assert "192x192" in refused([*ends, *keys], capsys)
+        rows = capsys.readouterr().out
+        assert not (folder / "demo_output").exists(), rows

@@ -1,0 +1,50 @@
+"""``--key``: where in a checkpoint the weights are."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from filterattr import SettingError
+from sr_zoo.pretrained import takes_key
+
+
+def add_key(parser: argparse.ArgumentParser, *, of_pair: bool = False) -> None:
+    """Add ``--key``.
+
+    Args:
+        parser: The command's parser.
+        of_pair: Whether base and target may have a key each.
+    """
+    parser.add_argument(
+        "--key",
+        nargs="+" if of_pair else 1,
+        metavar="KEY",
+        help="where in a checkpoint of somebody else the weights are, if it holds several: the name of an entry, or "
+        "what the names of the weights begin with" + ("; two of them are for base and for target" if of_pair else ""),
+    )
+
+
+def keys_of(options: argparse.Namespace, files: Sequence[str]) -> list[str | None]:
+    """The key of every file; one key is for all files that may hold more than one network.
+
+    Args:
+        options: The words of the command.
+        files: What was named as weights.
+
+    Returns:
+        As many keys as files.
+
+    Raises:
+        SettingError: There are more keys than files, or none of the files takes a key.
+    """
+    if options.key is None:
+        return [None] * len(files)
+    if len(options.key) > 1:
+        if len(options.key) != len(files):
+            raise SettingError(f"--key takes one key, or one for base and one for target; got {len(options.key)}.")
+        return list(options.key)
+    takers = [takes_key(file) for file in files]
+    if not any(takers):
+        raise SettingError("--key is for checkpoints of somebody else; these files hold one network each.")
+    return [options.key[0] if takes else None for takes in takers]
