@@ -84,15 +84,15 @@ class Sweep:
             name: nn.Parameter(_usable(parameter), requires_grad=False)
             for name, parameter in self.slots.parameters.items()
         }
+        self.taps.attach()  # first: what the slots give back before every pass then has the hooks
         self.slots.put(self.frozen)
-        self.taps.attach()
 
     def leave(self) -> None:
         """Give the model back; doing it twice does no harm."""
         self.forget()
-        self.taps.remove()
         if self.slots is not None:
             self.slots.restore()
+        self.taps.remove()
         self.random.restore()
         self.mode.restore()
         self.claim.release()
@@ -175,7 +175,6 @@ class Sweep:
         """Run the model at the inputs and remember what is costly; return how much of it comes before each call."""
         self.forget()
         self.recall = recall = Recall(self.model)
-        recall.attach()
         before: dict[Call, int] = {}
         with torch.no_grad():
             self._forward((1.0,) * count, lambda call: before.__setitem__(call, recall.count))
@@ -190,6 +189,7 @@ class Sweep:
         """Compute everything again; doing it twice does no harm."""
         if self.recall is not None:
             self.recall.remove()
+        self.recall = None
 
     def kernel_products(self) -> dict[Call, KernelProduct]:
         """The products that split the calls of the last pass, if kernels are wanted and the layers have them."""
@@ -237,9 +237,12 @@ class Sweep:
         return values, leaves
 
     def _run(self, arguments: Arguments) -> Any:
-        """Run the model with its own weights and copies of its buffers, while the taps listen."""
+        """Run the model with its own weights and copies of whatever else it holds, while the taps listen."""
         if self.slots is None:
             raise RuntimeError("enter() comes first.")
+        self.slots.restore()  # what the last pass left in caches
+        if self.recall is not None:
+            self.recall.attach()
         self.slots.put({**self.frozen, **{name: buffer.clone() for name, buffer in self.slots.buffers.items()}})
         seed_all(self.seed)
         with torch.compiler.set_stance("force_eager") if self.has_compiled else nullcontext():

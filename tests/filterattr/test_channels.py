@@ -801,6 +801,24 @@ class TestTheSameFunctionEverywhere:
         ):
             ChannelAttributor(smooth_network()).attribute(*pictures(76, 2, 1, 6, 6), output, method=method, n_steps=4)
 
+    def test_a_cache_that_the_model_keeps_is_the_same_everywhere(self) -> None:
+        class Caching(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(3, 3)
+                self.kept: dict[str, list[Tensor]] = {"seen": []}
+
+            def forward(self, tokens: Tensor) -> Tensor:
+                self.kept["seen"].append(tokens.detach())
+                return (self.layer(tokens) * len(self.kept["seen"])).sum(1)
+
+        model = Caching().double()
+        found = ChannelAttributor(model).attribute(
+            *pictures(79, 2, 3), lambda y: y, n_steps=5, quadrature="riemann_trapezoid"
+        )
+        assert model.kept == {"seen": []}
+        assert found.completeness_errors["layer"] < 1e-9
+
     def test_the_inputs_may_be_written_to(self) -> None:
         class Writing(nn.Module):
             def __init__(self) -> None:
@@ -1093,7 +1111,9 @@ class TestLayers:
         assert list(relus) == ["features.1"]
 
     def test_everything_wrong_with_the_choice_is_named(self) -> None:
-        with pytest.raises(SettingError, match=r"'body', 'tail\.\*' fit none of 'features', 'features\.0'"):
+        with pytest.raises(
+            SettingError, match=r"'body', 'tail\.\*' \(nearest: .*\) fit none of 'features', 'features\.0'"
+        ):
             ChannelAttributor(Classifier(), ["head.1", "body", "tail.*"])
         with pytest.raises(SettingError, match="leaves none of ReLU"):
             ChannelAttributor(nn.ReLU())
