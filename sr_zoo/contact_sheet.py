@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filterattr.files.writing import replacing
 from sr_zoo.degradations import (
     JPEG,
     AnisotropicGaussianBlur,
@@ -78,7 +79,8 @@ def draw_contact_sheet(photograph: Tensor, path: str | Path, *, size: int = 144,
         seed: Seed of everything that is drawn.
 
     Raises:
-        ImageError: The photograph or the piece is smaller than 96x96, or the picture cannot be written.
+        ImageError: The photograph or the piece is smaller than 96x96, or the extension is unknown.
+        StorageError: The disk refuses; an older picture is unharmed.
 
     Example:
         >>> from pathlib import Path
@@ -107,8 +109,8 @@ def draw_contact_sheet(photograph: Tensor, path: str | Path, *, size: int = 144,
         axis.imshow(degraded[0].clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_title(label, fontsize=10)
         axis.set_axis_off()
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"'{path}' cannot be written: {error}.") from error
+    kind = Path(path).suffix.removeprefix(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ImageError(f"'{path}' cannot be written: unknown file extension '.{kind}'. Take .png.")
+    with replacing(path) as stream:
+        figure.savefig(stream, format=kind, dpi=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from filterattr.errors import FilterAttrError, NonFiniteError
+from filterattr.errors import FilterAttrError, NonFiniteError, StorageError
+from filterattr.files.writing import replace_file
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -223,9 +225,38 @@ def write_image(path: str | Path, image: Tensor) -> None:
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ImageError(f"an image must be uint8 or floating in [0, 1]; got {image.dtype}.")
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)
-    path = Path(path)
+    save_picture(Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()), path)
+
+
+def save_picture(image: Image.Image, path: str | Path, **options: Any) -> None:
+    """Write a picture of Pillow, or leave an older file as it was; the extension chooses the format.
+
+    Args:
+        image: The picture.
+        path: Where to write; missing folders are made.
+        **options: What Pillow takes for the format.
+
+    Raises:
+        ImageError: The extension is unknown, the format cannot hold the picture, or the disk refuses.
+
+    Example:
+        >>> save_picture(Image.new("RGB", (2, 2)), "a.unknown")
+        Traceback (most recent call last):
+        ...
+        sr_zoo.images.ImageError: 'a.unknown' cannot be written: unknown file extension '.unknown'. ...
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in EXTENSIONS:
+        raise ImageError(
+            f"'{path}' cannot be written: unknown file extension {suffix!r}. {', '.join(sorted(EXTENSIONS))} are known."
+        )
+    # in memory first: Pillow hides what the disk says, and an encoder may stop in the middle
+    stream = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(path)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"'{path}' cannot be written: {error}.") from error
+        image.save(stream, format=Image.registered_extensions()[suffix], **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ImageError(f"'{path}' cannot be written: {error}. PNG holds every picture.") from error
+    try:
+        replace_file(path, [stream.getbuffer()])
+    except StorageError as error:
+        raise ImageError(str(error)) from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sr_zoo.colours import coloured, profile_for
-from sr_zoo.images import DAMAGE, READABLE, ImageError, check_finite, opened_picture, to_float, to_uint8
+from sr_zoo.images import DAMAGE, READABLE, ImageError, check_finite, opened_picture, save_picture, to_float, to_uint8
 from sr_zoo.models import TwoBranch, image_channels
 
 MAX_PIXELS = 50_000_000
@@ -93,23 +93,18 @@ class Picture:
         """Write an image file; the extension chooses the format.
 
         Args:
-            path: Where to write; missing folders are made.
+            path: Where to write; missing folders are made. An older file stays as it was until the new one is complete.
 
         Raises:
             ImageError: The file cannot be written, or its format cannot hold transparency.
         """
-        path = Path(path)
         # weights of luma would shift a gray of three nearly equal channels by rounding
         planes = self.pixels.float().mean(0, keepdim=True).round().byte() if self.is_gray else self.pixels
         if self.alpha is not None:
             planes = torch.cat([planes, self.alpha])
         pixels = planes.permute(1, 2, 0).contiguous().numpy()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-            image.save(path, icc_profile=profile_for(image.mode, self.profile))
-        except (OSError, ValueError, KeyError) as error:
-            raise ImageError(f"'{path}' cannot be written: {error}. PNG holds every picture.") from error
+        image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        save_picture(image, path, icc_profile=profile_for(image.mode, self.profile))
 
 
 def _check_kind(image: Image.Image, path: str | Path) -> None:

@@ -34,7 +34,17 @@ from sr_zoo.degradations import (
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
 from sr_zoo.pretrained import ARCHITECTURES, WeightsError, build, open_weights, save_network
-from sr_zoo.training import PRECISIONS, Recipe, Trainer, TrainingError, joined_processes, read_log
+from sr_zoo.training import (
+    PRECISIONS,
+    Recipe,
+    Trainer,
+    TrainingError,
+    TrainingInterrupted,
+    fast_precision,
+    joined_processes,
+    read_log,
+    stored_precision,
+)
 
 _RATES = {"base": 2e-4, "target": 5e-5}
 _ITERATIONS = whole_number(1, 1_000_000_000)
@@ -89,7 +99,11 @@ def add(commands: Commands) -> None:
         "--batch-size", type=whole_number(1, 65_536), default=16, help="patches in a step, over all processes"
     )
     parser.add_argument("--patch-size", type=whole_number(16, 16_384), default=64, help="reference patch in pixels")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="bf16: mixed precision")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="bf16: mixed precision; if not given, what an old run was begun in, or what the device computes fast",
+    )
     parser.add_argument(
         "--prediction-weight",
         type=number(0, 1e6),
@@ -141,7 +155,11 @@ def run(options: argparse.Namespace) -> None:
             sys.stdout.write(lines if processes.is_first else "")
             return
         with sole_run(options.out) if processes.is_first else nullcontext():
-            state = trainer.run(options.stop_after)
+            try:
+                state = trainer.run(options.stop_after)
+            except TrainingInterrupted as stop:
+                sys.stderr.write(f"{str(stop).replace('the same call', 'the same command')}\n")
+                raise
     if not processes.is_first:
         return
     if trainer.iteration < recipe.iterations:
@@ -217,7 +235,7 @@ def _recipe(options: argparse.Namespace, scale: int, degradations: Mapping[str, 
         batch_size=options.batch_size,
         patch_size=options.patch_size,
         margin=16 * scale if scale != 2 else 16,
-        precision=options.precision,
+        precision=options.precision or stored_precision(options.out) or fast_precision(device_of(options)),
         seed=options.seed,
         prediction_weight=options.prediction_weight,
     )

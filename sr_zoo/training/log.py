@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filterattr.errors import StorageError
+from filterattr.files.writing import replace_file, replacing
 from sr_zoo.training.recipe import TrainingError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+NAME = "log.jsonl"
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
@@ -27,14 +33,74 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
         >>> read_log("no such run")
         []
     """
-    path = Path(folder) / "log.jsonl"
+    path = Path(folder) / NAME
     entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(entry, dict) or "iteration" not in entry:
+            break
+        entries.append(entry)
     return entries
+
+
+def append_to_log(folder: str | Path, entry: Mapping[str, Any]) -> None:
+    """Add a line to the log of a run, and bring it to the disk.
+
+    Args:
+        folder: The folder of the run; it must exist.
+        entry: What `read_log` will return.
+
+    Raises:
+        StorageError: The disk refuses; the lines before are unharmed, and a piece of this one is passed over.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> append_to_log(folder, {"iteration": 100, "loss": 0.1})
+        >>> read_log(folder)
+        [{'iteration': 100, 'loss': 0.1}]
+    """
+    path = Path(folder) / NAME
+    try:
+        with path.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise StorageError(
+            f"'{path}' could not be continued ({error.strerror}); the lines before are unharmed. Free some space and "
+            "give the command again: the training goes on from its last checkpoint."
+        ) from error
+
+
+def cut_log(folder: str | Path, iteration: int) -> None:
+    """Keep the lines up to an iteration: what came after was lost with the run that wrote it.
+
+    The file is written only if there is something to leave out, and then beside the old one.
+
+    Args:
+        folder: The folder of the run; it must exist.
+        iteration: The last one to keep.
+
+    Raises:
+        StorageError: The disk refuses; the old log is unharmed.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> for number in (100, 200, 300):
+        ...     append_to_log(folder, {"iteration": number})
+        >>> cut_log(folder, 200)
+        >>> read_log(folder)
+        [{'iteration': 100}, {'iteration': 200}]
+    """
+    path = Path(folder) / NAME
+    kept = "".join(json.dumps(entry) + "\n" for entry in read_log(folder) if entry["iteration"] <= iteration)
+    if path.exists() and path.read_text(errors="replace") != kept:
+        replace_file(path, [kept.encode()])
 
 
 def draw_curves(folder: str | Path) -> None:
@@ -76,7 +142,8 @@ def draw_curves(folder: str | Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(folder) / "curves.png", dpi=120)
+    with replacing(Path(folder) / "curves.png") as stream:
+        figure.savefig(stream, format="png", dpi=120)
 
 
 def open_board(folder: Path, iteration: int) -> SummaryWriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from filterattr.errors import FilterAttrError
 from sr_zoo.data import PatchSampler, without_border
 from sr_zoo.degradations import Strengths, from_config
+from sr_zoo.training.precision import fast_precision
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -35,7 +36,8 @@ class Recipe:
         patch_size: Width of a reference patch in pixels.
         margin: Pixels around a patch that take part in the degradation, so that no border is seen.
         ema_decay: Decay of the moving average of the weights; what ships is the average.
-        precision: ``"fp32"`` or ``"bf16"`` (autocast; weights and optimizer stay in fp32).
+        precision: ``"fp32"`` or ``"bf16"`` (autocast; weights and optimizer stay in fp32); what this machine computes
+            fast if not given, see `fast_precision`.
         seed: Seed of everything random.
         prediction_weight: Weight of the prediction loss of a network that estimates degradations.
 
@@ -60,7 +62,7 @@ class Recipe:
     patch_size: int = 64
     margin: int = 16
     ema_decay: float = 0.999
-    precision: str = "bf16"
+    precision: str = field(default_factory=fast_precision)
     seed: int = 0
     prediction_weight: float = 0.1
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,43 @@ from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import Degradation, evaluation_inputs
 from sr_zoo.evaluation import check_colour, check_photographs, measure
 from sr_zoo.models import DASR
-from sr_zoo.training.log import draw_curves, open_board, read_log, write_board
+from sr_zoo.training.interrupts import TrainingInterrupted, noted_interrupt
+from sr_zoo.training.log import append_to_log, cut_log, draw_curves, open_board, write_board
 from sr_zoo.training.objective import Objective
 from sr_zoo.training.processes import Processes
-from sr_zoo.training.recipe import Recipe, TrainingError, random_patches
+from sr_zoo.training.recipe import PRECISIONS, Recipe, TrainingError, random_patches
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+# width and height of what a rehearsal validates on, in pixels
+_REHEARSED = 256
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+def stored_precision(folder: str | Path) -> str | None:
+    """Say in which precision the run of a folder was begun, which it goes on in.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        ``"fp32"`` or ``"bf16"``, or ``None`` if there is no run to go on with.
+
+    Raises:
+        StorageError: The checkpoint is damaged.
+
+    Example:
+        >>> stored_precision("no such run") is None
+        True
+    """
+    path = Path(folder) / _CHECKPOINT
+    if not path.exists():
+        return None
+    recipe = read_tensors(path, "training")[1].get("recipe")
+    precision = recipe.get("precision") if isinstance(recipe, dict) else None
+    return precision if precision in PRECISIONS else None
 
 
 class Trainer:
@@ -128,7 +159,7 @@ class Trainer:
 
     @property
     def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / _CHECKPOINT
 
     def run(self, stop_after: int | None = None) -> dict[str, Tensor]:
         """Train to the end and return the averaged weights.
@@ -142,13 +173,15 @@ class Trainer:
         Raises:
             TrainingError: The folder holds the checkpoint of another run, or loss or weights stopped being finite.
             StorageError: The checkpoint is damaged, or cannot be written.
+            TrainingInterrupted: The user pressed Ctrl-C; the iteration was finished and saved, and a later call goes
+                on. It is a `KeyboardInterrupt`.
         """
         self.end = min(self.recipe.iterations, stop_after or self.recipe.iterations)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._checkpoint.exists():
             self._resume()
         if self.processes.is_first:
-            self._forget_later_reports()
+            cut_log(self.folder, self.iteration)
         self.board = open_board(self.folder / "tensorboard", self.iteration) if self.tensorboard else None
         bar = tqdm(
             total=self.end,
@@ -157,37 +190,57 @@ class Trainer:
             unit="it",
             disable=None if self.progress else True,
         )
-        recent: list[dict[str, Tensor]] = []
-        started = time.perf_counter()
-        with bar:
-            while self.iteration < self.end:
-                recent.append(self._step())
-                bar.update()
-                if self.iteration % 100 == 0 or self._is_checkpoint_due():
-                    self._report(recent, time.perf_counter() - started, bar)
-                    recent, started = [], time.perf_counter()
-        if self.board is not None:
-            self.board.close()
+        try:
+            # several processes would have to agree on the iteration: there Ctrl-C stops at once
+            with bar, noted_interrupt() if self.processes.count == 1 else nullcontext(bool) as is_interrupted:
+                self._train(bar, is_interrupted)
+        finally:
+            if self.board is not None:
+                self.board.close()
         return self.averaged()
 
-    def rehearse(self, steps: int = 5) -> tuple[float, float]:
+    def _train(self, bar: tqdm[Any], is_interrupted: Callable[[], bool]) -> None:
+        """Take the steps that are left, and report on the way."""
+        recent: list[dict[str, Tensor]] = []
+        started = time.perf_counter()
+        while self.iteration < self.end:
+            recent.append(self._step())
+            bar.update()
+            stops = is_interrupted()
+            if stops or self.iteration % 100 == 0 or self._is_checkpoint_due():
+                self._report(recent, time.perf_counter() - started, bar)
+                recent, started = [], time.perf_counter()
+            if stops and self.iteration < self.end:
+                if not self._is_checkpoint_due():
+                    self._save()
+                raise TrainingInterrupted(
+                    f"'{self._checkpoint}' was saved after {self.iteration} of {self.recipe.iterations} iterations; "
+                    "the same call goes on from there"
+                )
+
+    def rehearse(self, steps: int = 5, seconds: float = 10.0) -> tuple[float, float]:
         """Find out how long the training will take; the network is worth nothing afterwards, and nothing is written.
 
         Args:
             steps: Iterations to measure, after two that are not.
+            seconds: Time after which no further iteration begins; on a slow machine a single one is measured.
 
         Returns:
-            Seconds of an iteration, and of a validation, which is measured on one photograph.
+            Seconds of an iteration, and of a validation, which is measured on a piece of one photograph.
         """
-        for _ in range(2):
-            self._step()
+        durations: list[float] = []
         started = time.perf_counter()
-        losses = [self._step() for _ in range(steps)]
-        float(losses[-1]["loss"])  # waits for the device
-        seconds = (time.perf_counter() - started) / steps
+        while len(durations) < steps + 2 and (not durations or time.perf_counter() - started < seconds):
+            before = time.perf_counter()
+            float(self._step()["loss"])  # waits for the device
+            durations.append(time.perf_counter() - before)
+        measured = durations[2:] or durations[-1:]
+        piece = self.validation[0][:, :_REHEARSED, :_REHEARSED]
+        pixels = sum(image[0].numel() for image in self.validation)
         started = time.perf_counter()
-        measure(self.average.module, self.validation[:1], self.inputs)
-        return seconds, (time.perf_counter() - started) * len(self.validation)
+        measure(self.average.module, [piece], self.inputs)
+        validation = (time.perf_counter() - started) * pixels / piece[0].numel()
+        return sum(measured) / len(measured), validation
 
     def averaged(self) -> dict[str, Tensor]:
         """Return a copy of the averaged weights on the CPU."""
@@ -255,8 +308,7 @@ class Trainer:
                 ).items()
             }
         # the line before the checkpoint: a kill in between costs a line that is written again, never one for good
-        with (self.folder / "log.jsonl").open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        append_to_log(self.folder, entry)
         if self.board is not None:
             write_board(self.board, entry)
         if due:
@@ -320,8 +372,3 @@ class Trainer:
             if not torch.isclose(start, value, rtol=1e-3, atol=1e-6).all():
                 return [*differences, f"it started from other weights ('{name}' first)"]
         return differences
-
-    def _forget_later_reports(self) -> None:
-        """Keep the log lines up to this iteration: what came after was lost with the run that wrote it."""
-        kept = [entry for entry in read_log(self.folder) if entry["iteration"] <= self.iteration]
-        (self.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))

@@ -4,10 +4,13 @@ import copy
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from torch.testing import assert_close
 
 from filterattr.engine.storage import read_tensors
 from filterattr.errors import FilterAttrError, StorageError
+from sr_zoo.cli import main
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import (
     DegradationError,
@@ -30,7 +34,19 @@ from sr_zoo.degradations import (
 from sr_zoo.evaluation import measure
 from sr_zoo.images import ImageError, to_float, write_image
 from sr_zoo.models import SRResNet
-from sr_zoo.training import Recipe, Trainer, TrainingError, draw_curves, random_patches, read_log
+from sr_zoo.pretrained import describe_network
+from sr_zoo.training import (
+    Recipe,
+    Trainer,
+    TrainingError,
+    TrainingInterrupted,
+    draw_curves,
+    fast_precision,
+    random_patches,
+    read_log,
+    stored_precision,
+)
+from sr_zoo.training import precision as precision_module
 from sr_zoo.training import recipe as recipe_module
 from sr_zoo.training import trainer as trainer_module
 
@@ -560,6 +576,258 @@ class TestReports:
         shown = capfd.readouterr().err
         assert "shown" in shown
         assert "loss=" in shown
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files are limited on Unix alone")
+class TestFullDisk:
+    @pytest.fixture
+    def full(self):
+        """No file can grow beyond so many bytes inside of the block, as on a disk that is full."""
+
+        @contextmanager
+        def limited(size):
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            try:
+                yield
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+        return limited
+
+    def test_starting_on_a_full_disk_again_and_again_loses_no_line(self, trainer, full):
+        """The natural thing to do after a run has died of a full disk."""
+        expected = trainer("whole", validate_every=1)
+        weights = expected.run()
+        kill_at(trainer(validate_every=1), 4)
+        log = trainer().folder / "log.jsonl"
+        before = log.read_bytes()
+        for _ in range(2):
+            with full(len(before) + 10), pytest.raises(StorageError, match=r"log\.jsonl' could not be"):
+                trainer(validate_every=1).run()
+            assert log.read_bytes().startswith(before)
+        assert_same_state(trainer(validate_every=1).run(), weights)
+        assert without_times(log.parent) == without_times(expected.folder)
+
+    def test_a_log_that_is_as_it_should_be_is_not_written(self, trainer, full):
+        run = trainer()
+        kill_at(run, 3)
+        with full(10):
+            trainer_module.cut_log(run.folder, 3)
+        assert [entry["iteration"] for entry in read_log(run.folder)] == [3]
+
+    @draws_real_curves
+    def test_old_curves_survive(self, trainer, full):
+        run = trainer()
+        run.run()
+        before = (run.folder / "curves.png").read_bytes()
+        with full(1000), pytest.raises(StorageError, match=r"curves\.png' could not be written"):
+            draw_curves(run.folder)
+        assert (run.folder / "curves.png").read_bytes() == before
+        assert not list(run.folder.glob(".*.part"))
+
+    def test_the_checkpoint_survives(self, trainer, full):
+        run = trainer()
+        kill_at(run, 4)
+        before = run._checkpoint.read_bytes()
+        with full(1000), pytest.raises(StorageError, match=r"checkpoint\.safetensors' could not be written"):
+            trainer().run()
+        assert run._checkpoint.read_bytes() == before
+
+    @pytest.mark.parametrize("line", ["[1, 2]", '{"loss": 1}', "\x00\x00\x00", "null"])
+    def test_lines_that_say_nothing_end_the_log(self, tmp_path, line):
+        (tmp_path / "log.jsonl").write_text('{"iteration": 1}\n' + line + '\n{"iteration": 2}\n')
+        assert read_log(tmp_path) == [{"iteration": 1}]
+
+
+class TestInterrupt:
+    @pytest.mark.parametrize("moment", ["before the step", "inside of the optimizer", "while validating"])
+    @pytest.mark.parametrize("at", [1, 4, 6])
+    def test_it_is_saved_and_the_same_call_ends_with_the_same_bits(self, trainer, monkeypatch, capsys, moment, at):
+        expected = trainer("whole").run()
+        run = trainer()
+
+        def once(function, is_now):
+            def calling(*arguments, **named):
+                if is_now() and not pressed:
+                    pressed.append(True)
+                    signal.raise_signal(signal.SIGINT)
+                return function(*arguments, **named)
+
+            return calling
+
+        pressed = []
+        if moment == "before the step":
+            run._step = once(run._step, lambda: run.iteration == at - 1)
+        elif moment == "inside of the optimizer":
+            run.optimizer.step = once(run.optimizer.step, lambda: run.iteration == at - 1)
+        else:
+            monkeypatch.setattr(trainer_module, "measure", once(measure, lambda: run.iteration >= at))
+        with pytest.raises(KeyboardInterrupt, match=r"was saved after \d of 8 iterations; the same call") as caught:
+            run.run()
+        assert isinstance(caught.value, TrainingInterrupted)
+        assert "Ctrl-C again stops at once" in capsys.readouterr().err
+        stored = read_tensors(run._checkpoint, "training")[1]["iteration"]
+        assert stored == (at if moment != "while validating" else 3 * math.ceil(at / 3) + 1)
+        assert read_log(run.folder)[-1]["iteration"] == stored
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert_same_state(trainer().run(), expected)
+
+    def test_a_second_one_stops_at_once(self, trainer):
+        run = trainer()
+        step = run._step
+
+        def stepping():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            return step()
+
+        run._step = stepping
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run.run()
+        assert type(caught.value) is KeyboardInterrupt
+        assert not run._checkpoint.exists()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_at_the_last_iteration_there_is_nothing_to_go_on_with(self, trainer):
+        expected, run = trainer("whole").run(), trainer()
+        step = run._step
+
+        def stepping():
+            if run.iteration == 7:
+                signal.raise_signal(signal.SIGINT)
+            return step()
+
+        run._step = stepping
+        assert_same_state(run.run(), expected)
+
+    def test_other_threads_and_ignored_signals_are_left_alone(self, trainer):
+        states = []
+        thread = threading.Thread(target=lambda: states.append(trainer("thread").run()))
+        thread.start()
+        thread.join()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            run = trainer("ignored")
+            step = run._step
+
+            def stepping():
+                signal.raise_signal(signal.SIGINT)
+                return step()
+
+            run._step = stepping
+            states.append(run.run())
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert_same_state(*states)
+
+    def test_weights_that_diverged_are_not_saved(self, trainer):
+        run = trainer(network=Diverging(4), validate_every=100)
+        step = run._step
+
+        def stepping():
+            if run.iteration == 6:
+                signal.raise_signal(signal.SIGINT)
+            return step()
+
+        run._step = stepping
+        with pytest.raises(TrainingError, match="must stay finite"):
+            run.run()
+        assert not run._checkpoint.exists()
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("processor : 0\nflags : fpu avx2 avx512f avx512_bf16 amx_tile\n", "bf16"),
+            ("processor : 0\nflags : fpu avx2 avx512f amx_bf16\n", "bf16"),
+            ("processor : 0\nFeatures : fp asimd i8mm bf16\n", "bf16"),
+            ("processor : 0\nflags : fpu avx2 avx512f avx512_vnni\n", "fp32"),
+            ("processor : 0\nmodel name : bf16\nflags : fpu avx2\n", "fp32"),
+            ("", "fp32"),
+        ],
+    )
+    def test_it_is_what_the_processor_has_instructions_for(self, tmp_path, monkeypatch, text, expected):
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(precision_module, "_PROCESSOR", tmp_path / "cpuinfo")
+        assert fast_precision("cpu") == expected
+        assert Recipe(clean_inputs().config()).precision == (
+            fast_precision() if torch.cuda.is_available() else expected
+        )
+
+    @pytest.mark.parametrize("has", [True, False])
+    def test_where_there_is_no_such_list_pytorch_is_asked(self, tmp_path, monkeypatch, has):
+        monkeypatch.setattr(precision_module, "_PROCESSOR", tmp_path / "none")
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has, raising=False)
+        assert fast_precision("cpu") == ("bf16" if has else "fp32")
+
+    def test_other_devices_compute_in_single_precision(self):
+        assert fast_precision("meta") == "fp32"
+
+    def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(self, photographs, tmp_path, monkeypatch):
+        """The same command on a machine with another processor."""
+        for index, photograph in enumerate(photographs):
+            write_image(tmp_path / "photos" / f"{index}.png", photograph)
+        words = [
+            "train",
+            "base",
+            "--images",
+            str(tmp_path / "photos"),
+            "--out",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+        ]
+        words += ["--iterations", "2", "--batch-size", "1", "--patch-size", "16", "--features", "4", "--blocks", "1"]
+        (tmp_path / "with").write_text("flags : avx512_bf16")
+        (tmp_path / "without").write_text("flags : avx2")
+        monkeypatch.setattr(precision_module, "_PROCESSOR", tmp_path / "with")
+        assert main([*words, "--stop-after", "1"]) == 0
+        assert stored_precision(tmp_path / "run") == "bf16"
+        monkeypatch.setattr(precision_module, "_PROCESSOR", tmp_path / "without")
+        assert main(words) == 0
+        recipe = describe_network(tmp_path / "run" / "base.safetensors")["provenance"]["recipe"]
+        assert recipe["precision"] == "bf16"
+        assert stored_precision(tmp_path / "none") is None
+
+
+class TestRehearsal:
+    def test_it_takes_a_few_steps_and_a_piece_of_a_photograph(self, trainer, monkeypatch):
+        run, seen = trainer(), []
+        monkeypatch.setattr(trainer_module, "measure", lambda _, images, __: seen.append(images[0].shape))
+        step, validation = run.rehearse()
+        assert run.iteration == 7
+        assert step > 0
+        assert validation >= 0
+        assert seen == [(3, 64, 64)]
+
+    def test_on_a_slow_machine_one_step_is_enough(self, trainer):
+        run = trainer()
+        step = run._step
+
+        def slowly():
+            time.sleep(0.2)
+            return step()
+
+        run._step = slowly
+        seconds, _ = run.rehearse(seconds=0.1)
+        assert run.iteration == 1
+        assert 0.2 < seconds < 5
+
+    def test_large_photographs_are_not_validated_as_a_whole(self, tmp_path, monkeypatch):
+        large = torch.zeros(3, 300, 400, dtype=torch.uint8)
+        run, seen = Trainer(tiny(), [large], [large, large], recipe(), tmp_path / "run", progress=False), []
+
+        def measured(_, images, __):
+            seen.append(images[0].shape)
+            time.sleep(0.05)
+
+        monkeypatch.setattr(trainer_module, "measure", measured)
+        _, validation = run.rehearse()
+        assert seen == [(3, 256, 256)]
+        assert 0.05 * 240_000 / 65_536 <= validation < 5
 
 
 class Diverging(SRResNet):
