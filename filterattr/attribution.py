@@ -23,6 +23,7 @@ from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.path import Path, Side
 from filterattr.engine.randomness import RandomState
+from filterattr.engine.restoring import restoring
 from filterattr.engine.samples import pair_note, series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
@@ -230,30 +231,25 @@ class FilterAttributor:
             more = {"checkpoint": file is not None, "until": until is None, "samples_per_pass": samples_per_pass}
             return (run, file), {**identity, **more}
 
+        def compute() -> Run[Any]:
+            (run, file), answers = ranks.together(prepare)
+            ranks.agree(answers, "a shared job")
+            rounding = _rounding(run.job.path)
+            if rounding:
+                warnings.warn(rounding, FilterAttrWarning, stacklevel=4)
+            with _progress_bar(progress, ranks, data, run.passes) as run.advance:
+                Walk(run, ranks, file).through(None if data is None else series(data))
+            return run
+
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
         try:
-            try:  # an interrupt in the first finally leaves the second one to do its work
-                (run, file), answers = ranks.together(prepare)
-                ranks.agree(answers, "a shared job")
-                rounding = _rounding(run.job.path)
-                if rounding:
-                    warnings.warn(rounding, FilterAttrWarning, stacklevel=2)
-                with _progress_bar(progress, ranks, data, run.passes) as run.advance:
-                    Walk(run, ranks, file).through(None if data is None else series(data))
-            except Exception as error:
-                note = pair_note(data)
-                if note:
-                    error.add_note(note)
-                raise
-            finally:
-                entered.restore()
-                mode.restore()
-                claim.release()
-        finally:
-            entered.restore()
-            mode.restore()
-            claim.release()
+            run = restoring(compute, entered.restore, mode.restore, claim.release)
+        except Exception as error:
+            note = pair_note(data)
+            if note:
+                error.add_note(note)
+            raise
         attribution = run.result()
         reason = run.path_loss.doubt or _doubt(attribution)
         if reason:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from filterattr.engine.pathsums import KernelProduct
 from filterattr.engine.quadrature import Quadrature
+from filterattr.engine.restoring import restoring
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
@@ -171,14 +172,12 @@ class ChannelAttributor:
         )
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
-        try:
-            try:  # an interrupt in the first finally leaves the second one to do its work
-                sweep.enter()
-                return assembled(sweep, COMPUTE[method](sweep, rule), quadrature, n_steps)
-            finally:
-                sweep.leave()
-        finally:
-            sweep.leave()
+
+        def compute() -> ChannelAttribution:
+            sweep.enter()
+            return assembled(sweep, COMPUTE[method](sweep, rule), quadrature, n_steps)
+
+        return restoring(compute, sweep.leave)
 
     def _check_kernels(self, method: Method) -> None:
         if method == "internal_influence":

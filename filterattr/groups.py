@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from filterattr.engine.claim import Claim
 from filterattr.engine.randomness import RandomState
+from filterattr.engine.restoring import restoring
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import unwrap_model
 from filterattr.engine.units import Group, Unit
@@ -175,34 +176,35 @@ def _norm_of_layer(model: nn.Module, run: Callable[[nn.Module], object]) -> dict
             norms.setdefault(id(layer), norm)
 
     claim, entered = Claim(model), RandomState()
-    slots: Slots | None = None
-    try:
-        try:
-            claim.take()
-            slots = Slots(model)
-            slots.put(
-                {name: nn.Parameter(own.detach().clone(), own.requires_grad) for name, own in slots.parameters.items()}
-                | {name: own.detach().clone() for name, own in slots.buffers.items()}
-            )
-            for module in model.modules():
-                if isinstance(module, _WITH_CHANNELS):
-                    module.register_forward_hook(note_output)
-                elif isinstance(module, _NORMS):
-                    module.register_forward_pre_hook(note_input)
-            with torch.no_grad():
-                run(model)
-        finally:
-            _give_back(slots, entered, claim)
-    finally:
-        _give_back(slots, entered, claim)
+    taken: list[Slots] = []
+
+    def observe() -> None:
+        claim.take()
+        taken.append(Slots(model))
+        taken[0].put(_copies(taken[0]))
+        for module in model.modules():
+            if isinstance(module, _WITH_CHANNELS):
+                module.register_forward_hook(note_output)
+            elif isinstance(module, _NORMS):
+                module.register_forward_pre_hook(note_input)
+        with torch.no_grad():
+            run(model)
+
+    restoring(observe, lambda: _restore(taken), entered.restore, claim.release)
     return {layer: norm for layer, norm in norms.items() if givers[id(norm)] == {layer}}
 
 
-def _give_back(slots: Slots | None, entered: RandomState, claim: Claim) -> None:
-    if slots is not None:
+def _restore(taken: list[Slots]) -> None:
+    for slots in taken:
         slots.restore()  # takes the hooks away, too
-    entered.restore()
-    claim.release()
+
+
+def _copies(slots: Slots) -> dict[str, Tensor]:
+    """What a model computes with instead of its own tensors, so that nothing is written to these."""
+    copies: dict[str, Tensor] = {name: own.detach().clone() for name, own in slots.buffers.items()}
+    for name, own in slots.parameters.items():
+        copies[name] = nn.Parameter(own.detach().clone(), own.requires_grad)
+    return copies
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -3,7 +3,8 @@ r"""The loss as a function of the place on the path, :math:`t \mapsto L(\gamma(t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -15,6 +16,7 @@ from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
 from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.repeats import changed_by, roots_of
+from filterattr.engine.restoring import restoring
 from filterattr.engine.slots import Slots
 from filterattr.engine.watch import SampleWatch, fresh
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
@@ -22,7 +24,6 @@ from filterattr.shortage import advice, sizes_of
 
 Loss: TypeAlias = Callable[..., Tensor]
 Leaves: TypeAlias = Mapping[str, nn.Parameter]
-Answer = TypeVar("Answer")
 G = TypeVar("G", bound=GradientHooks)
 
 _LARGEST_BLOCK = 30 * 2**20  # glibc looks no further than 32 MiB
@@ -46,6 +47,7 @@ class PathLoss(Generic[G]):
         doubt: Why the loss may be another function at every node; empty if nothing says so.
         gradients: What the gradients of the current sample add up to, for the parameters that change along the path;
             the others count exactly 0 and cost neither time nor memory.
+        give_back: What gives the model back after every pass, for `restoring`.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class PathLoss(Generic[G]):
         self._slots = slots
         self._loss = loss
         self._autocast = autocast or Autocast()
+        # autocast keeps its casts of every weight that it has seen
+        self.give_back = (self._autocast.restore, slots.restore, torch.clear_autocast_cache)
         self._point = {name: torch.empty_like(value) for name, value in path.base.items()}
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
@@ -107,17 +111,20 @@ class PathLoss(Generic[G]):
             ModelChangedError: The loss replaced or trained parameters.
             RuntimeError: PyTorch's own error for lack of memory passes through; a note at it says what would help.
         """
-
-        def evaluate(leaves: Leaves) -> Tensor:
-            value = self.evaluate(self._arguments)
-            if coefficient is not None and self.moved:
-                moved = {name: leaves[name] for name in self.moved}
-                self.gradients.watch(moved, coefficient)
-                self._backward(value, moved)
-            return value.detach().to(torch.float64)
-
         try:
-            self.losses[t] = self._with_weights(t, evaluate)
+            leaves, tensors = self.weights_at(t)
+
+            def one_pass() -> Tensor:
+                with self.holding(tensors):
+                    value = self.evaluate(self._arguments)
+                    if coefficient is not None and self.moved:
+                        moved = {name: leaves[name] for name in self.moved}
+                        self.gradients.watch(moved, coefficient)
+                        self._backward(value, moved)
+                    return value.detach().to(torch.float64)
+
+            seed_all(self._seed)
+            self.losses[t] = restoring(one_pass, *self.give_back, tensors.clear, leaves.clear)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 device = next(iter(self.path.base.values())).device
@@ -242,7 +249,7 @@ class PathLoss(Generic[G]):
         return rounding if next(iter(self.path.base.values())).device.type == "cpu" else max(rounding, 1e-3)
 
     def evaluate(self, arguments: tuple[Any, ...], *, differentiable: bool = True) -> Tensor:
-        """Run the loss in its precision, while the model holds what it shall; `holding` brings the user's back.
+        """Run the loss in its precision, while the model holds what it shall; `give_back` brings the user's back.
 
         Args:
             arguments: What the loss gets after the model.
@@ -254,7 +261,9 @@ class PathLoss(Generic[G]):
         Raises:
             LossError: It is no real scalar, or does not depend on the model.
         """
-        value = self._run(arguments)
+        self._autocast.enter()
+        value = self._loss(self._model, *fresh(arguments))
+        self._autocast.restore()
         self._check_loss(value)
         if differentiable and not value.requires_grad:
             raise LossError(
@@ -273,64 +282,32 @@ class PathLoss(Generic[G]):
             t: Place on the path.
 
         Returns:
-            Name to fresh leaf for what moves or could, and name to clone for what stays the same along any path.
+            Name to fresh leaf for what moves or could, and name to tensor for every slot: these leaves, and clones of
+            what stays the same along any path.
         """
         self.path.write(t, self._point)
         leaves = {name: nn.Parameter(value.detach()) for name, value in self._point.items()}
-        rest: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = dict(leaves)
         for name, value in self.path.fresh_fixed().items():
             is_parameter = name in self._slots.parameters
-            rest[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
-        return leaves, rest
+            tensors[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+        return leaves, tensors
 
-    def holding(self, tensors: dict[str, Tensor], work: Callable[[], Answer]) -> Answer:
-        """Do something while the model holds other tensors.
+    @contextmanager
+    def holding(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+        """Put tensors into the model, and find at the end of the block that it still holds them.
+
+        Nothing is undone: the block belongs into the work of `restoring`, with `give_back`.
 
         Args:
-            tensors: First name to tensor, for every slot; empty afterwards.
-            work: What is done.
-
-        Returns:
-            What ``work`` returns.
+            tensors: First name to tensor, for every slot.
 
         Raises:
             ModelChangedError: The loss replaced or trained parameters.
         """
+        self._slots.put(tensors)
         try:
-            try:
-                self._slots.put(tensors)
-                answer = self._unchanged(work)
-            finally:
-                self._autocast.restore()
-                self._slots.restore()
-        finally:
-            self._autocast.restore()
-            self._slots.restore()
-            # a kept traceback keeps this frame, and autocast its casts of every weight it has seen
-            tensors.clear()
-            torch.clear_autocast_cache()
-        return answer
-
-    def _run(self, arguments: tuple[Any, ...]) -> Tensor:
-        """Run the loss in its precision; `holding` brings the user's back if it raises."""
-        self._autocast.enter()
-        value = self._loss(self._model, *fresh(arguments))
-        self._autocast.restore()
-        return value
-
-    def _with_weights(self, t: float, work: Callable[[Leaves], Answer]) -> Answer:
-        """Do something while the model holds the weights of one place."""
-        leaves, rest = self.weights_at(t)
-        seed_all(self._seed)
-        try:
-            return self.holding({**leaves, **rest}, lambda: work(leaves))
-        finally:
-            leaves.clear()
-
-    def _unchanged(self, work: Callable[[], Answer]) -> Answer:
-        """Do the work, and find that the model still holds what was put into it."""
-        try:
-            answer = work()
+            yield
         except Exception as error:
             try:
                 self._slots.check()
@@ -338,7 +315,6 @@ class PathLoss(Generic[G]):
                 raise cause from error  # what went wrong afterwards is a mere consequence
             raise
         self._slots.check()
-        return answer
 
     def _backward(self, value: Tensor, leaves: Leaves) -> None:
         try:
@@ -371,11 +347,14 @@ class PathLoss(Generic[G]):
 
     def _first_trouble(self, t: float) -> str:
         """Name the module whose output is the first that is not finite."""
+        leaves, tensors = self.weights_at(t)
 
-        def search(_leaves: Leaves) -> str | None:
-            return first_nonfinite_output(self._model, lambda: self._run(self._arguments))
+        def search() -> str | None:
+            with self.holding(tensors):
+                return first_nonfinite_output(self._model, lambda: self.evaluate(self._arguments))
 
-        name = self._with_weights(t, search)
+        seed_all(self._seed)
+        name = restoring(search, *self.give_back, tensors.clear, leaves.clear)
         if name is None:
             return ""
         return f", first seen in the output of '{name}'" if name else ", first seen in the output of the model"

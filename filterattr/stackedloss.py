@@ -18,6 +18,7 @@ from torch.func import grad_and_value, vmap
 
 from filterattr.engine.hooks import GradientSums
 from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.restoring import restoring
 from filterattr.engine.stacks import Sample, Stack
 from filterattr.errors import LossError
 from filterattr.pathloss import PathLoss
@@ -97,13 +98,17 @@ class StackedLoss:
         if self._stack is None or self._gradients is None:
             raise RuntimeError("start() comes first.")
         stack, moved = self._stack, self._alone.moved
-        leaves, rest = self._alone.weights_at(t)
+        leaves, held = self._alone.weights_at(t)
         weights: dict[str, Tensor] = {name: leaf.detach() for name, leaf in leaves.items()}  # no history beside vmap's
 
         def of_one(moving: Mapping[str, Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
-            arguments = stack.arguments(tensors)
-            held = {**weights, **rest, **moving}
-            return self._alone.holding(held, lambda: self._alone.evaluate(arguments, differentiable=is_node))
+            inside = {**held, **weights, **moving}
+
+            def one_pass() -> Tensor:
+                with self._alone.holding(inside):
+                    return self._alone.evaluate(stack.arguments(tensors), differentiable=is_node)
+
+            return restoring(one_pass, *self._alone.give_back, inside.clear)
 
         is_node = coefficient is not None and bool(moved)
         seed_all(self._samples[0].seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -88,7 +89,7 @@ class Walk:
         whole = self.ranks.size * self.run.samples_per_pass
         begin, number = 0, whole
         while number == whole:
-            number, answers = self.ranks.together(lambda begin=begin: self._round(samples, stream, begin, seed))  # type: ignore[misc]
+            number, answers = self.ranks.together(partial(self._round, samples, stream, begin, seed))
             self.ranks.agree(answers, "data")
             begin += number
             if self.run.is_due(begin - number, begin) and self._is_enough():
@@ -130,7 +131,7 @@ class Walk:
                 f"'{self.file.path}' was begun with {', '.join(different)}; the result may differ from that of an "
                 "uninterrupted run in the last digits.",
                 FilterAttrWarning,
-                stacklevel=5,
+                stacklevel=7,  # that of the caller of FilterAttributor.attribute
             )
         return True, {"random state": digest_of(self._random_state)}
 
@@ -173,11 +174,9 @@ class Walk:
             digests.append(self._digest(arguments, index))
             if place % self.ranks.size == self.ranks.rank:
                 own.append((Sample(arguments, seed + index, index), digests[-1]))
-                if len(own) == self.run.samples_per_pass:
-                    self._work(own)
-                    own = []
-        if own:
-            self._work(own)
+        new = [(sample, digest) for sample, digest in own if not self._is_done(sample, digest)]
+        if new:
+            self._keep([digest for _, digest in new], self.run.add_samples([sample for sample, _ in new]))
         if len(digests) < whole and self._met < len(self._digests):
             raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
         return len(digests), {"number of samples": len(digests), "sample": digest_of(digests)}
@@ -188,19 +187,16 @@ class Walk:
             return ""
         return digest_of(arguments[0] if arguments else None, f"sample {index}")
 
-    def _work(self, samples: Sequence[tuple[Sample, str]]) -> None:
-        """Integrate samples, or skip those that are done."""
-        new = [(sample, digest) for sample, digest in samples if not self._is_done(sample, digest)]
-        if not new:
+    def _keep(self, digests: list[str], losses: list[list[float]]) -> None:
+        """Note what was added to the sums, and put them on the disk."""
+        if self.file is None:
             return
-        losses = self.run.add_samples([sample for sample, _ in new])
-        if self.file is not None:
-            if not self._digests:
-                self._first_losses = losses[0][0], losses[0][-1]
-            self._digests += [digest for _, digest in new]
-            self._unwritten = True
-            if self._met % self.run.keeps_every == 0:
-                self._write()
+        if not self._digests:
+            self._first_losses = losses[0][0], losses[0][-1]
+        self._digests += digests
+        self._unwritten = True
+        if self._met % self.run.keeps_every == 0:
+            self._write()
 
     def _is_done(self, sample: Sample, digest: str) -> bool:
         """Whether a sample is in the sums that were taken from the file."""

@@ -111,28 +111,15 @@ class Run(ABC, Generic[G]):
         """What was chosen about the integral, for `identity`."""
 
     @abstractmethod
-    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
-        """Integrate one sample and add what comes out to the sums.
-
-        Args:
-            arguments: What the loss gets after the model.
-            seed: Seed of this sample's randomness, the same at every place of the path.
-            index: Number of the sample in the data.
-
-        Returns:
-            Losses of this sample, that at base first and that at target last.
-        """
-
     def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """Add several samples to the sums.
+        """Integrate samples and add what comes out to the sums.
 
         Args:
             samples: In the order of the data.
 
         Returns:
-            For each, what `add_sample` returns.
+            Losses of each, that at base first and that at target last.
         """
-        return [self.add_sample(*sample) for sample in samples]
 
     @abstractmethod
     def result(self) -> FilterAttribution:
@@ -161,7 +148,7 @@ class Run(ABC, Generic[G]):
         return False
 
     def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
-        """Evaluate the loss of a sample at base, as `add_sample` does."""
+        """Evaluate the loss of a sample at base, as `add_samples` does."""
         self.path_loss.start(arguments, seed, index)
         return float(self.path_loss.visit(0.0))
 

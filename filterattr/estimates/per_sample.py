@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from filterattr.engine.hooks import GradientSums
 from filterattr.engine.identity import digest_of
 from filterattr.engine.path import Path
 from filterattr.engine.quadrature import Quadrature
+from filterattr.engine.stacks import Sample
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import Job, Run
 from filterattr.estimates.scores import Attributions
@@ -57,15 +58,17 @@ class PerSampleRun(Run[GradientSums]):
     def contributions(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the attributions of the present sample, one parameter after the other; they may be used up."""
 
-    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
-        """See `Run.add_sample`."""
-        self.path_loss.start(arguments, seed, index)
-        more = self.integrate()
-        losses = self.path_loss.losses_at(self.places)
-        if self.sums.count == 0:
-            self.path_loss.check_used(self.job.allow_unused)
-            self.path_loss.check_repeats()
-        self.sums.add(self._terms(losses, more))
+    def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """See `Run.add_samples`."""
+        losses: list[list[float]] = []
+        for sample in samples:
+            self.path_loss.start(*sample)
+            more = self.integrate()
+            losses.append(self.path_loss.losses_at(self.places))
+            if self.sums.count == 0:
+                self.path_loss.check_used(self.job.allow_unused)
+                self.path_loss.check_repeats()
+            self.sums.add(self._terms(losses[-1], more))
         return losses
 
     def _terms(self, losses: list[float], more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -150,21 +153,29 @@ class FixedRun(PerSampleRun):
         # the ends first: what is wrong with the loss shows there, before most backward passes
         if len(self.segments) == 1:
             for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
-                self._visit(t, self.coefficients.get(t))
-            return {}
+                self.path_loss.visit(t, self.coefficients.get(t))
+                if t in self.coefficients:
+                    self.advance()
+        else:
+            self._integrate_segments()
+        return {}
+
+    def _integrate_segments(self) -> None:
+        """Integrate one straight part after the other; the sums are then the attributions themselves."""
         for end in (0.0, 1.0):
-            self._visit(end, None)
+            self.path_loss.visit(end)
         for signed in self._signed.values():
             signed.zero_()
         for number, segment in enumerate(self.segments):
             for s in sorted({0.0, 1.0, *self.coefficients}):
                 t, coefficient = (number + s) / len(self.segments), self.coefficients.get(s)
                 if coefficient is not None or t not in self.path_loss.losses:
-                    self._visit(t, coefficient)
+                    self.path_loss.visit(t, coefficient)
+                if coefficient is not None:
+                    self.advance()
             self._finish(segment)
         for name, signed in self._signed.items():
             self.path_loss.gradients.sums[name].copy_(signed)  # is looked at for what is not finite
-        return {}
 
     def contributions(self) -> Iterator[tuple[str, Tensor]]:
         """See `PerSampleRun.contributions`."""
@@ -183,11 +194,6 @@ class FixedRun(PerSampleRun):
             n_steps=len(self.quadrature.nodes),
             n_segments=len(self.segments),
         )
-
-    def _visit(self, t: float, coefficient: float | None) -> None:
-        self.path_loss.visit(t, coefficient)
-        if coefficient is not None:
-            self.advance()
 
     def _finish(self, segment: Path) -> None:
         """Add the contributions of a segment, and start the next integral from zero."""

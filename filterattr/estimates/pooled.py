@@ -8,7 +8,7 @@ The places :math:`t_x` are drawn, one in each of sixteen strata for any sixteen 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from filterattr.engine.hooks import GradientHooks
 from filterattr.engine.path import Path
+from filterattr.engine.stacks import Sample
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import AddUp, Job, Run
 from filterattr.estimates.scores import top_set
@@ -112,14 +113,18 @@ class PooledRun(Run[PooledGradients]):
         """See `Run.settings`."""
         return {"method": "stratified", "n_steps": self.passes, "aggregate": "pooled"}
 
-    def add_sample(self, arguments: tuple[Any, ...], seed: int, index: int) -> list[float]:
-        """See `Run.add_sample`; only the first sample is seen at the ends, to tell what is wrong with the loss."""
-        self.path_loss.start(arguments, seed, index)
+    def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """See `Run.add_samples`."""
+        return [self._add(sample) for sample in samples]
+
+    def _add(self, sample: Sample) -> list[float]:
+        """Add one sample; only the first is seen at the ends, to tell what is wrong with the loss."""
+        self.path_loss.start(*sample)
         ends = (0.0, 1.0) if self.sums.count == 0 else ()
         for end in ends:
             self.path_loss.visit(end)
         count = self.passes or 1
-        place, self.path_loss.gradients.half = self.draw(seed - index, index)
+        place, self.path_loss.gradients.half = self.draw(sample.seed - sample.number, sample.number)
         for stratum in range(count):
             self.path_loss.visit((stratum + place) / count, 1 / count)
             self.advance()

@@ -52,7 +52,7 @@ class StackedRun(FixedRun):
             while done < len(alike):
                 part = alike[done : done + self._limit]
                 if len(part) == 1:
-                    losses.append(self.add_sample(*part[0]))
+                    losses += super().add_samples(part)
                 elif not self._integrate(part):
                     continue
                 else:
@@ -137,7 +137,7 @@ class StackedRun(FixedRun):
         """Add all samples to the sums; what is not finite shows again, with its place, when they are alone."""
         losses = self._stacked.losses_at(self.places)
         if not self._stacked.is_finite():
-            return [self.add_sample(*sample) for sample in samples]
+            return super().add_samples(samples)
         self.sums.add(self._terms_together(losses), len(samples))
         for _ in range(len(samples) * len(self.quadrature.nodes)):
             self.advance()

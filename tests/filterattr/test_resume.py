@@ -216,8 +216,9 @@ class TestOtherJobs:
         try:
             with pytest.warns(
                 FilterAttrWarning, match=rf"begun with threads {threads}, now {threads + 1}; .* last digits"
-            ):
+            ) as seen:
                 assert job.run().n_samples == 5
+            assert seen[0].filename == __file__
         finally:
             torch.set_num_threads(threads)
 
