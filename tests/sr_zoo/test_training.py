@@ -569,7 +569,8 @@ class TestReports:
         for line in (run.folder / "log.jsonl").read_text().splitlines():
             json.loads(line)
 
-    def test_the_bar_is_shown_only_on_request(self, trainer, capfd):
+    def test_the_bar_is_shown_only_on_request(self, trainer, capfd, monkeypatch):
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
         trainer("silent").run()
         assert capfd.readouterr().err == ""
         trainer("shown", progress=True).run()
