@@ -284,7 +284,7 @@ class FilterAttributor:
         check_precision(precision, path.base)
         _check_call(loss, data)
         globs = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        unused = _first_names(slots, globs, f"allow_unused={allow_unused!r}", SettingError)
+        unused = _first_names(slots, globs)  # names of nothing do no harm here
         return Job(self.model, slots, path, loss, parameters, unused, precision)
 
     def scored_parameters(self) -> dict[str, ScoredParameter]:
@@ -345,7 +345,13 @@ class FilterAttributor:
         if self.select is None or callable(self.select):
             return frozenset()
         texts = (self.select,) if isinstance(self.select, str) else tuple(self.select)
-        return _first_names(slots, texts, f"select={self.select!r}", UnitError)
+        unknown = _names(slots).unknown(texts)
+        if unknown:
+            raise UnitError(
+                f"select={repr(self.select)[:200]} must name parameters of the model; nothing is like "
+                f"{_names(slots).describe_some(unknown)}. Names are those of model.named_parameters()."
+            )
+        return _first_names(slots, texts)
 
     def _is_selected(
         self, name: str, module: nn.Module, parameter: nn.Parameter, named: frozenset[str], *, is_member: bool
@@ -392,16 +398,14 @@ def _doubts_of_units(
         )
 
 
-def _first_names(slots: Slots, texts: Sequence[str], said: str, kind: type[UnitError | SettingError]) -> frozenset[str]:
+def _names(slots: Slots) -> Names:
+    """All names of all parameters."""
+    return Names(name for name, first in slots.aliases.items() if first in slots.parameters)
+
+
+def _first_names(slots: Slots, texts: Sequence[str]) -> frozenset[str]:
     """First names of the parameters that names and globs mean, whichever of its names a tied one is given."""
-    names = Names(name for name, first in slots.aliases.items() if first in slots.parameters)
-    unknown = names.unknown(texts)
-    if unknown:
-        raise kind(
-            f"{said[:200]} must name parameters of the model; nothing is like {names.describe_some(unknown)}. "
-            "Names are those of model.named_parameters()."
-        )
-    return frozenset(slots.aliases[name] for name in names.first_of(texts))
+    return frozenset(slots.aliases[name] for name in _names(slots).first_of(texts))
 
 
 def _rounding(path: Path) -> str | None:

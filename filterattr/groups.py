@@ -1,46 +1,59 @@
-"""Units that span several parameters, found in the modules of `torch.nn`: heads, gates, and channels with their norms.
+"""Units that span several parameters, found in the modules of a model: heads, gates, and channels with their norms.
 
-For modules of other libraries say which parameters belong together with a `Group`; it takes one line a parameter.
+For all others say which parameters belong together with a `Group`; it takes one line a parameter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from filterattr.engine.claim import Claim
-from filterattr.engine.randomness import RandomState
-from filterattr.engine.restoring import restoring
-from filterattr.engine.slots import Slots
 from filterattr.engine.states import unwrap_model
 from filterattr.engine.units import Group, Unit
 from filterattr.errors import UnitError
+from filterattr.heads import heads_of
+from filterattr.layouts import layout_of
+from filterattr.names import Names
+from filterattr.rehearsal import rehearse
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_WITH_CHANNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear, nn.Bilinear)
+_WITH_CHANNELS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.Bilinear,
+)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
-def attention_heads(model: nn.Module) -> dict[str, Group]:
-    """Make a unit of every head of every `torch.nn.MultiheadAttention`, with its rows of the q, k and v projections.
+def attention_heads(model: nn.Module, run: Callable[[nn.Module], object] | None = None) -> dict[str, Group]:
+    """Make a unit of every attention head, with its rows of the q, k and v projections and its columns of the output.
 
-    A head holds its rows of ``in_proj_weight`` (or of ``q_proj_weight`` and so on) and ``in_proj_bias``, its part of
-    ``bias_k`` and ``bias_v``, and its columns of ``out_proj.weight``. ``out_proj.bias`` belongs to no head.
+    A head of `torch.nn.MultiheadAttention` holds its rows of ``in_proj_weight`` (or of ``q_proj_weight`` and so on) and
+    ``in_proj_bias``, its part of ``bias_k`` and ``bias_v``, and its columns of ``out_proj.weight``. In models of other
+    libraries the projections are found by their usual names: separate ones (BERT, ViT, T5, Llama), fused ones (GPT-2,
+    GPT-NeoX, BLOOM, Falcon), and grouped queries (Llama, Mistral, Qwen), where a unit is a key-value head with all
+    queries that share it. A pass of the model with copies of its weights must confirm every head; everything stays as
+    it is. The bias of the output projection belongs to no head, nor do norms of queries and keys.
 
     Args:
-        model: A model that uses `torch.nn.MultiheadAttention`, itself or inside `torch.nn.Transformer`.
+        model: A model with attention.
+        run: Runs the model once, such as ``lambda model: model(**batch)``, for attention of other libraries; by
+            default a model of transformers is given a few tokens, or a random picture.
 
     Returns:
         What `FilterAttributor` takes as ``unit``; add ``"*": "filter"`` to score the rest, too.
 
     Raises:
-        UnitError: There is none; the message shows how to write the group for other libraries.
+        UnitError: There is no attention that is known by its names, the pass fails, or it does not confirm the heads;
+            the message names the modules, and shows how to write their group.
 
     Example:
         >>> attention_heads(nn.TransformerEncoderLayer(8, 2))["self_attn"].members["in_proj_*"]
@@ -56,14 +69,15 @@ def attention_heads(model: nn.Module) -> dict[str, Group]:
                 "bias_[kv]": Unit("a b (heads d) -> heads", heads),
                 "out_proj.weight": Unit("o (heads d) -> heads", heads),
             }
-            names = [name for name, _ in module.named_parameters()]
-            own = {glob: unit for glob, unit in members.items() if any(fnmatchcase(name, glob) for name in names)}
-            found[escape(path)] = Group(own)
+            unknown = Names(name for name, _ in module.named_parameters()).unknown(members)
+            found[escape(path)] = Group({glob: unit for glob, unit in members.items() if glob not in unknown})
+    found |= heads_of(_modules(model), unwrap_model(model), run)
     if not found:
         raise UnitError(
-            "the model has no torch.nn.MultiheadAttention. Name the projections of its own attention: "
-            'unit={"*.attention": Group({"query.*": "(heads d) ... -> heads", "output.weight": '
-            '"o (heads d) -> heads"}, heads=12)}.'
+            "the model has no torch.nn.MultiheadAttention, and no projections with the usual names (q_proj, query, "
+            "c_attn, query_key_value, ...). print(model) shows the names of its own; with them, for each attention: "
+            'unit={"<module>": Group({"<query>.*": "(heads d) ... -> heads", "<output>.weight": '
+            '"o (heads d) -> heads"}, heads=...)}.'
         )
     return found
 
@@ -127,6 +141,7 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
         UnitError: No layer has channels.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
         >>> (group,) = output_channels(model, lambda model: model(torch.ones(1, 1, 8, 8)))[""]
         >>> group.label, list(group.members)
@@ -136,13 +151,13 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
     paths = {id(module): path for path, module in reversed(_modules(model))}
     groups = []
     for path, module in _modules(model):
-        if not isinstance(module, _WITH_CHANNELS) or paths[id(module)] != path:
+        count = _n_channels(module)
+        if count is None or paths[id(module)] != path:
             continue
-        count = module.out_features if isinstance(module, nn.Linear | nn.Bilinear) else module.out_channels
-        members = {}
+        members: dict[str, str | Unit] = {}
         for name, parameter in module.named_parameters():
-            if name == "weight" and isinstance(module, _TRANSPOSED):
-                members[name] = "(g i) o ... -> (g o)"
+            if name == "weight" and parameter.ndim > 1:
+                members[name] = Unit(*layout_of(module, name, parameter).filter)
             elif parameter.ndim and parameter.shape[0] == count:
                 members[name] = "o ... -> o"
         spelled = {_join(path, name): pattern for name, pattern in members.items()}
@@ -150,13 +165,22 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
         if norm is not None:
             own = [name for name, parameter in norm.named_parameters() if tuple(parameter.shape) == (count,)]
             spelled |= {_join(paths[id(norm)], name): "o -> o" for name in own}
-        sizes = {"g": module.groups} if isinstance(module, _TRANSPOSED) and "weight" in members else {}
         if spelled:
             made = {escape(name): pattern for name, pattern in spelled.items()}
-            groups.append(Group(made, label=path, **sizes))
+            groups.append(Group(made, label=path))
     if not groups:
-        raise UnitError("the model has no convolution or linear layer of torch.nn; write a Group for its own.")
+        raise UnitError(
+            "the model has no convolution or linear layer that says how many outputs it has; write a Group."
+        )
     return {"": tuple(groups)}
+
+
+def _n_channels(module: nn.Module) -> int | None:
+    """Number of output channels of a layer that has some; layers of other libraries say it as those of torch do."""
+    if not isinstance(module, _WITH_CHANNELS) and getattr(module._parameters.get("weight"), "ndim", 0) < 2:
+        return None
+    told = (getattr(module, name, None) for name in ("out_features", "out_channels", "nf"))
+    return next((count for count in told if isinstance(count, int)), None)
 
 
 def _norm_of_layer(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[int, nn.Module]:
@@ -175,36 +199,15 @@ def _norm_of_layer(model: nn.Module, run: Callable[[nn.Module], object]) -> dict
         if layer is not None:
             norms.setdefault(id(layer), norm)
 
-    claim, entered = Claim(model), RandomState()
-    taken: list[Slots] = []
-
-    def observe() -> None:
-        claim.take()
-        taken.append(Slots(model))
-        taken[0].put(_copies(taken[0]))
+    def watch() -> None:
         for module in model.modules():
-            if isinstance(module, _WITH_CHANNELS):
+            if _n_channels(module) is not None:
                 module.register_forward_hook(note_output)
             elif isinstance(module, _NORMS):
                 module.register_forward_pre_hook(note_input)
-        with torch.no_grad():
-            run(model)
 
-    restoring(observe, lambda: _restore(taken), entered.restore, claim.release)
+    rehearse(model, run, watch)
     return {layer: norm for layer, norm in norms.items() if givers[id(norm)] == {layer}}
-
-
-def _restore(taken: list[Slots]) -> None:
-    for slots in taken:
-        slots.restore()  # takes the hooks away, too
-
-
-def _copies(slots: Slots) -> dict[str, Tensor]:
-    """What a model computes with instead of its own tensors, so that nothing is written to these."""
-    copies: dict[str, Tensor] = {name: own.detach().clone() for name, own in slots.buffers.items()}
-    for name, own in slots.parameters.items():
-        copies[name] = nn.Parameter(own.detach().clone(), own.requires_grad)
-    return copies
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

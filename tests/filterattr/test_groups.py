@@ -13,6 +13,7 @@ from filterattr import (
     FilterScores,
     FilterSelection,
     Group,
+    Unit,
     UnitError,
     attention_heads,
     blend,
@@ -215,8 +216,61 @@ def test_separate_projections_of_torch_attention_are_found() -> None:
     model = nn.MultiheadAttention(6, 3, kdim=4, vdim=5)
     assert list(attention_heads(model)[""].members) == ["in_proj_*", "[qkv]_proj_weight", "out_proj.weight"]
     assert FilterAttributor(model, unit=attention_heads(model)) is not None
-    with pytest.raises(UnitError, match=r"no torch\.nn\.MultiheadAttention\. Name the projections"):
+    with pytest.raises(UnitError, match=r"no torch\.nn\.MultiheadAttention, and no projections with the usual names"):
         attention_heads(nn.Linear(2, 2))
+
+
+def test_heads_of_other_attention_are_found_by_name_and_confirmed_by_a_pass() -> None:
+    model = attention_network()
+    x = SAMPLES[0]
+    before = {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
+    model.train()
+    units = attention_heads(model, lambda net: net(x))
+    assert {path: dict(group.members) for path, group in units.items()} == {
+        path: {
+            **{f"{part}.{kind}": Unit("(heads d) ... -> heads", {"heads": 2})
+               for part in ("query", "key", "value") for kind in ("weight", "bias")},
+            "out.weight": Unit("o (heads d) -> heads", {"heads": 2}),
+        }
+        for path in ("1", "3")
+    }  # fmt: skip
+    for name, value in model.state_dict(keep_vars=True).items():
+        assert id(value) == before[name][0]
+        torch.testing.assert_close(value, before[name][1], rtol=0, atol=0)
+        assert value.grad is None
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    with pytest.raises(UnitError, match=r"it cannot be run by itself \(it does not say .*\): pass run=lambda model"):
+        attention_heads(model)
+
+
+def test_heads_that_a_pass_does_not_confirm_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleDict({"body": attention_network()})
+    run = lambda net: net["body"](SAMPLES[0])  # noqa: E731
+    assert list(attention_heads(model, run)) == ["body.1", "body.3"]
+    with pytest.raises(UnitError, match=r"no pass came through 'body\.1'; no pass came through 'body\.3'"):
+        attention_heads(model, lambda net: None)
+    monkeypatch.setattr(model["body"][3], "forward", lambda x: mixed(model["body"][3], x))
+    cure = r"unit=\{'body\.3': Group\(\{'out\.weight': 'o \(heads d\) -> heads'\}, heads=2\)\}"
+    with pytest.raises(UnitError, match=rf"'body\.3' with \[4, 4, 4\] rows in 'query', .* into 2 heads .*{cure}"):
+        attention_heads(model, run)
+    group = {"body.3": Group({"out.weight": "o (heads d) -> heads"}, heads=2)}
+    assert FilterAttributor(model, unit=group).scored_parameters()["body.3.out.weight"].units_shape == (2,)
+
+
+@pytest.mark.parametrize("told", [1, 4])
+def test_another_number_of_heads_than_the_one_that_computes_is_not_confirmed(told: int) -> None:
+    model = attention_network()
+    model[1].num_heads = told  # the attribute that is looked at first
+    run = lambda net: net(SAMPLES[0])  # noqa: E731
+    assert attention_heads(model, run)["1"].members["out.weight"].sizes == {"heads": 2}
+
+
+def mixed(layer: Attention, x: Tensor) -> Tensor:
+    """Attention whose queries are mixed over the heads before they are used."""
+    q, k, v = (part(x) for part in (layer.query, layer.key, layer.value))
+    q = q / q.norm(dim=-1, keepdim=True)
+    q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in (q, k, v))
+    return layer.out((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
 
 
 @pytest.mark.parametrize(

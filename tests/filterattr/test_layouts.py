@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterAttrWarning, UnitError, register_layout
+from filterattr import FilterAttributor, FilterAttrWarning, UnitError, output_channels, register_layout
 from filterattr.engine.units import unit_of
 from filterattr.layouts import _ENTRIES, layout_of
 
@@ -230,6 +230,18 @@ def test_experts_in_one_tensor(kind: str) -> None:
             up.data, down.data = own_up, own_down.masked_fill(columns[expert * INNER + neuron], 0)
             torch.testing.assert_close(without_row, run(module, x).detach(), rtol=0, atol=1e-12)
             assert not torch.equal(without_row, whole)
+
+
+@pytest.mark.parametrize("layer", ["GPT-2's Conv1D", "sizes that tell", "Linear"])
+def test_channels_of_layers_of_other_libraries_have_their_weights_and_biases(layer: str) -> None:
+    model = nn.Sequential(CASES[layer][0](), nn.LayerNorm(4)).double()
+    units = output_channels(model, lambda net: net(torch.ones(5, 3, dtype=torch.float64)))
+    scored = FilterAttributor(model, unit=units).scored_parameters()
+    assert set(scored) == {name for name, _ in model.named_parameters()}
+    assert {(one.group, tuple(one.units_shape)) for one in scored.values()} == {("0", (4,))}
+    chosen = torch.arange(4) == 2
+    weight = scored["0.weight"]
+    assert torch.equal(weight.unit.expand(chosen, weight.shape), marked("filter", "0.weight", model)[2])
 
 
 def test_biases_of_experts_have_outputs_and_no_inputs() -> None:
