@@ -86,8 +86,9 @@ def has_drawn(seed: int) -> bool:
         fresh.manual_seed(seed % 2**63)
         if not torch.equal(fresh.get_state(), generator.get_state()):
             return True
-    numpy_state, fresh_state = np.random.get_state()[1:3], np.random.RandomState(seed % 2**32).get_state()[1:3]  # noqa: NPY002
-    same = numpy_state[1] == fresh_state[1] and np.array_equal(numpy_state[0], fresh_state[0])
+    now: Any = np.random.get_state()  # noqa: NPY002
+    then: Any = np.random.RandomState(seed % 2**32).get_state()
+    same = now[2:] == then[2:] and np.array_equal(now[1], then[1])
     return not same or random.getstate()[1] != random.Random(seed).getstate()[1]
 
 

@@ -32,7 +32,8 @@ def parts_of(returned: Any, count: int) -> list[Any]:
         [{'logits': tensor([0, 1]), 'cache': None}, {'logits': tensor([2, 3]), 'cache': None}]
     """
     if isinstance(returned, Tensor) and returned.ndim and len(returned) % count == 0:
-        return list(returned.split(len(returned) // count)) if len(returned) else [returned] * count
+        size = len(returned) // count
+        return [returned[number * size : (number + 1) * size] for number in range(count)]
     if returned is None or isinstance(returned, str | bool):
         return [returned] * count
     if isinstance(returned, tuple | list):

@@ -57,7 +57,7 @@ class Place:
             A view, or a copy where none is possible.
         """
         if self.alternating:
-            return tensor.unflatten(0, (-1, n_samples)).transpose(0, 1).flatten(0, 1)
+            return tensor.reshape(-1, n_samples, *tensor.shape[1:]).transpose(0, 1).flatten(0, 1)
         return tensor.movedim(self.axis, 0)
 
     def moved(self, axis: int) -> int:
@@ -212,7 +212,8 @@ class _Search:
         return Place(axis)
 
     def _by_sample(self, place: Place, tensor: Tensor) -> Tensor:
-        return place.samples_first(tensor, self._n).unflatten(0, (self._n, -1))
+        rows = place.samples_first(tensor, self._n)
+        return rows.reshape(self._n, -1, *rows.shape[1:])
 
 
 def _candidates(shape: Sequence[int], n_samples: int) -> Iterator[Place]:
