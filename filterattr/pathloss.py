@@ -137,6 +137,20 @@ class PathLoss(Generic[G]):
             self._fitted = max(self._fitted, sizes_of(self._arguments), key=lambda sizes: sum(map(math.prod, sizes)))
         return self.losses[t]
 
+    def loss_of_end(self, t: float) -> float:
+        """Evaluate the loss of the present sample at base or target with all buffers of that end.
+
+        Args:
+            t: 0 for base, 1 for target.
+
+        Returns:
+            The loss.
+        """
+        leaves, rest = self.weights_at(t)
+        rest |= {name: value.clone() for name, value in self.path.end_buffers.get(t, {}).items()}
+        seed_all(self._seed)
+        return self.holding({**leaves, **rest}, lambda: float(self.evaluate(self._arguments).detach()))
+
     def losses_at(self, places: Sequence[float]) -> list[float]:
         """Fetch losses of the current sample, and refuse infinite ones wherever it has been visited.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from filterattr.concerns import PathNumbers, concerns_about
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.errors import SettingError
 from filterattr.parameters import (
@@ -80,6 +81,10 @@ class FilterAttribution:
         n_unsettled: Number of samples that did not reach it; ``n_steps`` is then the most nodes that a sample took.
         agreement: Of a pooled attribution, the share of its top 1 % that infinitely many samples would keep, estimated
             from two halves of the samples.
+        unscored_abs: Mean over the samples of the absolute attributions of everything that is not scored; ``None`` if
+            it was not kept, as in files of version 0.1.
+        true_loss_base: Loss of base with its own buffers, if ``buffers=`` gives it others on the path; else ``None``.
+        true_loss_target: The same for target.
     """
 
     loss_base: float
@@ -103,6 +108,9 @@ class FilterAttribution:
     tolerance: float | None = None
     n_unsettled: int = 0
     agreement: float | None = None
+    unscored_abs: float | None = None
+    true_loss_base: float | None = None
+    true_loss_target: float | None = None
 
     def __post_init__(self) -> None:
         for name in STATISTICS:
@@ -117,14 +125,27 @@ class FilterAttribution:
             rule = f"{self.method} to {self.tolerance:g} with {self.mean_steps:.3g} nodes in the mean"
         if self.aggregate == "pooled":
             rule += f", pooled, agreement {self.agreement:.3g}"
-        return (
-            f"FilterAttribution({units} units in {len(self.parameters)} parameters, {self.n_samples} samples, {rule})\n"
+        lines = [
+            f"FilterAttribution({units} units in {len(self.parameters)} parameters, {self.n_samples} samples, {rule})",
+            *self._loss_lines(),
+            f"  attribution     {self.total:.6g} in all, {self.remainder:.6g} of it not scored",
+            f"  cosine          {self.cosine:.4f} between base and target",
+            *(f"  concern         {concern}" for concern in self.concerns),
+        ]
+        return "\n".join(lines)
+
+    def _loss_lines(self) -> list[str]:
+        if self.aggregate == "pooled":
+            return ["  loss            not seen at both ends, as samples are pooled"]
+        lines = [
             f"  loss            {self.loss_base:.6g} (base) -> {self.loss_target:.6g} (target), "
-            f"barrier {self.barrier:.3g}\n"
-            f"  attribution     {self.total:.6g} in all, {self.remainder:.6g} of it not scored\n"
-            f"  completeness    relative error {self.completeness_error:.2g}\n"
-            f"  cosine          {self.cosine:.4f} between base and target"
-        )
+            f"barrier {self.barrier:.3g}",
+            f"  completeness    relative error {self.completeness_error:.2g}",
+        ]
+        if self.true_loss_base is not None:
+            true = f"{self.true_loss_base:.6g} (base) -> {self.true_loss_target:.6g} (target)"
+            lines.insert(1, f"  own buffers     {true}")
+        return lines
 
     @property
     def mean_steps(self) -> float:
@@ -138,6 +159,24 @@ class FilterAttribution:
         End points of unrelated trainings have a high one, and an attribution along such a path means little.
         """
         return max(self.path_losses) - max(self.loss_base, self.loss_target)
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What speaks against believing the attribution, in words; empty if nothing does."""
+        return concerns_about(self.path_numbers())
+
+    def path_numbers(self) -> PathNumbers:
+        """The numbers that `concerns` is about."""
+        ends = self.true_loss_base, self.true_loss_target
+        scored = math.fsum(float(one.sum()) for one in kept_by(self.means["sum_of_abs"]).values())
+        unscored = abs(self.remainder) if self.unscored_abs is None else self.unscored_abs
+        return PathNumbers(
+            losses=self.path_losses,
+            true_ends=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
+            cosine=self.cosine,
+            completeness_error=self.completeness_error,
+            remainder_share=unscored / (unscored + scored) if unscored else 0.0,
+        )
 
     def scores(self, reduction: Reduction = "sum_of_abs") -> FilterScores:
         r"""Scores of all units.
@@ -236,7 +275,7 @@ class FilterAttribution:
         with complete(path, "attribution"):
             parameters = parameters_of(description)
             fields = {name: _plain(name, description[name]) for name in _PLAIN_FIELDS}
-            fields |= {name: _optional(name, description[name]) for name in _OPTIONAL_FIELDS}
+            fields |= {name: _optional(name, description.get(name)) for name in _OPTIONAL_FIELDS}
             means, mean_squares = (
                 {
                     reduction: {
@@ -269,7 +308,15 @@ _PLAIN_FIELDS: dict[str, type] = {
     "n_unsettled": int,
 }
 
-_OPTIONAL_FIELDS: dict[str, type] = {"precision": str, "tolerance": float, "agreement": float}
+# those after agreement came after version 0.1
+_OPTIONAL_FIELDS: dict[str, type] = {
+    "precision": str,
+    "tolerance": float,
+    "agreement": float,
+    "unscored_abs": float,
+    "true_loss_base": float,
+    "true_loss_target": float,
+}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -284,7 +331,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _optional(name: str, value: Any) -> Any:
-    """Check one field of a file that may be missing in the result, but not in the file."""
+    """Check one field that may be missing in the result, and in the file of an older version."""
     if value is not None and type(value) is not _OPTIONAL_FIELDS[name]:
         raise TypeError(f"{name} must be {_OPTIONAL_FIELDS[name].__name__}")
     return value

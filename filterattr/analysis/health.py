@@ -22,12 +22,6 @@ from filterattr.errors import FilterAttrWarning, SettingError
 from filterattr.result import FilterAttribution
 from filterattr.scores import FilterScores
 
-_BARRIER = 0.05
-_MONOTONY = 0.9
-_COSINE = 0.9
-_COMPLETENESS = 0.01
-_REMAINDER = 0.2
-
 
 @dataclass(frozen=True)
 class PathHealth(Record):
@@ -43,8 +37,10 @@ class PathHealth(Record):
             falls, or only rises.
         cosine: Cosine of the angle between all weights of base and target.
         completeness_error: As of `FilterAttribution`.
-        remainder_share: Part of the whole attribution that belongs to what is not scored, such as biases.
+        remainder_share: Part of all absolute attributions that belongs to what is not scored, such as biases.
         concerns: What speaks against believing the attribution, in words; empty if nothing does.
+        true_loss_base: Loss of base with its own buffers, where the path has others; else ``None``.
+        true_loss_target: The same for target.
     """
 
     loss_base: float
@@ -57,6 +53,13 @@ class PathHealth(Record):
     completeness_error: float
     remainder_share: float
     concerns: tuple[str, ...]
+    true_loss_base: float | None = None
+    true_loss_target: float | None = None
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the losses along the path are known; a pooled attribution has not looked at them."""
+        return not math.isnan(self.loss_base)
 
     @property
     def is_healthy(self) -> bool:
@@ -64,6 +67,9 @@ class PathHealth(Record):
         return not self.concerns
 
     def __str__(self) -> str:
+        if not self.is_seen:
+            unknown = "A pooled attribution sees no sample at both ends: whether there is a barrier is not known."
+            return " ".join((unknown, *self.concerns))
         return " ".join(self.concerns) or (
             "The loss goes from one end to the other without a barrier, the ends are close to each other, and the "
             "attributions sum to what the loss changes by."
@@ -94,57 +100,21 @@ def path_health(attribution: FilterAttribution) -> PathHealth:
         >>> health.barrier, round(health.monotony, 6)
         (0.0, 1.0)
     """
-    change = attribution.loss_target - attribution.loss_base
-    steps = np.abs(np.diff(attribution.path_losses)).sum()
-    barrier = max(attribution.barrier, 0.0)
-    health = PathHealth(
+    path = attribution.path_numbers()
+    return PathHealth(
         loss_base=attribution.loss_base,
         loss_target=attribution.loss_target,
         places=attribution.path_places,
         losses=attribution.path_losses,
-        barrier=0.0 if barrier == 0 else barrier / abs(change) if change else math.inf,
-        monotony=float(abs(change) / steps) if steps else 1.0,
-        cosine=attribution.cosine,
-        completeness_error=attribution.completeness_error,
-        remainder_share=attribution.remainder / attribution.total if attribution.total else 0.0,
-        concerns=(),
+        barrier=path.barrier,
+        monotony=path.monotony,
+        cosine=path.cosine,
+        completeness_error=path.completeness_error,
+        remainder_share=path.remainder_share,
+        concerns=attribution.concerns,
+        true_loss_base=attribution.true_loss_base,
+        true_loss_target=attribution.true_loss_target,
     )
-    return PathHealth(**{**vars(health), "concerns": tuple(_concerns(health))})
-
-
-def _concerns(health: PathHealth) -> list[str]:
-    concerns = []
-    if health.loss_target >= health.loss_base:
-        concerns.append(
-            f"Target is not better than base on these samples (loss {health.loss_base:.4g} -> "
-            f"{health.loss_target:.4g}): there is no function whose filters could be found."
-        )
-    if health.barrier > _BARRIER:
-        concerns.append(
-            f"The loss rises on the way to {health.barrier:.0%} of what the ends differ by above the higher end: base "
-            "and target are not in one valley, and what matters only in between counts as well. Judge by masking, "
-            "not by the scores alone."
-        )
-    elif health.monotony < _MONOTONY:
-        concerns.append(
-            f"The loss goes up and down on the way (monotony {health.monotony:.2f}): filters whose effect turns around "
-            "count with what is left."
-        )
-    if health.cosine < _COSINE:
-        concerns.append(
-            f"The ends point in different directions (cosine {health.cosine:.2f}): masking will tend to damage the "
-            "network rather than to remove one function. Fine-tune more gently."
-        )
-    if health.completeness_error > _COMPLETENESS:
-        concerns.append(
-            f"The attributions miss the change of the loss by {health.completeness_error:.1%}: use more steps."
-        )
-    if abs(health.remainder_share) > _REMAINDER:
-        concerns.append(
-            f"{abs(health.remainder_share):.0%} of the attribution belongs to parameters that are not scored, such as "
-            "biases."
-        )
-    return concerns
 
 
 @dataclass(frozen=True)

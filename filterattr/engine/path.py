@@ -43,6 +43,8 @@ class Path:
         fixed: First name to value of what stays the same along the whole path: buffers, and parameters that are
             neither floating nor complex.
         waypoints: The corners between base and target, in order; tensors that do not move share memory.
+        end_buffers: Place of an end, 0 or 1, to those buffers of it that are others on the path: first name to value.
+            Empty unless floating ones are.
         rounded: First name to what the model's type does to the change of a parameter, where the states are finer.
     """
 
@@ -53,12 +55,14 @@ class Path:
         fixed: dict[str, Tensor],
         waypoints: Sequence[dict[str, Tensor]] = (),
         rounded: Mapping[str, Rounded] | None = None,
+        end_buffers: Mapping[float, Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.base = base
         self.target = target
         self.fixed = fixed
         self.waypoints = tuple(waypoints)
         self.rounded = dict(rounded or {})
+        self.end_buffers = dict(end_buffers or {})
 
     @classmethod
     def between(
@@ -113,7 +117,9 @@ class Path:
         if findings:
             raise StateMismatchError(f"base and target must both fit the model: {'; '.join(findings)}.{cure}")
         rounded = _rounded(list(found.values()), list(ends.values()))
-        return cls(ends["base"], ends["target"], fixed, _corners(list(ends.values())), rounded)
+        own = {place: _other_buffers(found[role], buffers, fixed) for place, role in ((0.0, "base"), (1.0, "target"))}
+        others = {place: values for place, values in own.items() if values}
+        return cls(ends["base"], ends["target"], fixed, _corners(list(ends.values())), rounded, others)
 
     @property
     def segments(self) -> tuple[Path, ...]:
@@ -383,6 +389,18 @@ def _fixed(
     elif undetermined:
         findings.append(f"{keep_buffers} lacks the buffers {name_some(undetermined)}, but is to provide them")
     return fixed, findings
+
+
+def _other_buffers(
+    state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], fixed: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The buffers of an end that are others on the path, if floating ones are among them."""
+    others = {
+        name: _clone_like(state[name], own)
+        for name, own in buffers.items()
+        if name in state and not _equal(state[name], fixed[name], own)
+    }
+    return others if any(_is_number(value) for value in others.values()) else {}
 
 
 def _is_number(tensor: Tensor) -> bool:

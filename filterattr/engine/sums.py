@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -23,6 +24,7 @@ class SampleSums:
         shapes: Name to a tensor whose shape and device the sum takes; it may be on the meta device for its shape
             alone, which puts the sum on the CPU.
         single: Names of sums that are kept in float32, because few digits of them are needed.
+        later: Names of sums that files of older versions lack; what was not put away is NaN.
 
     Example:
         >>> sums = SampleSums({"loss": torch.zeros(2)})
@@ -32,8 +34,9 @@ class SampleSums:
         ({'loss': tensor([4., 6.], dtype=torch.float64)}, 2)
     """
 
-    def __init__(self, shapes: Mapping[str, Tensor], single: Iterable[str] = ()) -> None:
+    def __init__(self, shapes: Mapping[str, Tensor], single: Iterable[str] = (), later: Iterable[str] = ()) -> None:
         narrow = frozenset(single)
+        self._later = frozenset(later)
         self.tensors = {
             name: torch.zeros_like(
                 like,
@@ -69,7 +72,8 @@ class SampleSums:
         misfits = [
             name
             for name, total in self.tensors.items()
-            if name not in tensors or tensors[name].shape != total.shape or tensors[name].dtype != total.dtype
+            if (name not in tensors and name not in self._later)
+            or (name in tensors and (tensors[name].shape != total.shape or tensors[name].dtype != total.dtype))
         ]
         if misfits or not isinstance(count, int) or count < 0:
             raise StorageError(
@@ -77,7 +81,7 @@ class SampleSums:
                 f"{name_some(misfits) or 'gaps'}. The file was not written by this version."
             )
         for name, total in self.tensors.items():
-            total.copy_(tensors[name])
+            total.copy_(tensors[name]) if name in tensors else total.fill_(math.nan if count else 0.0)
         self.count = count
 
     def merge(self, add_up: Callable[[Tensor], Tensor]) -> None:

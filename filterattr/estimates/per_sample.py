@@ -44,7 +44,10 @@ class PerSampleRun(Run[GradientSums]):
             units = torch.empty(shape, device=job.device)
             for statistic, reductions in STATISTICS.items():
                 shapes |= {f"{statistic}/{reduction}/{name}": units for reduction in reductions}
-        self.sums = SampleSums(shapes)
+        shapes["unscored"] = torch.empty(1, device="cpu")
+        if job.path.end_buffers:
+            shapes["true ends"] = torch.empty(2, device="cpu")
+        self.sums = SampleSums(shapes, later=("unscored", "true ends"))
 
     @abstractmethod
     def integrate(self) -> dict[str, Tensor]:
@@ -68,8 +71,25 @@ class PerSampleRun(Run[GradientSums]):
             if self.sums.count == 0:
                 self.path_loss.check_used(self.job.allow_unused)
                 self.path_loss.check_repeats()
-            self.sums.add(self._terms(losses[-1], more))
+            self.sums.add(self._terms(losses[-1], {**more, **self.true_ends(losses[-1])}))
         return losses
+
+    def true_ends(self, losses: list[float]) -> dict[str, Tensor]:
+        """The losses of the present sample at the ends with their own buffers, if those on the path are others.
+
+        Args:
+            losses: Its losses along the path.
+
+        Returns:
+            A term of the sums, or none.
+        """
+        buffers = self.job.path.end_buffers
+        if not buffers:
+            return {}
+        ends = [
+            self.path_loss.loss_of_end(t) if t in buffers else loss for t, loss in ((0.0, losses[0]), (1.0, losses[-1]))
+        ]
+        return {"true ends": torch.tensor(ends, dtype=torch.float64, device="cpu")}
 
     def _terms(self, losses: list[float], more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Everything that one sample adds, one after the other."""
@@ -83,6 +103,7 @@ class PerSampleRun(Run[GradientSums]):
         if not math.isfinite(totals.absolute):
             self.path_loss.check_gradients()
         yield "losses", torch.tensor(losses, dtype=torch.float64, device="cpu")
+        yield "unscored", torch.tensor([totals.unscored], dtype=torch.float64, device="cpu")
         row = [totals.signed, totals.remainder, *totals.gap(losses)]
         yield "totals", torch.tensor(row, dtype=torch.float64, device="cpu")
 
@@ -92,6 +113,13 @@ class PerSampleRun(Run[GradientSums]):
         averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
         losses = tuple(averages["losses"].tolist())
         total, remainder, gap, scale = averages["totals"].tolist()
+        unscored, true_base, true_target = (
+            None if math.isnan(value) else value
+            for value in (
+                *averages["unscored"].tolist(),
+                *averages.get("true ends", torch.full((2,), math.nan, device="cpu")).tolist(),
+            )
+        )
         means, mean_squares = (
             {
                 reduction: {name: averages[f"{statistic}/{reduction}/{name}"] for name in self.units}
@@ -113,6 +141,9 @@ class PerSampleRun(Run[GradientSums]):
             "parameters": dict(self.job.parameters),
             "means": means,
             "mean_squares": mean_squares,
+            "unscored_abs": unscored,
+            "true_loss_base": true_base,
+            "true_loss_target": true_target,
         }
 
 

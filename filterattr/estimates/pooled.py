@@ -197,7 +197,7 @@ class PooledRun(Run[PooledGradients]):
             }
             for name, shape in self.units.items()
         }
-        total = remainder = 0.0
+        total = remainder = unscored = 0.0
         for name in self._moved:
             signed, difference = (
                 add_up(self.sums.tensors[f"{kind}/{name}"]).double().cpu() for kind in ("sum", "difference")
@@ -207,6 +207,7 @@ class PooledRun(Run[PooledGradients]):
             scored = self.job.parameters.get(name)
             if scored is None:
                 remainder += whole
+                unscored += float(signed.abs_().sum()) / count
                 continue
             own = scores[scored.key(name)]
             own["sum"] += scored.unit.reduce(signed) / count
@@ -243,6 +244,7 @@ class PooledRun(Run[PooledGradients]):
             aggregate="pooled",
             precision=self.job.precision,
             agreement=_agreement(scores),
+            unscored_abs=unscored,
         )
 
     def _variances(self, kind: str, add_up: AddUp) -> dict[str, Tensor]:

@@ -22,11 +22,13 @@ class Totals(NamedTuple):
         signed: Of the attributions.
         remainder: The same of what is not scored.
         absolute: Of their absolute values.
+        unscored: The same of what is not scored.
     """
 
     signed: float
     remainder: float
     absolute: float
+    unscored: float = 0.0
 
     def gap(self, losses: list[float]) -> tuple[float, float]:
         """What completeness lacks, and what that is to be compared with.
@@ -101,7 +103,10 @@ class Attributions:
         found = []
         for signed, absolute in torch.stack(rows).reshape(2, len(self._signed), count).permute(2, 0, 1).tolist():
             rest = [value for name, value in zip(self._signed, signed, strict=True) if name not in self._parameters]
-            found.append(Totals(sum(signed), sum(rest), sum(absolute)))
+            unscored = sum(
+                one for name, one in zip(self._signed, absolute, strict=True) if name not in self._parameters
+            )
+            found.append(Totals(sum(signed), sum(rest), sum(absolute), unscored))
         return found
 
     def _sum(self, values: Tensor) -> Tensor:

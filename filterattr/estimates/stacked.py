@@ -138,13 +138,21 @@ class StackedRun(FixedRun):
         losses = self._stacked.losses_at(self.places)
         if not self._stacked.is_finite():
             return super().add_samples(samples)
-        self.sums.add(self._terms_together(losses), len(samples))
+        ends = [self._true_ends_of(sample, own) for sample, own in zip(samples, losses, strict=True)]
+        self.sums.add(self._terms_together(losses, ends), len(samples))
         for _ in range(len(samples) * len(self.quadrature.nodes)):
             self.advance()
         return losses
 
-    def _terms_together(self, losses: list[list[float]]) -> Iterator[tuple[str, Tensor]]:
+    def _true_ends_of(self, sample: Sample, losses: list[float]) -> dict[str, Tensor]:
+        if self.job.path.end_buffers:
+            self.path_loss.start(*sample)
+        return self.true_ends(losses)
+
+    def _terms_together(self, losses: list[list[float]], ends: list[dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Everything that the samples add together, one after the other."""
+        for terms in ends:
+            yield from terms.items()
         integrals = self._stacked.integrals().items()
         attributions = ((name, self.job.path.times_change(name, integral)) for name, integral in integrals)
         for name, scores in self._scores.per_unit(attributions):
@@ -152,9 +160,7 @@ class StackedRun(FixedRun):
                 yield f"means/{reduction}/{name}", score.sum(0)
                 if reduction in STATISTICS["mean_squares"]:
                     yield f"mean_squares/{reduction}/{name}", score.square().sum(0)
-        rows = [
-            [totals.signed, totals.remainder, *totals.gap(own)]
-            for totals, own in zip(self._scores.totals_of_each(len(losses)), losses, strict=True)
-        ]
-        for name, numbers in (("losses", losses), ("totals", rows)):
+        each = self._scores.totals_of_each(len(losses))
+        rows = [[one.signed, one.remainder, *one.gap(own)] for one, own in zip(each, losses, strict=True)]
+        for name, numbers in (("losses", losses), ("totals", rows), ("unscored", [[one.unscored] for one in each])):
             yield name, torch.tensor(numbers, dtype=torch.float64, device="cpu").sum(0)
