@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
+from filterattr.concerns import COMPLETENESS, barrier_concern, buffers_concern
 from filterattr.engine.claim import Claim
 from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.modes import GradientMode
@@ -28,6 +29,7 @@ from filterattr.engine.samples import pair_note, series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, plain_state, unwrap_model
 from filterattr.engine.storage import JobFile
+from filterattr.engine.training import modules_in_training
 from filterattr.engine.units import UnitLike, assigned, has_only_groups, is_guess, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
@@ -49,7 +51,6 @@ Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter
 Aggregate: TypeAlias = Literal["per_sample", "pooled"]
 Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 
-_COMPLETENESS_LIMIT = 0.01
 _ROUNDED_LIMIT = 0.1  # of the changes of a parameter
 _BAR_AFTER_SECONDS = 2.0
 _MANY_UNITS = 10_000_000
@@ -234,9 +235,9 @@ class FilterAttributor:
         def compute() -> Run[Any]:
             (run, file), answers = ranks.together(prepare)
             ranks.agree(answers, "a shared job")
-            rounding = _rounding(run.job.path)
-            if rounding:
-                warnings.warn(rounding, FilterAttrWarning, stacklevel=4)
+            for reason in (_rounding(run.job.path), _training(self.model)):
+                if reason:
+                    warnings.warn(reason, FilterAttrWarning, stacklevel=4)
             with _progress_bar(progress, ranks, data, run.passes) as run.advance:
                 Walk(run, ranks, file).through(None if data is None else series(data))
             return run
@@ -422,9 +423,21 @@ def _rounding(path: Path) -> str | None:
     )
 
 
+def _training(model: nn.Module) -> str | None:
+    """Which modules compute as in training, if any."""
+    found = modules_in_training(model)
+    if not found:
+        return None
+    kinds = ", ".join(dict.fromkeys(found.values()))
+    return (
+        f"{name_some(found)} ({kinds}) are in train mode: the loss that is attributed is that of a network in training,"
+        " with units dropped at random or statistics of the sample alone. Call model.eval() unless that is meant."
+    )
+
+
 def _doubt(attribution: FilterAttribution) -> str | None:
     """What a reader of the numbers must know first."""
-    if not attribution.remainder and not attribution.scores().flat().any():
+    if not attribution.remainder and not any(bool(one.any()) for one in attribution.scores().kept.values()):
         return (
             "every attribution is 0: the loss does not change with any weight that differs between base and target. If "
             "both are one model that was trained in place, keep its weights from before: copy.deepcopy(model)."
@@ -435,13 +448,28 @@ def _doubt(attribution: FilterAttribution) -> str | None:
             f"{attribution.tolerance} with {attribution.n_steps} nodes (completeness error "
             f"{attribution.completeness_error:.2g} over all); allow more with n_steps, or a larger tolerance."
         )
-    if attribution.completeness_error > _COMPLETENESS_LIMIT and attribution.n_steps > 1:
-        return (
-            f"the attributions should sum to the loss change {attribution.loss_target - attribution.loss_base:.4g} "
-            f"but sum to {attribution.total:.4g} (relative error {attribution.completeness_error:.2g}); use more "
-            f"steps than {attribution.n_steps} or another method than {attribution.method!r}."
+    barrier = barrier_concern(attribution.path_numbers())
+    if attribution.completeness_error > COMPLETENESS and attribution.n_steps > 1:
+        change = attribution.loss_target - attribution.loss_base
+        gap = (
+            f"the attributions should sum to the loss change {change:.4g} but sum to {attribution.total:.4g} (relative "
+            f"error {attribution.completeness_error:.2g})"
+            if attribution.n_samples == 1
+            else "the attributions should sum to the loss change of every sample, but miss it (relative error "
+            f"{attribution.completeness_error:.2g} over {attribution.n_samples} samples, whose errors do not cancel; "
+            f"in the mean they sum to {attribution.total:.4g} for a change of {change:.4g})"
         )
+        cure = f"use more steps than {attribution.n_steps} or another method than {attribution.method!r}."
+        return f"{gap}; {cure if barrier is None else _at_its_beginning(barrier)}"
+    # a training may well go over a hill; that base and target are far apart is seen on the straight way
+    barrier = barrier if attribution.n_segments == 1 else None
+    if barrier or buffers_concern(attribution.path_numbers()):
+        return f"the path from base to target can hardly be believed. {' '.join(attribution.concerns)}"
     return None
+
+
+def _at_its_beginning(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: Run[Any]) -> JobFile:

@@ -64,7 +64,7 @@ def concerns_about(path: PathNumbers) -> tuple[str, ...]:
     """
     said = [
         _about_ends(path),
-        _about_buffers(path),
+        buffers_concern(path),
         barrier_concern(path) or _about_monotony(path),
         _about_cosine(path),
         _about_completeness(path),
@@ -98,7 +98,12 @@ def _about_ends(path: PathNumbers) -> str | None:
     )
 
 
-def _about_buffers(path: PathNumbers) -> str | None:
+def buffers_concern(path: PathNumbers) -> str | None:
+    """What to say of ends that are other networks with their own buffers, if they are.
+
+    Args:
+        path: The numbers.
+    """
     if path.true_ends is None:
         return None
     ends = path.losses[0], path.losses[-1]

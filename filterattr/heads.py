@@ -107,7 +107,12 @@ class _Split:
     def masks(self, lengths: list[int]) -> list[Tensor]:
         """Unit of every row of each projection, in a tensor of one row a unit."""
         return [
-            torch.stack([unit.expand(torch.arange(self.sizes["heads"]) == head, (length,)) for head in self._units()])
+            torch.stack(
+                [
+                    unit.expand(torch.arange(self.sizes["heads"], device="cpu") == head, (length,))
+                    for head in self._units()
+                ]
+            )
             for unit, length in zip((_unit(f"{rows} -> heads", self.sizes) for rows in self.rows), lengths, strict=True)
         ]
 
@@ -216,7 +221,11 @@ def _inputs(model: nn.Module) -> dict[str, Tensor]:
         size = config.image_size if isinstance(config.image_size, list | tuple) else 2 * [config.image_size]
         generator = torch.Generator().manual_seed(0)
         kind = next(model.parameters()).dtype
-        return {"pixel_values": torch.rand(1, config.num_channels, *size, generator=generator).to(device, kind)}
+        return {
+            "pixel_values": torch.rand(1, config.num_channels, *size, generator=generator, device="cpu").to(
+                device, kind
+            )
+        }
     tokens = (torch.arange(3, 11, device=device) % config.vocab_size)[None]
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if config.is_encoder_decoder else {})
 
@@ -273,7 +282,9 @@ def _rows_that_reach(context: Tensor, column: int, outputs: list[Tensor]) -> lis
     weights = torch.linspace(1, 2, values.numel(), dtype=torch.float64, device=values.device).reshape(values.shape)
     gradients = torch.autograd.grad((values * weights).sum(), outputs, retain_graph=True, allow_unused=True)
     sizes = [
-        torch.zeros(output.shape[-1]) if gradient is None else gradient.abs().flatten(0, -2).amax(0).float().cpu()
+        torch.zeros(output.shape[-1], device="cpu")
+        if gradient is None
+        else gradient.abs().flatten(0, -2).amax(0).float().cpu()
         for gradient, output in zip(gradients, outputs, strict=True)
     ]
     return [size > 1e-7 * size.max() for size in sizes]

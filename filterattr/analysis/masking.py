@@ -19,6 +19,7 @@ from filterattr.analysis.record import Estimate
 from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
 from filterattr.attribution import Loss
+from filterattr.engine.path import Side
 from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.samples import series
 from filterattr.engine.states import StateLike, copied, state_for, unwrap_model
@@ -42,6 +43,8 @@ class Masking:
             other samples than those that the selection was found with. Intervals are over the samples: a batch with a
             scalar loss is a single one. If sample i of every function comes from one source, differences of functions
             are paired.
+        buffers: Whose buffers (running statistics) both ends compute with, as in `FilterAttributor.attribute`; without
+            it, each end has its own.
 
     Attributes:
         loss_base: Function to mean loss of base.
@@ -77,6 +80,8 @@ class Masking:
         target: StateLike,
         loss: Loss,
         data: Mapping[str, Sequence[Any]],
+        *,
+        buffers: Side | None = None,
     ) -> None:
         empty = [name for name, samples in data.items() if len(samples) == 0]
         if empty or not data:
@@ -84,6 +89,8 @@ class Masking:
         self.model = unwrap_model(model)
         self.base = copied(state_for(self.model, base, "base"))
         self.target = copied(state_for(self.model, target, "target"))
+        if buffers is not None:
+            self._share_buffers(buffers)
         self.loss = loss
         self.data = {name: list(series(samples)) for name, samples in data.items()}
         self.samples_base = self.sample_losses(self.base)
@@ -91,6 +98,15 @@ class Masking:
         self.loss_base = _means(self.samples_base)
         self.loss_target = _means(self.samples_target)
         self.n_samples = {name: len(losses) for name, losses in self.samples_base.items()}
+
+    def _share_buffers(self, side: Side) -> None:
+        """Give both ends the buffers of one of them."""
+        if side not in ("base", "target"):
+            raise SettingError(f'buffers must be None, "base" or "target"; got {side!r}.')
+        giver, taker = (self.base, self.target) if side == "base" else (self.target, self.base)
+        for name, _ in self.model.named_buffers(remove_duplicate=False):
+            if name in giver:
+                taker[name] = giver[name].clone()
 
     @torch.no_grad()
     def sample_losses(self, state: Mapping[str, Tensor] | EditableState) -> dict[str, Array]:

@@ -310,9 +310,9 @@ class FunctionPredictor:
 
         attribution = self.attributor.attribute(self._base, self._target, loss, n_steps=self.n_steps, progress=False)
         scores = attribution.scores(self.reduction)
-        top = scores.top(self.amount)
         sizes = scores.flat().abs()
         whole = float(sizes.sum())
+        top = scores.top(self.amount if whole else 0)
         apart = attribution.loss_base
         moved = {
             name: float(self._distance(self._answer_of(state, sample), reference))

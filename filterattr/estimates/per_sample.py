@@ -21,6 +21,7 @@ from filterattr.estimates.scores import Attributions
 from filterattr.parameters import STATISTICS, units_of
 from filterattr.result import FilterAttribution
 
+_UNKNOWN = torch.full((2,), math.nan, device="cpu")
 _TOTALS = ("total", "remainder", "gap", "scale")
 
 
@@ -113,13 +114,8 @@ class PerSampleRun(Run[GradientSums]):
         averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
         losses = tuple(averages["losses"].tolist())
         total, remainder, gap, scale = averages["totals"].tolist()
-        unscored, true_base, true_target = (
-            None if math.isnan(value) else value
-            for value in (
-                *averages["unscored"].tolist(),
-                *averages.get("true ends", torch.full((2,), math.nan, device="cpu")).tolist(),
-            )
-        )
+        later = [*averages["unscored"].tolist(), *averages.get("true ends", _UNKNOWN).tolist()]
+        unscored, true_base, true_target = (None if math.isnan(value) else value for value in later)
         means, mean_squares = (
             {
                 reduction: {name: averages[f"{statistic}/{reduction}/{name}"] for name in self.units}

@@ -102,11 +102,9 @@ class Attributions:
         rows = [torch.stack(list(values.values())) for values in (self._signed, self._absolute)]
         found = []
         for signed, absolute in torch.stack(rows).reshape(2, len(self._signed), count).permute(2, 0, 1).tolist():
-            rest = [value for name, value in zip(self._signed, signed, strict=True) if name not in self._parameters]
-            unscored = sum(
-                one for name, one in zip(self._signed, absolute, strict=True) if name not in self._parameters
-            )
-            found.append(Totals(sum(signed), sum(rest), sum(absolute), unscored))
+            rest = [place for place, name in enumerate(self._signed) if name not in self._parameters]
+            remainder, unscored = (sum(values[place] for place in rest) for values in (signed, absolute))
+            found.append(Totals(sum(signed), remainder, sum(absolute), unscored))
         return found
 
     def _sum(self, values: Tensor) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from filterattr import FilterAttributor, FilterAttrWarning, SettingError
+from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError
 from filterattr.analysis.health import PathHealth, SanityTable, path_health, sanity_checks
+from filterattr.analysis.masking import Masking
 from filterattr.analysis.stability import per_sample_scores
 from tests.networks import image, relu_network, smooth_network, squared_sum
 
@@ -33,7 +37,11 @@ def test_a_straight_fall_is_healthy() -> None:
 
 def test_a_barrier_is_named_with_its_height() -> None:
     # from 2 over 4 at t = 1/2 to 0: 2 above the higher end, which differs by 2 from the lower one
-    health = path_health(along(lambda w: 2 - 2 * w + 12 * w * (1 - w)))
+    with pytest.warns(FilterAttrWarning, match=r"can hardly be believed\. The loss rises on the way") as caught:
+        attribution = along(lambda w: 2 - 2 * w + 12 * w * (1 - w))
+    assert len(caught) == 1
+    assert "The loss rises on the way" in repr(attribution)
+    health = path_health(attribution)
     top = max(2 - 2 * t + 12 * t * (1 - t) for t in health.places)
     assert health.barrier == pytest.approx((top - 2) / 2)
     assert health.monotony == pytest.approx(2 / (top - 2 + top))
@@ -47,6 +55,117 @@ def test_a_dip_below_both_ends_is_no_barrier_but_a_concern() -> None:
     assert any("up and down" in concern for concern in health.concerns)
 
 
+def test_a_barrier_is_not_to_be_cured_by_more_steps() -> None:
+    with pytest.warns(FilterAttrWarning, match="should sum to the loss change") as caught:
+        attribution = along(lambda w: (2 - 2 * w + 12 * w * (1 - w)) + 0.3 * (40 * w).sin(), n_steps=3)
+    said = (str(caught[0].message), str(path_health(attribution)), repr(attribution))
+    assert all("rises on the way" in text for text in said)
+    assert not any("more steps" in text for text in said)
+
+
+def test_a_path_that_only_falls_is_not_warned_about() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        along(lambda w: 3 - 2 * w)
+        attribution = along(lambda w: w)  # a loss that rises is said, but may be meant
+    assert "Target is not better than base" in repr(attribution)
+
+
+def test_waypoints_may_lead_over_a_hill() -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    states = [{"weight": torch.full((1, 1), t, dtype=torch.float64)} for t in (0.0, 5.0, 1.0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attribution = FilterAttributor(model).attribute(
+            states[0],
+            states[2],
+            lambda network: 3 - 2 * network.weight.sum() + network.weight.sum() ** 2,
+            waypoints=[states[1]],
+        )
+    assert any("rises on the way" in concern for concern in attribution.concerns)
+
+
+def test_shares_are_of_absolute_values() -> None:
+    """Signed attributions that cancel made 229 % of the attribution out of the biases."""
+    base, target = nn.Linear(2, 1).double(), nn.Linear(2, 1).double()
+    state = {"weight": base.weight.detach() + torch.tensor([[3.0, -1.0]]), "bias": base.bias.detach() - 1.5}
+    for options in ({}, {"aggregate": "pooled"}, {"samples_per_pass": 2}, {"method": "adaptive"}):
+        attribution = FilterAttributor(base).attribute(
+            base, state, lambda model, x: model(x).sum(), [torch.ones(2, dtype=torch.float64)] * 4, **options
+        )
+        assert attribution.unscored_abs == pytest.approx(1.5)
+        assert path_health(attribution).remainder_share == pytest.approx(1.5 / 5.5)
+    assert target.weight.shape == base.weight.shape
+
+
+class TestBuffers:
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """Two networks that compute the same: the statistics and the scale both moved."""
+        base = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, eps=0), nn.Conv2d(4, 1, 3)).double().eval()
+        target = copy.deepcopy(base)
+        with torch.no_grad():
+            target[1].running_var.mul_(100)
+            target[1].weight.mul_(10)
+            target[2].bias.add_(1)
+        return base, target
+
+    @pytest.mark.parametrize("side", ["base", "target"])
+    @pytest.mark.parametrize("options", [{}, {"samples_per_pass": 2}, {"method": "adaptive"}])
+    def test_losses_of_the_true_ends_are_shown(self, side: str, options: dict[str, object]) -> None:
+        base, target = self.ends()
+        data = list(torch.rand(3, 1, 1, 8, 8, dtype=torch.float64))
+        loss = lambda model, x: (model(x) - target(x).detach()).square().sum()  # noqa: E731
+        true = [sum(loss(model, x).item() for x in data) / 3 for model in (base, target)]
+        with pytest.warns(FilterAttrWarning, match="with their own"):
+            attribution = FilterAttributor(copy.deepcopy(base), select="*").attribute(
+                base, target, loss, data, buffers=side, **options
+            )
+        assert [attribution.true_loss_base, attribution.true_loss_target] == pytest.approx(true)
+        assert "own buffers" in repr(attribution)
+        health = path_health(attribution)
+        assert (health.true_loss_base, health.true_loss_target) == (
+            attribution.true_loss_base,
+            attribution.true_loss_target,
+        )
+        assert any("buffers" in concern for concern in health.concerns)
+        masking = Masking(base, base, target, loss, {"all": data})
+        assert [masking.loss_base["all"], masking.loss_target["all"]] == pytest.approx(true)
+        masking = Masking(base, base, target, loss, {"all": data}, buffers=side)
+        ends = [attribution.loss_base, attribution.loss_target]
+        assert [masking.loss_base["all"], masking.loss_target["all"]] == pytest.approx(ends)
+
+    def test_equal_buffers_and_counters_cost_nothing(self) -> None:
+        base, target = self.ends()
+        target[1].running_var.copy_(base[1].running_var)
+        target[1].num_batches_tracked.add_(5)
+        calls = []
+        loss = lambda model: calls.append(0) or model(torch.ones(1, 1, 8, 8).double()).sum()  # noqa: E731
+        attribution = FilterAttributor(base).attribute(base, target, loss, buffers="target")
+        assert attribution.true_loss_base is None
+        assert len(calls) == 18
+
+    def test_a_result_with_true_ends_is_stored(self, tmp_path: Path) -> None:
+        base, target = self.ends()
+        attribution = FilterAttributor(base).attribute(
+            base, target, lambda model: model(torch.ones(1, 1, 8, 8).double()).sum(), buffers="target", n_steps=4
+        )
+        attribution.save(tmp_path / "file")
+        assert repr(FilterAttribution.load(tmp_path / "file")) == repr(attribution)
+
+
+def test_pooled_results_say_what_they_have_not_seen() -> None:
+    base, target = smooth_network(), smooth_network()
+    attribution = FilterAttributor(base).attribute(
+        base, target, squared_sum, [image(seed) for seed in range(16)], aggregate="pooled"
+    )
+    assert "nan" not in repr(attribution)
+    assert "not seen at both ends" in repr(attribution)
+    health = path_health(attribution)
+    assert not health.is_seen
+    assert str(health).startswith("A pooled attribution sees no sample at both ends")
+    assert "without a barrier" not in str(health)
+
+
 def test_targets_that_are_no_better_and_far_ends_are_named() -> None:
     assert any("not better than base" in concern for concern in path_health(along(lambda w: w)).concerns)
     base, target = relu_network(), relu_network()
@@ -54,7 +173,11 @@ def test_targets_that_are_no_better_and_far_ends_are_named() -> None:
     health = path_health(attribution)
     assert any("cosine" in concern for concern in health.concerns)
     assert any("not scored" in concern for concern in health.concerns)
-    assert health.remainder_share == pytest.approx(attribution.remainder / attribution.total)
+    everything = FilterAttributor(base, unit="weight", select="*").attribute(
+        base, target, squared_sum, [image()], n_steps=64
+    )
+    sizes = {name: float(one.sum()) for name, one in everything.scores().items()}
+    assert health.remainder_share == pytest.approx(1 - sizes["0.weight"] / sum(sizes.values()))
 
 
 def test_equal_ends_have_no_barrier_to_speak_of() -> None:

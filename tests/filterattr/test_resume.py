@@ -22,7 +22,10 @@ from filterattr.engine.storage import read_tensors, write_tensors
 ROOT = Path(__file__).parents[2]
 
 # dropout in train mode and three nodes are not about precision
-pytestmark = pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.errors.FilterAttrWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the attributions should sum:filterattr.errors.FilterAttrWarning",
+    "ignore:.* in train mode:filterattr.errors.FilterAttrWarning",
+)
 
 
 def network(seed: int) -> nn.Module:

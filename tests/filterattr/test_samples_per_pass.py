@@ -31,7 +31,10 @@ from tests.reference.slow_attribution import slow_attribution, unit_index
 from tests.reliability.fingerprint import Fingerprint
 from tests.reliability.interrupts import Injection
 
-pytestmark = pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.errors.FilterAttrWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the attributions should sum:filterattr.errors.FilterAttrWarning",
+    "ignore:.* in train mode:filterattr.errors.FilterAttrWarning",
+)
 
 SOURCES = str(Path(filterattr.__file__).parent)
 REDUCTIONS = ("sum_of_abs", "abs_of_sum", "sum")

@@ -16,7 +16,10 @@ from tests.reliability.fingerprint import Fingerprint
 from tests.reliability.interrupts import Injection, alarm
 
 # an interrupt can end in code that Python calls where nobody can catch it, such as a weak reference's callback
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:.* in train mode:filterattr.errors.FilterAttrWarning",
+)
 
 
 class Job:

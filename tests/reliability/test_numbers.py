@@ -16,6 +16,9 @@ from filterattr.engine.hooks import GradientSums
 from filterattr.engine.quadrature import Quadrature
 from tests.reliability.networks import assert_values, by_hand, convolutions, dropping, ends, picture, squared
 
+# what dropout and running statistics do in training is asked for here
+pytestmark = pytest.mark.filterwarnings("ignore:.* in train mode:filterattr.errors.FilterAttrWarning")
+
 
 def layered(activation, dtype=torch.float64):
     return nn.Sequential(

@@ -14,6 +14,9 @@ from filterattr import FilterAttributor
 from tests.reliability.fingerprint import Fingerprint, unchanged
 from tests.reliability.networks import assert_values, by_hand, convolutions, dropping, ends, picture, squared
 
+# what dropout and running statistics do in training is asked for here
+pytestmark = pytest.mark.filterwarnings("ignore:.* in train mode:filterattr.errors.FilterAttrWarning")
+
 EXCEPTIONS = (ValueError, MemoryError, torch.OutOfMemoryError, SystemExit, KeyboardInterrupt, GeneratorExit)
 
 

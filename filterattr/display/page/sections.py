@@ -50,11 +50,14 @@ def path_section(attributions: Mapping[str, FilterAttribution]) -> Section:
     notes = (
         "Barrier: how far the loss rises on the way from base to target above the higher end, in parts of what the "
         "ends differ by. Completeness error: by how much the attributions of all parameters miss the change of the "
-        "loss, to which they must sum. Not scored: the part of it that belongs to parameters without units, such as "
-        "biases. Monotony 1: the loss only falls. Cosine: between all weights of base and target."
+        "loss, to which they must sum. Not scored: the part of all absolute attributions that belongs to parameters "
+        "without units, such as biases. Monotony 1: the loss only falls. Cosine: between the weights of both ends."
     )
     body = joined(side_by_side(charts), table(rows, "Path health", tools=False), element("p", notes, class_="note"))
-    verdicts = tuple(Verdict(f"{label}: {one}", one.is_healthy) for label, one in health.items())
+    verdicts = tuple(
+        Verdict(f"{label}: {one}", None if one.is_healthy and not one.is_seen else one.is_healthy)
+        for label, one in health.items()
+    )
     return Section("path", "Can the attributions be believed?", verdicts, body)
 
 
@@ -174,6 +177,8 @@ def _capped(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
 
 
 def _path_chart(label: str, health: PathHealth, slot: int) -> Markup:
+    if not health.is_seen:
+        return element("p", f"{label}: samples were pooled, and the loss on the way from base to target was not seen.")
     scale = max(abs(health.loss_base), abs(health.loss_target)) or 1.0
     losses = tuple(loss / scale for loss in health.losses)
     higher = max(health.loss_base, health.loss_target) / scale
