@@ -148,8 +148,16 @@ class PathLoss(Generic[G]):
         """
         leaves, rest = self.weights_at(t)
         rest |= {name: value.clone() for name, value in self.path.end_buffers.get(t, {}).items()}
+        tensors = {**leaves, **rest}
+
+        def one_pass() -> float:
+            with self.holding(tensors):
+                return float(self.evaluate(self._arguments).detach())
+
         seed_all(self._seed)
-        return self.holding({**leaves, **rest}, lambda: float(self.evaluate(self._arguments).detach()))
+        value = restoring(one_pass, *self.give_back, tensors.clear, leaves.clear)
+        self._sample.check()
+        return value
 
     def losses_at(self, places: Sequence[float]) -> list[float]:
         """Fetch losses of the current sample, and refuse infinite ones wherever it has been visited.
