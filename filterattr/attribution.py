@@ -10,7 +10,6 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path as FilePath
 from typing import Any, Literal, TypeAlias
@@ -23,6 +22,8 @@ from filterattr.engine.claim import Claim
 from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.path import Path, Side
+from filterattr.engine.progress import Progress as Progress
+from filterattr.engine.progress import counted
 from filterattr.engine.randomness import RandomState
 from filterattr.engine.restoring import restoring
 from filterattr.engine.samples import pair_note, series
@@ -49,10 +50,8 @@ from filterattr.walk import Walk, job_environment
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
 Aggregate: TypeAlias = Literal["per_sample", "pooled"]
-Progress: TypeAlias = bool | Callable[[int, int | None], None] | None
 
 _ROUNDED_LIMIT = 0.1  # of the changes of a parameter
-_BAR_AFTER_SECONDS = 2.0
 _MANY_UNITS = 10_000_000
 _BYTES_OF_A_UNIT = 6 * 8  # what the sums of a run hold for each
 
@@ -238,7 +237,8 @@ class FilterAttributor:
             for reason in (_rounding(run.job.path), _training(self.model)):
                 if reason:
                     warnings.warn(reason, FilterAttrWarning, stacklevel=4)
-            with _progress_bar(progress, ranks, data, run.passes) as run.advance:
+            shown = progress if callable(progress) or not ranks.rank else False  # only the first rank has a bar
+            with counted(shown, _passes(ranks, data, run.passes), "pass", title="attributing") as run.advance:
                 Walk(run, ranks, file).through(None if data is None else series(data))
             return run
 
@@ -511,49 +511,7 @@ def _check_call(loss: Loss, data: Iterable[Any] | None) -> None:
         ) from error
 
 
-def _progress_bar(
-    progress: Progress, ranks: Ranks, data: Iterable[Any] | None, passes: int | None
-) -> AbstractContextManager[Callable[[], None]]:
-    """A bar, a callback, or nothing; it counts the passes of this rank, and only the first rank has a bar."""
+def _passes(ranks: Ranks, data: Iterable[Any] | None, passes: int | None) -> int | None:
+    """How many passes this rank has before it, as far as that is known."""
     count = 1 if data is None else len(data) if isinstance(data, Sized) else None
-    total = None if count is None or passes is None else len(range(ranks.rank, count, ranks.size)) * passes
-    if callable(progress):
-        return nullcontext(_Callback(progress, total))
-    if progress is False or ranks.rank:
-        return nullcontext(lambda: None)
-    try:
-        from tqdm.auto import tqdm  # noqa: PLC0415 - optional
-    except ImportError:
-        return nullcontext(lambda: None)
-    bar = tqdm(
-        total=total,
-        desc="attributing",
-        unit="pass",
-        disable=None if progress is None else False,
-        delay=_BAR_AFTER_SECONDS if progress is None else 0,
-    )
-    return _Bar(bar)
-
-
-class _Callback:
-    """Count the passes for a user's function."""
-
-    def __init__(self, function: Callable[[int, int | None], None], total: int | None) -> None:
-        self.function, self.total, self.done = function, total, 0
-
-    def __call__(self) -> None:
-        self.done += 1
-        self.function(self.done, self.total)
-
-
-class _Bar(AbstractContextManager[Callable[[], None]]):
-    """A tqdm bar that is closed whatever happens."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-
-    def __enter__(self) -> Callable[[], None]:
-        return lambda: self.bar.update(1) and None
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+    return None if count is None or passes is None else len(range(ranks.rank, count, ranks.size)) * passes

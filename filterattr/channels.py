@@ -20,7 +20,7 @@ from filterattr.engine.restoring import restoring
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
-from filterattr.names import Names
+from filterattr.names import Names, without_compiled
 from filterattr.sweep.line import Baselines, Line, Tensors
 from filterattr.sweep.methods import COMPUTE, assembled
 from filterattr.sweep.passes import Forward, Output, Sweep
@@ -213,10 +213,7 @@ def _rule(method: Method, quadrature: str, n_steps: int) -> Quadrature:
 
 def _select_layers(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
     """Find the chosen layers, each under its first name, in the order of the network."""
-    modules = {
-        ".".join(part for part in path.split(".") if part != "_orig_mod"): module
-        for path, module in model.named_modules(remove_duplicate=False)
-    }
+    modules = {without_compiled(path): module for path, module in model.named_modules(remove_duplicate=False)}
     names = Names(name for name in modules if name)
     globs = (layers,) if isinstance(layers, str) else () if layers is None or callable(layers) else tuple(layers)
     unmatched = names.unknown(globs)

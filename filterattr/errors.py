@@ -65,9 +65,39 @@ def name_some(names: Iterable[object], limit: int = 5) -> str:
         >>> name_some(["a", "b", "c"], limit=2)
         "'a', 'b' and 1 more"
     """
-    names = list(names)
-    listed = ", ".join(repr(str(name)) for name in names[:limit])
-    return f"{listed} and {len(names) - limit} more" if len(names) > limit else listed
+    return listed((repr(str(name)) for name in names), limit)
+
+
+def listed(texts: Iterable[str], limit: int = 5) -> str:
+    """List at most ``limit`` texts for a message, and count the rest.
+
+    Args:
+        texts: What to list.
+        limit: How many to spell out.
+
+    Example:
+        >>> listed(["4x4", "5x5", "6x6"], limit=1)
+        '4x4 and 2 more'
+    """
+    texts = list(texts)
+    spelt = ", ".join(texts[:limit])
+    return f"{spelt} and {len(texts) - limit} more" if len(texts) > limit else spelt
+
+
+def gathered(findings: Iterable[str], limit: int = 5) -> str:
+    """Join at most ``limit`` findings to one text for an error, and count the rest.
+
+    Args:
+        findings: Parts of a sentence.
+        limit: How many to spell out.
+
+    Example:
+        >>> gathered(["'a' has no shape", "'b' is scripted", "'c' is sharded"], limit=2)
+        "'a' has no shape; 'b' is scripted; and 1 more"
+    """
+    findings = list(findings)
+    more = [f"and {len(findings) - limit} more"] if len(findings) > limit else []
+    return "; ".join([*findings[:limit], *more])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from filterattr.engine.units import Group, Unit
 from filterattr.errors import UnitError
 from filterattr.heads import heads_of
 from filterattr.layouts import layout_of
-from filterattr.names import Names
+from filterattr.names import Names, without_compiled
 from filterattr.rehearsal import rehearse
 
 _WITH_CHANNELS = (
@@ -213,7 +213,7 @@ def _norm_of_layer(model: nn.Module, run: Callable[[nn.Module], object]) -> dict
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Name and module, without the level of compiled modules, under every name."""
     named = unwrap_model(model).named_modules(remove_duplicate=False)
-    return [(".".join(part for part in path.split(".") if part != "_orig_mod"), module) for path, module in named]
+    return [(without_compiled(path), module) for path, module in named]
 
 
 def _join(path: str, name: str) -> str:

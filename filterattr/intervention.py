@@ -15,9 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from filterattr.engine.claim import Claim
 from filterattr.engine.path import by_first_name, lost_values
+from filterattr.engine.randomness import RandomState, seed_all
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, copied, plain_state, shared_names, unwrap_model
-from filterattr.errors import SettingError, StateMismatchError, name_some
+from filterattr.errors import SettingError, StateMismatchError, gathered, name_some
 from filterattr.scores import FilterSelection
 
 
@@ -81,17 +82,18 @@ def check_selection(selection: FilterSelection, states: Mapping[str, Mapping[str
         if name not in state or tuple(state[name].shape) != scored.shape
     ]
     if findings:
-        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-        raise StateMismatchError("the selection must fit both end points: " + "; ".join(findings[:5]) + more + ".")
+        raise StateMismatchError(f"the selection must fit both end points: {gathered(findings)}.")
 
 
 @contextmanager
-def swapped(model: nn.Module, state: StateLike | EditableState) -> Iterator[nn.Module]:
+def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | None = None) -> Iterator[nn.Module]:
     """Let a model compute with other weights inside a ``with`` block; nothing of it is written to.
 
     Args:
         model: The model; wrappers are looked through.
         state: Weights for all or some of its parameters and buffers, or an `EditableState` of them.
+        seed: Seeds all random numbers of the block; the caller's random state is given back after it. ``None`` leaves
+            random numbers alone.
 
     Yields:
         The model itself.
@@ -109,18 +111,20 @@ def swapped(model: nn.Module, state: StateLike | EditableState) -> Iterator[nn.M
         0.0
     """
     inner = unwrap_model(model)
-    claim = Claim(inner)
+    claim, caller = Claim(inner), None if seed is None else RandomState()
     slots: Slots | None = None
     try:
-        try:
+        try:  # no `restoring`, as the block lies in between; for the same reason everything is given back twice
             claim.take()
             slots = Slots(inner)
             slots.put(state.tensors() if isinstance(state, EditableState) else _fitting(state, slots))
+            if seed is not None:
+                seed_all(seed)
             yield inner
         finally:
-            _give_back(slots, claim)
+            _give_back(slots, caller, claim)
     finally:
-        _give_back(slots, claim)
+        _give_back(slots, caller, claim)
 
 
 class EditableState:
@@ -180,9 +184,11 @@ def _marked(places: Tensor, like: Tensor) -> Tensor:
     return marked.reshape(like.shape)
 
 
-def _give_back(slots: Slots | None, claim: Claim) -> None:
+def _give_back(slots: Slots | None, caller: RandomState | None, claim: Claim) -> None:
     if slots is not None:
         slots.restore()
+    if caller is not None:
+        caller.restore()
     claim.release()
 
 
@@ -288,8 +294,7 @@ def _frozen_weights(slots: Slots, selection: FilterSelection, optimizer: Optimiz
             marked = marked.to(own.device)
             chosen[first] = chosen[first] | marked if first in chosen else marked
     if findings:
-        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-        raise StateMismatchError("the selection must fit the model: " + "; ".join(findings[:5]) + more + ".")
+        raise StateMismatchError(f"the selection must fit the model: {gathered(findings)}.")
     if not isinstance(optimizer, Optimizer):
         raise SettingError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from filterattr.engine.storage import read_tensors, write_tensors
-from filterattr.errors import FilterAttrWarning, SettingError, name_some
+from filterattr.errors import FilterAttrWarning, SettingError, gathered, name_some
 from filterattr.names import Names
 from filterattr.parameters import ReadOnly, ScoredParameter, complete, described, parameters_of, stored_tensor, units_of
 
@@ -267,8 +267,7 @@ class FilterScores(_PerParameter):
                 else:
                     findings.append(f"'{name}' has units of shape {shape} and none at {place!r}")
         if findings:
-            more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-            raise SettingError("every place must be that of a unit: " + "; ".join(findings[:5]) + more + ".")
+            raise SettingError(f"every place must be that of a unit: {gathered(findings)}.")
         return FilterSelection(chosen, self.parameters)
 
     def to_index(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

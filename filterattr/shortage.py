@@ -9,6 +9,7 @@ import torch
 
 from filterattr.engine.hooks import tensors_in
 from filterattr.engine.memory import available_bytes
+from filterattr.errors import listed
 
 Sizes: TypeAlias = list[tuple[int, ...]]
 
@@ -57,5 +58,4 @@ def sizes_of(arguments: tuple[Any, ...]) -> Sizes:
 
 
 def _listed(sizes: Sizes) -> str:
-    more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
-    return ("shape " if len(sizes) == 1 else "shapes ") + ", ".join(map(str, sizes[:5])) + more
+    return ("shape " if len(sizes) == 1 else "shapes ") + listed(map(str, sizes))

@@ -14,7 +14,6 @@ import torch
 
 from filterattr.analysis.masking import Masking as Masking
 from filterattr.analysis.masking import Measured
-from filterattr.analysis.progress import counted
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.resampling import Bootstrap
 from filterattr.analysis.resampling import p_value as p_value
@@ -30,6 +29,7 @@ from filterattr.analysis.results import (
     SpecificityMatrix,
 )
 from filterattr.attribution import Progress
+from filterattr.engine.progress import counted
 from filterattr.errors import SettingError, name_some
 from filterattr.scores import FilterScores, FilterSelection
 

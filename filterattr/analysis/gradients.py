@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from filterattr.attribution import FilterAttributor, Loss
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.quadrature import Quadrature
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.restoring import restoring
 from filterattr.engine.samples import series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, completed, state_for
@@ -233,19 +233,15 @@ def sample_gradient(
     """
     whole = completed(state_for(model, state, "state"), model)
     own = {id(parameter) for parameter in model.parameters()}
-    mode, caller = GradientMode(), RandomState()
-    try:
-        try:  # an interrupt in the first finally leaves the second one to do its work
-            mode.enter()
-            with swapped(model, whole) as inner:
-                seed_all(seed)
-                return _gradient(inner, {name: Slots(inner).parameters[name] for name in names}, own, loss, arguments)
-        finally:
-            caller.restore()
-            mode.restore()
-    finally:
-        caller.restore()
-        mode.restore()
+    mode = GradientMode()
+
+    def differentiate() -> dict[str, Tensor]:
+        mode.enter()
+        with swapped(model, whole, seed=seed) as inner:
+            parameters = Slots(inner).parameters
+            return _gradient(inner, {name: parameters[name] for name in names}, own, loss, arguments)
+
+    return restoring(differentiate, mode.restore)
 
 
 def _gradient(

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from filterattr.analysis.progress import counted
 from filterattr.attribution import FilterAttributor, Loss, Progress
 from filterattr.engine.identity import digest_of
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.progress import counted
+from filterattr.engine.randomness import seed_all
 from filterattr.engine.samples import series
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, completed, state_for
@@ -224,12 +224,8 @@ class KnockOutJob:
 
     @torch.no_grad()
     def _loss_of_target(self) -> float:
-        caller = RandomState()
-        try:
-            with swapped(self._model, self._whole_target()) as model:
-                return float(self._mean_loss(model))
-        finally:
-            caller.restore()
+        with swapped(self._model, self._whole_target(), seed=0) as model:
+            return float(self._mean_loss(model))
 
     def _mean_loss(self, model: nn.Module) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device="cpu")
@@ -257,17 +253,13 @@ class KnockOutJob:
     @torch.no_grad()
     def _losses_with(self, values: Mapping[str, Tensor]) -> Tensor:
         """Losses of target with other values of some parameters, one a row."""
-        caller = RandomState()
-        try:
-            with swapped(self._model, self._whole_target()) as model:
-                parameters = Slots(model).parameters
-                held = [parameters[name] for name in values]  # copies, which may be written to
-                if self._batch > 1:
-                    return self._batched(model, held, tuple(values.values()))
-                rows = zip(*values.values(), strict=True)
-                return torch.stack([self._mean_loss_with(model, held, row) for row in rows])
-        finally:
-            caller.restore()
+        with swapped(self._model, self._whole_target(), seed=0) as model:
+            parameters = Slots(model).parameters
+            held = [parameters[name] for name in values]  # copies, which may be written to
+            if self._batch > 1:
+                return self._batched(model, held, tuple(values.values()))
+            rows = zip(*values.values(), strict=True)
+            return torch.stack([self._mean_loss_with(model, held, row) for row in rows])
 
     def _mean_loss_with(self, model: nn.Module, held: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
         for parameter, value in zip(held, values, strict=True):

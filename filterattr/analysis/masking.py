@@ -20,7 +20,7 @@ from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
 from filterattr.attribution import Loss
 from filterattr.engine.path import Side
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.randomness import seed_all
 from filterattr.engine.samples import series
 from filterattr.engine.states import StateLike, copied, state_for, unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
@@ -118,19 +118,15 @@ class Masking:
         Returns:
             Function to one loss a sample, float64.
         """
-        caller = RandomState()
-        try:
-            with swapped(self.model, state) as model:
-                losses = {}
-                for name, samples in self.data.items():
-                    values: list[float] = []
-                    for seed, sample in enumerate(samples):
-                        seed_all(seed)
-                        values += _numbers(self.loss(model, sample))
-                    losses[name] = np.array(values)
-                return losses
-        finally:
-            caller.restore()
+        with swapped(self.model, state, seed=0) as model:
+            losses = {}
+            for name, samples in self.data.items():
+                values: list[float] = []
+                for seed, sample in enumerate(samples):
+                    seed_all(seed)
+                    values += _numbers(self.loss(model, sample))
+                losses[name] = np.array(values)
+            return losses
 
     def losses_of(self, state: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean loss of any weights of the network, per function.

@@ -24,11 +24,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from filterattr.analysis.progress import counted
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.results import spread
 from filterattr.attribution import FilterAttributor, Progress
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.progress import counted
 from filterattr.engine.states import StateLike, copied, state_for
 from filterattr.errors import SettingError, name_some
 from filterattr.intervention import blend, swapped
@@ -351,13 +350,8 @@ class FunctionPredictor:
 
     @torch.no_grad()
     def _answer_of(self, state: Mapping[str, Tensor], sample: Any) -> Any:
-        caller = RandomState()
-        try:
-            with swapped(self.attributor.model, state) as model:
-                seed_all(0)
-                return self._respond(model, sample)
-        finally:
-            caller.restore()
+        with swapped(self.attributor.model, state, seed=0) as model:
+            return self._respond(model, sample)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from filterattr.analysis.agreement import load_scipy
-from filterattr.analysis.progress import counted
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import interval
 from filterattr.analysis.results import spread
 from filterattr.attribution import FilterAttributor, Loss, Progress
+from filterattr.engine.progress import counted
 from filterattr.engine.samples import series
 from filterattr.engine.states import StateLike
 from filterattr.engine.storage import read_tensors, write_tensors

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filterattr.errors import StorageError, name_some
+from filterattr.errors import StorageError, gathered, name_some
 
 MAX_BYTES = 16 * 2**30
 
@@ -70,8 +70,7 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from error
     findings = _unsound(content)
     if findings:
-        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-        raise StorageError(f"the tensors in '{path}' must be plain: " + "; ".join(findings[:5]) + more + ".")
+        raise StorageError(f"the tensors in '{path}' must be plain: {gathered(findings)}.")
     return content
 
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from filterattr.errors import StateMismatchError, name_some
+from filterattr.errors import StateMismatchError, listed, name_some
 from filterattr.pieces import PIECE, flat_pieces, wide, wide_type
 
 Side = Literal["base", "target"]
@@ -309,8 +309,7 @@ def by_first_name(
     if unknown:
         findings.append(f"{role} has {len(unknown)} that the model lacks: {name_some(unknown)}")
     if misshapen:
-        more = f" and {len(misshapen) - 5} more" if len(misshapen) > 5 else ""
-        findings.append(f"in {role} {', '.join(list(misshapen.values())[:5])}{more}")
+        findings.append(f"in {role} {listed(misshapen.values())}")
     return values, findings
 
 

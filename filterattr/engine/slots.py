@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from filterattr.errors import LossError, ModelChangedError, UnsupportedModelError, name_some
+from filterattr.errors import LossError, ModelChangedError, UnsupportedModelError, gathered, name_some
 from filterattr.holdings import Holdings
+from filterattr.names import without_compiled
 
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 
@@ -68,7 +69,7 @@ class Slots:
             seen = id(module) in self._modules
             self._modules[id(module)] = module
             for local, tensor, is_parameter in _entries(module):
-                name = _plain(f"{path}.{local}" if path else local)
+                name = without_compiled(f"{path}.{local}" if path else local)
                 first = first_names.setdefault(id(tensor), name)
                 self.aliases[name] = first
                 if first == name:
@@ -194,11 +195,6 @@ def _kind(tensor: Tensor) -> _Kind:
     return tensor.dtype, tensor.device, tensor.shape
 
 
-def _plain(name: str) -> str:
-    """Leave out the level of a compiled module."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
-
-
 def _entries(module: nn.Module) -> Iterator[tuple[str, Any, bool]]:
     """Yield local name, tensor and whether it is a parameter, for everything a module itself holds."""
     for local, parameter in module._parameters.items():
@@ -221,10 +217,7 @@ def _refuse_unsupported(model: nn.Module) -> None:
             if problem:
                 findings.append(f"'{path}.{local}' {problem}" if path else f"'{local}' {problem}")
     if findings:
-        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-        raise UnsupportedModelError(
-            "the weights of the model must be exchangeable: " + "; ".join(findings[:5]) + more + "."
-        )
+        raise UnsupportedModelError(f"the weights of the model must be exchangeable: {gathered(findings)}.")
 
 
 def _module_problem(module: nn.Module) -> str | None:

@@ -12,12 +12,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from filterattr.errors import StateMismatchError, UnsupportedModelError, name_some
+from filterattr.names import COMPILED, without_compiled
 
 StateLike: TypeAlias = nn.Module | Mapping[str, Tensor]
 
 _NESTED = ("params_ema", "params", "state_dict")
 _PREFIX = "module."
-_LEVEL = "_orig_mod"
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 _COUNTER = "n_averaged"  # what an averaged model holds beside the module
 
@@ -44,8 +44,8 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(getattr(model, COMPILED, None), nn.Module):
+            model = getattr(model, COMPILED)
         else:
             return model
 
@@ -197,7 +197,7 @@ def _slots_of(model: nn.Module) -> dict[str, Tensor]:
         kept = [(local, value) for local, value in module._buffers.items() if local not in passing]
         for local, value in [*module._parameters.items(), *kept]:
             if value is not None:
-                name = _without_level(f"{path}.{local}" if path else local)
+                name = without_compiled(f"{path}.{local}" if path else local)
                 entries[name] = value if is_lazy(value) else value.detach()
     return entries
 
@@ -242,19 +242,15 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _without_compiled_level(entries: dict[str, Tensor], role: str) -> dict[str, Tensor]:
-    if not any(_LEVEL in name for name in entries):
+    if not any(COMPILED in name for name in entries):
         return entries
     plain: dict[str, Tensor] = {}
     for name, value in entries.items():
-        short = _without_level(name)
+        short = without_compiled(name)
         if short in plain and plain[short] is not value:
             raise StateMismatchError(f"{role} holds '{short}' twice, once of them under the compiled name '{name}'.")
         plain[short] = value
     return plain
-
-
-def _without_level(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != _LEVEL) if _LEVEL in name else name
 
 
 def _without_prefix(entries: dict[str, Tensor]) -> dict[str, Tensor]:

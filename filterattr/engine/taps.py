@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from filterattr.errors import UnsupportedModelError, name_some
+from filterattr.errors import UnsupportedModelError, gathered, name_some
 
 
 class Call(NamedTuple):
@@ -111,9 +111,8 @@ class Taps:
         findings = [f"{name_some(idle)} did not run in the forward pass"] if idle else []
         findings += [f"'{name}' {problem}" for name, problem in self._unfit.items()]
         if findings:
-            more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
             raise UnsupportedModelError(
-                "every layer must run and put out one floating tensor: " + "; ".join(findings[:5]) + more + ". Choose "
+                f"every layer must run and put out one floating tensor: {gathered(findings)}. Choose "
                 "other layers, by name or with layers=lambda name, module: ...; hooks do not reach into compiled "
                 "submodules, nor into layers whose forward() is bypassed."
             )

@@ -15,7 +15,7 @@ import einops
 import torch
 from torch import Tensor, nn
 
-from filterattr.errors import UnitError, name_some
+from filterattr.errors import UnitError, gathered, name_some
 from filterattr.layouts import layout_of
 from filterattr.names import Names
 
@@ -228,8 +228,7 @@ def assigned(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mappin
         choices |= dict.fromkeys(left, choice)  # type: ignore[arg-type]
     findings += _misfits(members, parameters)
     if findings:
-        more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
-        raise UnitError("every key of unit= must fit the model: " + "; ".join(findings[:5]) + more + ".")
+        raise UnitError(f"every key of unit= must fit the model: {gathered(findings)}.")
     return Assigned(members, choices)
 
 

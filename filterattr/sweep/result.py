@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from filterattr.errors import SettingError, name_some
+from filterattr.errors import SettingError, gathered, name_some
 from filterattr.parameters import REDUCTIONS, Reduction, ScoredParameter
 from filterattr.scores import FilterScores
 from filterattr.sweep.samples import Place
@@ -149,10 +149,9 @@ class ChannelAttribution(Mapping[str, Tensor]):
             if not layer.is_clear
         ]
         if unknown:
-            more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             raise SettingError(
                 f"the output of a layer must have an axis of the {self.n_samples} samples, the first one as a rule, "
-                f"and another one of the channels; none were found for {'; '.join(unknown[:5])}{more}. Reduce these "
+                f"and another one of the channels; none were found for {gathered(unknown)}. Reduce these "
                 "tensors yourself, choose other layers, or attribute one sample at a time."
             )
         scores = {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.engine.taps import Call
-from filterattr.errors import SettingError
+from filterattr.errors import SettingError, gathered
 from filterattr.sweep.line import Line
 
 Arguments: TypeAlias = tuple[Tensor, ...]
@@ -109,13 +109,10 @@ def _refuse_single_samples(outputs: Mapping[Call, Tensor], layers: Mapping[str, 
         if isinstance(layers[call.layer], kinds) and output.ndim < axes
     }
     if findings:
-        named = list(findings.values())
-        more = f"; and {len(named) - 3} more" if len(named) > 3 else ""
         raise SettingError(
             "the first axis of the inputs, and of what layers are given, must be the samples; without it "
-            + "; ".join(named[:3])
-            + more
-            + ". Use inputs.unsqueeze(0) and baselines.unsqueeze(0) for a single sample, or choose other layers."
+            f"{gathered(findings.values(), 3)}. Use inputs.unsqueeze(0) and baselines.unsqueeze(0) for a single "
+            "sample, or choose other layers."
         )
 
 

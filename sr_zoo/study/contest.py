@@ -15,12 +15,12 @@ import torch
 
 from filterattr import FilterScores
 from filterattr.analysis.evaluation import Masking
-from filterattr.analysis.progress import counted
 from filterattr.analysis.rankings import random_ranking
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import Array, p_value
 from filterattr.analysis.results import Curve, Null, NullCurve, spread
 from filterattr.attribution import Progress
+from filterattr.engine.progress import counted
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from filterattr import SettingError, StorageError
-from filterattr.analysis.progress import counted
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import Bootstrap, interval
 from filterattr.analysis.results import area_under, bounded
+from filterattr.engine.progress import counted
 
 
 @dataclass(frozen=True)
