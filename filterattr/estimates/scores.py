@@ -11,6 +11,7 @@ from torch.func import vmap
 
 from filterattr.engine.units import Unit
 from filterattr.parameters import REDUCTIONS, Reduction, ScoredParameter
+from filterattr.scores import mark_top
 
 TOP = 0.01
 
@@ -156,7 +157,4 @@ def top_set(scores: Tensor, n_units: int) -> Tensor:
         >>> top_set(torch.tensor([0.1, 0.4, 0.3]), 3)
         tensor([False,  True, False])
     """
-    order = torch.sort(scores, descending=True, stable=True).indices
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    chosen[order[: max(1, round(TOP * n_units))]] = True
-    return chosen
+    return mark_top(scores, min(len(scores), max(1, round(TOP * n_units))))

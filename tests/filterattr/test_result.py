@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def scores() -> FilterScores:
 
 
 class TestTop:
+    @pytest.mark.parametrize("kinds", [1, 2, 7, 10_000])
+    def test_takes_what_a_stable_sort_takes(self, kinds: int) -> None:
+        generator = torch.Generator().manual_seed(kinds)
+        values = torch.randint(-kinds, kinds, (2000,), generator=generator).double() + 0.5
+        values[::7] *= -0.0  # both zeros are one score
+        scores = FilterScores({"w": values}, {"w": ScoredParameter(Unit("... -> ..."), (2000,))})
+        order = torch.sort(values, descending=True, stable=True).indices
+        for count in (0, 1, 19, 1000, 1999, 2000):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                chosen = scores.top(count)["w"]
+            assert torch.equal(chosen.nonzero().flatten(), order[:count].sort().values)
+
     def test_a_fraction_is_rounded_to_the_nearest_number(self, scores: FilterScores) -> None:
         assert [scores.top(fraction).count for fraction in (0.0, 0.04, 0.05, 0.1, 0.26, 1.0)] == [0, 0, 1, 1, 3, 10]
 
@@ -264,11 +278,31 @@ class TestSelections:
         assert draw.per_layer() == chosen.per_layer() == {"a.weight": 3, "b.weight": 1}
 
     def test_random_draws_are_uniform(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        one = FilterSelection({"w": torch.arange(4) < 1}, {"w": ScoredParameter(Unit("... -> ..."), (4,))})
+        self.check_uniform(torch.Generator().manual_seed(0), 1)
+
+    def test_the_sets_of_small_networks_are_those_of_all_versions(self) -> None:
+        every = FilterSelection({"w": torch.arange(1000) < 30}, {"w": ScoredParameter(Unit("... -> ..."), (1000,))})
+        expected = torch.randperm(1000, generator=torch.Generator().manual_seed(5))[:30].sort().values
+        assert torch.equal(every.random(torch.Generator().manual_seed(5))["w"].nonzero().flatten(), expected)
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_draws_of_large_networks_are_uniform_and_repeat(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        monkeypatch.setattr("filterattr.scores._MANY", 2)
+        self.check_uniform(torch.Generator().manual_seed(0), count)
+        every = FilterSelection({"w": torch.arange(1000) < 30}, {"w": ScoredParameter(Unit("... -> ..."), (1000,))})
+        draws = [every.random(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+        assert draws[0] == draws[1] != draws[2]
+        generator = torch.Generator().manual_seed(1)
+        assert every.random(generator) != every.random(generator)
+        assert [(~every).random(generator).count, every.random(generator).count] == [970, 30]
+
+    @staticmethod
+    def check_uniform(generator: torch.Generator, count: int) -> None:
+        one = FilterSelection({"w": torch.arange(4) < count}, {"w": ScoredParameter(Unit("... -> ..."), (4,))})
         hits = sum(one.random(generator)["w"].long() for _ in range(2000))
-        assert int(hits.min()) > 430
-        assert int(hits.max()) < 570
+        assert int(hits.sum()) == 2000 * count
+        assert int(hits.min()) > 500 * count - 70
+        assert int(hits.max()) < 500 * count + 70
 
 
 class TestFrame:
