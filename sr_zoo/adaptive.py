@@ -17,14 +17,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterAttrWarning, FilterSelection, SettingError, StorageError, swapped
+from filterattr import (
+    FilterAttrError,
+    FilterAttributor,
+    FilterAttrWarning,
+    FilterSelection,
+    SettingError,
+    StorageError,
+    swapped,
+)
 from filterattr.analysis.prediction import UNSURE, Calibration, FunctionPredictor, Prediction, Signals, largest_wins
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.engine.units import Unit
 from filterattr.parameters import ScoredParameter
 from sr_zoo.building import build_with
+from sr_zoo.models.blocks import brief
 
 CLEAN = "clean"
+_MOST_STEPS = 1000
 _KIND = "adaptive restorer"
 
 
@@ -99,10 +109,11 @@ class AdaptiveRestorer:
         calibration: Chooses among the names of ``plans``; without it, the largest overlap with a patch wins, which
             cannot answer anything but single degradations.
         fallback: The answer for images that the predictor is unsure of; the plan with most patches by default.
-        n_steps: Nodes of the predictor; each costs one forward-backward pass per image.
+        n_steps: Nodes of the predictor, at most 1,000; each costs one forward-backward pass per image.
 
     Raises:
-        SettingError: There are fewer than two patches, or a plan names an unknown one; all findings are in one message.
+        SettingError: There are fewer than two patches, a plan names an unknown one, or ``n_steps`` is no such number;
+            all findings are in one message.
 
     Example:
         >>> from filterattr.analysis.rankings import magnitude
@@ -134,7 +145,7 @@ class AdaptiveRestorer:
             chosen = {answer: tuple(names) for answer, names in plans.items()}
         self.plans = chosen
         self.fallback = fallback or max(chosen, key=lambda answer: len(chosen[answer]))
-        self._check(patches, calibration)
+        self._check(patches, calibration, n_steps)
         self.network = copy.deepcopy(base).eval()
         self.patches = dict(patches)
         self.calibration = calibration
@@ -149,7 +160,7 @@ class AdaptiveRestorer:
             n_steps=n_steps,
         )
 
-    def _check(self, patches: Mapping[str, Patch], calibration: Calibration | None) -> None:
+    def _check(self, patches: Mapping[str, Patch], calibration: Calibration | None, n_steps: int) -> None:
         findings = [
             f"the plan {answer!r} needs {name!r}, which is no patch"
             for answer, names in self.plans.items()
@@ -158,6 +169,8 @@ class AdaptiveRestorer:
         ]
         if len(patches) < 2:
             findings.append(f"at least two patches are needed to choose from; got {len(patches)}")
+        if type(n_steps) is not int or not 1 <= n_steps <= _MOST_STEPS:
+            findings.append(f"n_steps must be a whole number from 1 to {_MOST_STEPS}; got {brief(n_steps)}")
         if self.fallback not in self.plans:
             findings.append(f"the fallback must be one of {', '.join(self.plans)}; got {self.fallback!r}")
         answers = patches if calibration is None else calibration.labels
@@ -285,6 +298,7 @@ class AdaptiveRestorer:
         Raises:
             StorageError: The file is missing, damaged, or holds something else.
             WeightsError: Its weights do not fit the network that it names, or are not finite.
+            SettingError: What it says of itself makes no sense.
         """
         tensors, description = read_tensors(path, _KIND)
         try:
@@ -312,7 +326,9 @@ class AdaptiveRestorer:
                 fallback=description["fallback"],
                 n_steps=description["n_steps"],
             )
-        except (KeyError, RuntimeError, TypeError) as error:
+        except FilterAttrError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise StorageError(f"'{path}' is not a complete {_KIND}: {error!r}.") from error
 
 

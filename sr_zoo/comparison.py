@@ -82,7 +82,7 @@ def compare(
     """Measure several networks, each trained with one seed or more, on the same inputs.
 
     Args:
-        networks: Label to weights, one file or shipped name for each seed.
+        networks: Label to weights, one for each seed, as `sr_zoo.pretrained.open_weights` opens them.
         folders: Name of a test set to its ``uint8`` photographs of shape ``(3, H, W)``.
         seed: Seed of the noise.
         device: Where to compute.

@@ -213,6 +213,7 @@ def open_weights(path: str | Path, *, key: str | None = None) -> OpenedWeights:
         path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
         key: Where in a checkpoint of somebody else the weights are, if it holds several: the name of an entry
             (``"net_g"``, with dots for nested ones), or what the names of the weights begin with (``"generator"``).
+            Files of `save_network` need none.
 
     Returns:
         The network and what is known of it.
@@ -229,9 +230,7 @@ def open_weights(path: str | Path, *, key: str | None = None) -> OpenedWeights:
     file = find_weights(path)
     if not _is_own(file):
         return _open_foreign(file, key)
-    if key is not None:
-        raise WeightsError(f"'{path}' holds one network alone; leave key= (--key) out.")
-    return _open_own(file)
+    return _open_own(file)  # which holds one network alone: there is nothing to choose
 
 
 def open_network(path: str | Path, *, key: str | None = None) -> nn.Module:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterSelection, SettingError, StorageError, blend
+from filterattr import FilterAttrError, FilterAttributor, FilterSelection, SettingError, StorageError, blend
 from filterattr.analysis.prediction import Calibration, Signals
 from filterattr.analysis.record import Estimate
+from filterattr.engine.storage import read_tensors, write_tensors
 from sr_zoo.adaptive import AdaptiveRestorer, Patch
 from sr_zoo.models import SRResNet
 from sr_zoo.study.stages.adaptive import RestorerRow, RestorerTable, qualities
@@ -123,14 +124,37 @@ def test_several_images_and_unknown_answers_are_refused(restorer: AdaptiveRestor
 
 
 def test_a_file_without_its_patches_is_refused(restorer: AdaptiveRestorer, tmp_path: Path) -> None:
-    from filterattr.engine.storage import read_tensors, write_tensors
-
     path = tmp_path / "restorer.safetensors"
     restorer.save(path, "srresnet", TINY)
     tensors, description = read_tensors(path, "adaptive restorer")
     kept = {name: value for name, value in tensors.items() if not name.startswith("patch/noise/values")}
     write_tensors(path, "adaptive restorer", kept, description)
     with pytest.raises(StorageError, match="not a complete adaptive restorer"):
+        AdaptiveRestorer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n_steps", 10**9, "n_steps must be a whole number from 1 to 1000; got 1000000000"),
+        ("n_steps", True, "n_steps must be a whole number"),
+        ("n_steps", "6", "n_steps must be a whole number"),
+        ("plans", ["blur"], "is not a complete adaptive restorer"),
+        ("plans", {"clean": ["snow"]}, "needs 'snow', which is no patch"),
+        ("patches", 3, "is not a complete adaptive restorer"),
+        ("parameters", [["a", 3]], "is not a complete adaptive restorer"),
+        ("arguments", {"num_feat": 10**9}, "sizes must be positive whole numbers"),
+        ("architecture", "edsr", "the architecture must be one of"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_checked(
+    restorer: AdaptiveRestorer, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    path = tmp_path / "restorer.safetensors"
+    restorer.save(path, "srresnet", TINY)
+    tensors, description = read_tensors(path, "adaptive restorer")
+    write_tensors(path, "adaptive restorer", tensors, {**description, name: value})
+    with pytest.raises(FilterAttrError, match=message):
         AdaptiveRestorer.load(path)
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -673,6 +674,34 @@ class TestInterrupt:
         assert read_log(run.folder)[-1]["iteration"] == stored
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert_same_state(trainer().run(), expected)
+
+    def test_the_command_says_how_to_go_on(self, photographs, tmp_path, monkeypatch, capsys):
+        for index, photograph in enumerate(photographs):
+            write_image(tmp_path / "photos" / f"{index}.png", photograph)
+        words = [
+            "train",
+            "base",
+            "--images",
+            str(tmp_path / "photos"),
+            "--out",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+        ]
+        words += ["--iterations", "2", "--batch-size", "1", "--patch-size", "16", "--features", "4", "--blocks", "1"]
+        with monkeypatch.context() as patched:
+            step = Trainer._step
+
+            def stepping(self):
+                signal.raise_signal(signal.SIGINT)
+                return step(self)
+
+            patched.setattr(Trainer, "_step", stepping)
+            assert main(words) == 130
+        wanted = r"checkpoint\.safetensors' was saved after 1 of 2 iterations; the same command goes on from there\n"
+        assert re.search(wanted, capsys.readouterr().err)
+        assert main(words) == 0
+        assert (tmp_path / "run" / "base.safetensors").exists()
 
     def test_a_second_one_stops_at_once(self, trainer):
         run = trainer()
