@@ -75,6 +75,7 @@ def build_with(
         WeightsError: As in `build` and `check_weights`.
 
     Example:
+        >>> from sr_zoo.models import SRResNet
         >>> state = SRResNet(num_feat=4, num_block=1).state_dict()
         >>> build_with("srresnet", {"num_feat": 8, "num_block": 1}, state, "a.pth")
         Traceback (most recent call last):
@@ -106,6 +107,12 @@ def check_weights(network: nn.Module, state: Mapping[str, Tensor], path: str | P
 
     Raises:
         WeightsError: Names or shapes differ, or a weight is infinite, not a number or complex; they are named.
+
+    Example:
+        >>> check_weights(nn.Linear(2, 1), {"weight": torch.ones(1, 3)}, "a.pth")
+        Traceback (most recent call last):
+        ...
+        sr_zoo.building.WeightsError: 'a.pth' does not fit Linear: it lacks bias; shapes differ: ... instead ...
     """
     held = network.state_dict()
     shapes = {name: (tuple(state[name].shape), tuple(held[name].shape)) for name in held if name in state}
@@ -129,6 +136,12 @@ def check_values(state: Mapping[str, Tensor], path: str | Path) -> None:
 
     Raises:
         WeightsError: Some are infinite or not a number, or complex; they are named.
+
+    Example:
+        >>> check_values({"weight": torch.tensor([1.0, float("nan")])}, "a.pth")
+        Traceback (most recent call last):
+        ...
+        sr_zoo.building.WeightsError: weights must be finite real numbers; those of 'a.pth' are not in weight. ...
     """
     wrong = [name for name, value in state.items() if value.is_complex() or not bool(value.isfinite().all())]
     if wrong:

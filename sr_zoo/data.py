@@ -53,6 +53,7 @@ def read_photographs(paths: Sequence[Path], *, progress: bool = False) -> list[T
         ImageError: Files cannot be read, or all of them need more than 8 GiB.
 
     Example:
+        >>> from pathlib import Path
         >>> read_photographs([Path("a.png"), Path("b.png")])
         Traceback (most recent call last):
         ...

@@ -58,6 +58,12 @@ def open_with_spandrel(state: dict[str, Tensor], path: str | Path) -> nn.Module:
     Raises:
         WeightsError: spandrel is missing or does not know the network either, the network needs far more memory than
             its weights, or they are not finite.
+
+    Example:
+        >>> open_with_spandrel({"weight": torch.ones(1)}, "a.pth")
+        Traceback (most recent call last):
+        ...
+        sr_zoo.building.WeightsError: 'a.pth' holds ...
     """
     try:
         import spandrel  # noqa: PLC0415 - optional

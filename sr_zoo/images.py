@@ -82,6 +82,16 @@ def opened_picture(path: str | Path) -> Iterator[Image.Image]:
 
     Raises:
         OSError: The file cannot be read, or is of no such format.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import tempfile
+        >>> import torch
+        >>> path = Path(tempfile.mkdtemp()) / "a.png"
+        >>> write_image(path, torch.zeros(3, 4, 6))
+        >>> with opened_picture(path) as image:
+        ...     print(image.format, image.size)
+        PNG (6, 4)
     """
     with Image.open(path, formats=FORMATS) as image:
         yield image
@@ -240,6 +250,7 @@ def save_picture(image: Image.Image, path: str | Path, **options: Any) -> None:
         ImageError: The extension is unknown, the format cannot hold the picture, or the disk refuses.
 
     Example:
+        >>> from PIL import Image
         >>> save_picture(Image.new("RGB", (2, 2)), "a.unknown")
         Traceback (most recent call last):
         ...

@@ -76,6 +76,7 @@ def save_network(
 
     Example:
         >>> from pathlib import Path
+        >>> from sr_zoo.building import build
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "tiny.safetensors"
         >>> arguments = {"num_feat": 4, "num_block": 1}

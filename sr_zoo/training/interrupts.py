@@ -11,7 +11,12 @@ from types import FrameType
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """The user stopped a training, and it was saved; the message says how to go on."""
+    """The user stopped a training, and it was saved; the message says how to go on.
+
+    Example:
+        >>> issubclass(TrainingInterrupted, KeyboardInterrupt)
+        True
+    """
 
 
 @contextmanager
