@@ -22,6 +22,7 @@ from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.evaluation import check_colour
 from sr_zoo.images import ImageError, read_image, to_float
 from sr_zoo.metrics import psnr
+from sr_zoo.models import TwoBranch
 from sr_zoo.pair import concern_lines, same_weights
 from sr_zoo.samples import Pair, draw_pairs, squared_error
 
@@ -138,7 +139,13 @@ def find_and_mask(
     attributor = FilterAttributor(target)
     attributions = {
         name: attributor.attribute(
-            base, target, squared_error, found[name], n_steps=n_steps, progress=None if progress else False
+            base,
+            target,
+            squared_error,
+            found[name],
+            n_steps=n_steps,
+            allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
+            progress=None if progress else False,
         )
         for name in FUNCTIONS
     }

@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> None:
     """Find, mask, draw."""
     if (options.search is None) != (options.test is None):
         raise ImageError("--search and --test belong together: name both folders, or none of them.")
+    if options.search is not None and options.search.resolve() == options.test.resolve():
+        raise ImageError("--search and --test must be different folders: kernels are judged on other photographs.")
     check_folder("--out", options.out, FILES, overwrite=options.overwrite)
     ends = (options.base, options.target)
     base, target = (open_network(name, key=key) for name, key in zip(ends, keys_of(options, ends), strict=True))

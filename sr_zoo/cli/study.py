@@ -28,7 +28,8 @@ from sr_zoo.study import (
 )
 from sr_zoo.study import run_study as run_stages
 from sr_zoo.study.page import write_report
-from sr_zoo.study.pipeline import refuse_another_study
+from sr_zoo.study.pipeline import refuse_another_study, stored_setting
+from sr_zoo.training import PRECISIONS
 
 
 def add(commands: Commands) -> None:
@@ -84,7 +85,12 @@ def add(commands: Commands) -> None:
             default=argparse.SUPPRESS,
             help=f"{help_text} (instead of the preset)",
         )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default=argparse.SUPPRESS, help="of trainings")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=argparse.SUPPRESS,
+        help="of trainings; if not given, that of an old study, or what the processor computes fast",
+    )
     parser.set_defaults(run=run)
 
 
@@ -92,8 +98,11 @@ def run(options: argparse.Namespace) -> None:
     """Say what it costs, run it, and write its page."""
     names = {field.name for field in dataclasses.fields(Settings)}
     changes: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
-    settings = quick_settings(**changes) if options.quick else full_settings(**changes)
     check_folder("--out", options.out)
+    archive = open_archive(options.out)
+    if "precision" not in changes and (stored := stored_setting(archive, "precision")) is not None:
+        changes["precision"] = stored
+    settings = quick_settings(**changes) if options.quick else full_settings(**changes)
     keys = keys_of(options, [options.base, options.target])
     sources = Sources(
         base=options.base,
@@ -108,7 +117,6 @@ def run(options: argparse.Namespace) -> None:
     )
     subject = open_subject(sources, settings)
     stages = [stage for stage in STAGES if options.stages is None or stage.name in options.stages]
-    archive = open_archive(options.out)
     refuse_another_study(subject, settings, archive, stages, overwrite=options.overwrite)
     plan = make_plan(subject, settings, archive, stages)
     sys.stdout.write(f"{plan}\n")

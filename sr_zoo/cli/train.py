@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from filterattr.engine.memory import available_bytes
 from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import LARGEST_SEED, number, whole_number
 from sr_zoo.cli.outputs import OutputError, check_folder
@@ -33,7 +34,7 @@ from sr_zoo.degradations import (
 )
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
-from sr_zoo.pretrained import ARCHITECTURES, WeightsError, build, open_weights, save_network
+from sr_zoo.pretrained import ARCHITECTURES, OpenedWeights, WeightsError, build, open_weights, save_network
 from sr_zoo.training import (
     PRECISIONS,
     Recipe,
@@ -47,6 +48,7 @@ from sr_zoo.training import (
 )
 
 _RATES = {"base": 2e-4, "target": 5e-5}
+_COPIES = 5  # the weights, their average, two moments of Adam, and the weights it started from
 _ITERATIONS = whole_number(1, 1_000_000_000)
 
 
@@ -69,13 +71,14 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--network",
         choices=("srresnet", "srcnn_style", "two_branch", "dasr"),
-        default="srresnet",
-        help="two_branch and dasr cost what the srresnet of the same features and blocks does",
+        help="srresnet if not given; two_branch and dasr cost what the srresnet of the same features and blocks does",
     )
     parser.add_argument(
-        "--features", type=whole_number(1, 1024), default=64, help="feature channels (not of srcnn_style)"
+        "--features", type=whole_number(1, 1024), help="feature channels (not of srcnn_style), 64 if not given"
     )
-    parser.add_argument("--blocks", type=whole_number(1, 1024), default=16, help="residual blocks (not of srcnn_style)")
+    parser.add_argument(
+        "--blocks", type=whole_number(1, 1000), help="residual blocks (not of srcnn_style), 16 if not given"
+    )
     parser.add_argument(
         "--degradations",
         nargs="+",
@@ -86,7 +89,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--one-at-a-time", action="store_true", help="every patch has one of the degradations or none, equally likely"
     )
-    parser.add_argument("--upscale", type=int, choices=(2, 3, 4), default=2, help="factor; --from brings its own")
+    parser.add_argument("--upscale", type=int, choices=(2, 3, 4), help="factor, 2 if not given; --from brings its own")
     parser.add_argument(
         "--iterations", type=_ITERATIONS, default=20_000, help="optimizer steps; the rate falls along them"
     )
@@ -98,7 +101,11 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--batch-size", type=whole_number(1, 65_536), default=16, help="patches in a step, over all processes"
     )
-    parser.add_argument("--patch-size", type=whole_number(16, 16_384), default=64, help="reference patch in pixels")
+    parser.add_argument(
+        "--patch-size",
+        type=whole_number(16, 16_384),
+        help="reference patch in pixels; 64, or 63 for a factor of 3, if not given",
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -201,25 +208,57 @@ def _network(
             raise WeightsError(
                 f"{', '.join(ARCHITECTURES)} can be trained; '{options.start}' is {opened.architecture}."
             )
+        _refuse_contradictions(options, opened)
         return opened.architecture, opened.arguments, opened.network.train()
-    settings: dict[str, Any] = {"upscale": options.upscale}
-    if options.network == "srresnet":
-        settings |= {"num_feat": options.features, "num_block": options.blocks}
-    kind = ARCHITECTURES[options.network]
+    settings: dict[str, Any] = {"upscale": options.upscale or 2}
+    name, features, blocks = options.network or "srresnet", options.features or 64, options.blocks or 16
+    if name == "srresnet":
+        settings |= {"num_feat": features, "num_block": blocks}
+    kind = ARCHITECTURES[name]
     if issubclass(kind, TwoBranch):
         try:
-            settings |= kind.matched_arguments(options.features, options.blocks)
+            settings |= kind.matched_arguments(features, blocks)
         except ValueError as error:
             raise WeightsError(str(error)) from error
         foreign = [name for name in degradations if name not in STRENGTH_UNITS]
         if foreign:
             raise WeightsError(
-                f"{options.network} estimates how strong {', '.join(STRENGTH_UNITS)} are, and nothing else; got "
+                f"{name} estimates how strong {', '.join(STRENGTH_UNITS)} are, and nothing else; got "
                 f"{', '.join(foreign)}. Leave it out, or train another --network."
             )
         settings["predicts"] = list(degradations)
+    _check_memory(name, settings, device_of(options))
     torch.manual_seed(options.seed)
-    return options.network, settings, build(options.network, settings)
+    return name, settings, build(name, settings)
+
+
+def _refuse_contradictions(options: argparse.Namespace, opened: OpenedWeights) -> None:
+    """Refuse options that ask for another network than that of the weights to start from."""
+    held = {"network": opened.architecture, "upscale": getattr(opened.network, "upscale", None)}
+    if opened.architecture == "srresnet":
+        held |= {"features": opened.arguments.get("num_feat"), "blocks": opened.arguments.get("num_block")}
+    wrong = [
+        f"--{name} {given} (it has {value})"
+        for name, value in held.items()
+        if value is not None and (given := getattr(options, name)) not in (None, value)
+    ]
+    if wrong:
+        raise WeightsError(
+            f"'{options.start}' brings its own network, and {', '.join(wrong)} asks for another: leave that out, or "
+            "start --from scratch."
+        )
+
+
+def _check_memory(architecture: str, settings: Mapping[str, Any], device: torch.device) -> None:
+    """Refuse a network that is known not to fit, before it takes the memory of everybody else."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build(architecture, settings).parameters())
+    needed, free = _COPIES * 4 * count, available_bytes(device)
+    if free is not None and needed > free:
+        raise WeightsError(
+            f"a training of {count:,} parameters needs {needed / 1e9:.1f} GB for weights and optimizer, of which "
+            f"{free / 1e9:.1f} GB are free: use fewer --features or --blocks."
+        )
 
 
 def _recipe(options: argparse.Namespace, scale: int, degradations: Mapping[str, Degradation]) -> Recipe:
@@ -233,7 +272,7 @@ def _recipe(options: argparse.Namespace, scale: int, degradations: Mapping[str, 
         iterations=options.iterations,
         learning_rate=_RATES[options.stage] if options.learning_rate is None else options.learning_rate,
         batch_size=options.batch_size,
-        patch_size=options.patch_size,
+        patch_size=options.patch_size or 64 // scale * scale,
         margin=16 * scale if scale != 2 else 16,
         precision=options.precision or stored_precision(options.out) or fast_precision(device_of(options)),
         seed=options.seed,
@@ -248,8 +287,7 @@ def _forecast(trainer: Trainer, photographs: int) -> str:
     step, validation = trainer.rehearse()
     validations = math.ceil(recipe.iterations / trainer.validate_every)
     whole = datetime.timedelta(seconds=round(recipe.iterations * step + validations * validation))
-    # the weights, their average, two moments of Adam, and the weights it started from
-    checkpoint, weights = 5 * 4 * counted.parameters / 1e6, 4 * counted.parameters / 1e6
+    checkpoint, weights = _COPIES * 4 * counted.parameters / 1e6, 4 * counted.parameters / 1e6
     return (
         f"network      {type(trainer.network).__name__} x{scale}: {counted.parameters:,} parameters, "
         f"{counted.multiply_adds / 1e6:,.0f} million multiply-adds a patch\n"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -117,6 +118,20 @@ def open_archive(folder: str | Path) -> Archive:
         The archive, which knows all results of a study.
     """
     return Archive(folder, (Pictures,))
+
+
+def stored_setting(archive: Archive, name: str) -> Any:
+    """What the results in a folder were computed with.
+
+    Args:
+        archive: The folder.
+        name: Name of a setting.
+
+    Returns:
+        Its value, or ``None`` if no result depends on it.
+    """
+    every = (archive.notes(stage).get("settings", {}) for stage in archive.stages())
+    return next((settings[name] for settings in every if name in settings), None)
 
 
 def make_plan(subject: Subject, settings: Settings, archive: Archive, stages: Sequence[Stage] = STAGES) -> Plan:

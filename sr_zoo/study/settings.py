@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_type_hints
 
 from filterattr.analysis.evaluation import FRACTIONS, STRENGTHS
 from filterattr.errors import FilterAttrError
+from sr_zoo.training import PRECISIONS, fast_precision
 
 # parts of the crops that are searched
 _OF_THE_SEARCH = ("ranking_crops", "channel_crops", "oracle_crops", "calibration_crops", "sanity_crops")
@@ -54,7 +56,7 @@ class Settings:
         sanity_crops: Search crops of the sanity checks.
         adaptive_fractions: Sizes of the kernel sets of the adaptive restorer.
         adaptive_iterations: Iterations of tuning its largest sets; 0 leaves them as they are in target.
-        precision: Of trainings, ``"fp32"`` or ``"bf16"``.
+        precision: Of trainings, ``"fp32"`` or ``"bf16"``; by default what the processor computes fast.
         seed: Of everything random.
 
     Raises:
@@ -97,7 +99,7 @@ class Settings:
     sanity_crops: int = 4
     adaptive_fractions: tuple[float, ...] = (0.01, 0.02, 0.03, 0.05)
     adaptive_iterations: int = 4000
-    precision: str = "bf16"
+    precision: str = field(default_factory=partial(fast_precision, "cpu"))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,6 +142,8 @@ class Settings:
         for name in _OF_THE_SEARCH:
             if getattr(self, name) > self.search_crops:
                 wrong.append(f"{name} must be at most search_crops ({self.search_crops}); got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            wrong.append(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if wrong:
             raise StudyError("; ".join(wrong) + ".")
 

@@ -187,6 +187,17 @@ def test_a_training_keeps_what_was_spelled(folder, weights):
     assert learnt == blind_inputs(2, degradations=trained_on(provenance), one_at_a_time=True)
 
 
+def test_the_patch_suits_the_factor_if_it_is_not_given(folder, capsys):
+    for seed in range(2):
+        write_image(folder / "large" / f"{seed}.png", torch.randint(0, 256, (3, 200, 200), dtype=torch.uint8))
+    words = ["train", "base", "--images", str(folder / "large"), "--device", "cpu", "--features", "4", "--blocks", "1"]
+    words += ["--batch-size", "1", "--out", str(folder / "run"), "--dry-run"]
+    for upscale, patch in ((2, 64), (3, 63), (4, 64)):
+        assert main([*words, "--upscale", str(upscale)]) == 0
+        assert f"1 of {patch}x{patch}" in capsys.readouterr().out
+    assert not (folder / "run").exists()
+
+
 def test_a_network_that_estimates_strengths_knows_those_of_the_protocol_only(folder, capsys):
     words = ["train", "target", "--from", "scratch", "--network", "two_branch", "--images", str(folder / "photos")]
     spelled = ["--degradations", "blur", "heavy=noise:0.2"]

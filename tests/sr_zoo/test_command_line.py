@@ -98,6 +98,7 @@ def folder(tmp_path: Path, photographs: list[Tensor]) -> Path:
         save_network(tmp_path / f"{name}.safetensors", "srresnet", SIZES, SRResNet(**SIZES).state_dict(), {})
     (tmp_path / "file").write_text("kept")
     (tmp_path / "empty").mkdir()
+    write_image(tmp_path / "small" / "a.png", photographs[0])
     return tmp_path
 
 
@@ -274,6 +275,7 @@ def _never(*_: object, **__: object) -> NoReturn:
     raise AssertionError("this is work")
 
 
+DEMO = ["--base", "base.safetensors", "--target", "target.safetensors"]
 INPUTS = [
     (["restore", "nowhere.png"], "nowhere.png"),
     (["restore", "empty"], "empty"),
@@ -296,12 +298,17 @@ INPUTS = [
     (["attribute", "base.safetensors", "nowhere", "--images", "photos"], "nowhere"),
     (["attribute", "base.safetensors", "base.safetensors", "--images", "photos"], "hold the same weights"),
     (["demo", "--base", "base.safetensors", "--target", "base.safetensors"], "hold the same weights"),
-    (["demo", "--base", "base.safetensors", "--target", "target.safetensors", "--search", "photos", "--test", "photos"],
-     "192x192"),
+    (["demo", *DEMO, "--search", "photos", "--test", "photos"], "must be different folders"),
+    (["demo", *DEMO, "--search", "photos", "--test", "small"], "192x192"),
     (["train", "base", "--images", "empty", "--out", "run"], "empty"),
     (["train", "base", "--images", "file", "--out", "run"], "file"),
     (["train", "target", "--from", "nowhere", "--images", "photos", "--out", "run"], "nowhere"),
     (["train", "target", "--from", "large.png", "--images", "photos", "--out", "run"], "large.png"),
+    (["train", "base", "--images", "photos", "--out", "run", "--features", "1024", "--blocks", "1000"], "GB are free"),
+    (["train", "target", "--from", "base.safetensors", "--network", "dasr", "--images", "photos", "--out", "run"],
+     "--network dasr (it has srresnet)"),
+    (["train", "target", "--from", "base.safetensors", "--blocks", "8", "--images", "photos", "--out", "run"],
+     "--blocks 8 (it has 1)"),
     (["card", "nowhere", "--images", "photos", "--data", "d"], "nowhere"),
     (["card", "empty", "--images", "photos", "--data", "d"], "empty"),
     (["card", "target.safetensors", "--images", "nowhere", "--data", "d"], "nowhere"),
@@ -412,9 +419,9 @@ class TestOneRunAtATime:
     @pytest.mark.usefixtures("other")
     def test_the_commands_keep_to_it(self, command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_image(folder / "photos" / "big.png", torch.randint(0, 256, (3, 200, 200), dtype=torch.uint8))
-        write_image(folder / "photos" / "bigger.png", torch.randint(0, 256, (3, 210, 200), dtype=torch.uint8))
+        write_image(folder / "small" / "big.png", torch.randint(0, 256, (3, 210, 200), dtype=torch.uint8))
         more = {
-            "demo": ["--search", "photos", "--test", "photos"],
+            "demo": ["--search", "photos", "--test", "small"],
             "train": ["--features", "4", "--blocks", "1", "--iterations", "1", "--patch-size", "16", "--device", "cpu"],
         }
         words = [command, *OUTPUTS[command], *more.get(command, []), "--out", "out"]
@@ -495,7 +502,7 @@ class TestKey:
         assert main([*study, "--dry-run", *keys]) == 0
         model = ["--model", "srresnet", "--model-arguments", *(f"{name}={value}" for name, value in SIZES.items())]
         assert main([*study, "--dry-run", *keys, *model]) == 0
-        ends = ["demo", "--base", "both.pth", "--target", "both.pth", "--search", "photos", "--test", "photos"]
+        ends = ["demo", "--base", "both.pth", "--target", "both.pth", "--search", "photos", "--test", "small"]
         assert "192x192" in refused([*ends, *keys], capsys)
         rows = capsys.readouterr().out
         assert not (folder / "demo_output").exists(), rows

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from filterattr import contrast
 from sr_zoo.cli import main
 from sr_zoo.demo import DemoResult, draw_pictures, find_and_mask, table
-from sr_zoo.models import SRResNet
+from sr_zoo.models import SRResNet, TwoBranch
 from sr_zoo.pretrained import save_network
 
 
@@ -87,6 +87,26 @@ def test_pictures_and_numbers_are_written(
     content = json.loads(files[3].read_text())
     assert len(content["rows"]) == len(result.rows)
     assert sum(content["kernels_per_layer"]["blur"].values()) == result.selections["blur"].count
+
+
+@pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
+@pytest.mark.parametrize("kind", ["a factor of 3", "two branches"])
+def test_networks_of_other_factors_and_with_parts_that_no_image_needs(kind: str) -> None:
+    networks = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        sizes = {"num_feat": 4, "num_block": 1}
+        network: nn.Module = SRResNet(**sizes, upscale=3)
+        if kind == "two branches":
+            network = TwoBranch(**sizes, hidden=2, condition=3, predictor_feat=4)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        networks.append(network.eval())
+    found = find_and_mask(
+        *networks, [photograph(1)], [photograph(2)], fraction=0.1, crops=1, draws=2, n_steps=1, progress=False
+    )
+    assert found.rows[-1].removed == pytest.approx({"blur": 1.0, "noise": 1.0})
 
 
 class TestCommandLine:

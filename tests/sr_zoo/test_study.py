@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ from sr_zoo.study.stages.places import places_rows
 from sr_zoo.study.stages.ranking import contrasted, random_units
 from sr_zoo.study.stages.retraining import mean_over_seeds, places_of, retrain
 from sr_zoo.study.stages.search import SEARCH
+from sr_zoo.training import fast_precision
 
 TINY = {"num_feat": 4, "num_block": 1}
 
@@ -601,6 +603,32 @@ class TestCommandLine:
         fixed = ["study", "--base", str(folders / "base.safetensors"), "--target", str(folders / "target.safetensors")]
         fixed += ["--images", str(folders / "photos"), "--dry-run", "--out", str(folders / "out"), "--crop", "32"]
         assert main([*fixed, *preset, *words]) == 0, capsys.readouterr().err
+
+    def test_trainings_of_an_old_study_keep_their_precision(
+        self, folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import sr_zoo.cli.study as command
+
+        seen: list[str] = []
+
+        def settings(**changes: Any) -> Settings:
+            seen.append(changes.get("precision", "chosen"))
+            return small(**{"precision": "fp32", **changes})
+
+        monkeypatch.setattr(command, "quick_settings", settings)
+        words = ["study", "--base", str(folders / "base.safetensors"), "--target", str(folders / "target.safetensors")]
+        words += ["--images", str(folders / "photos"), "--quick", "--out", str(folders / "out")]
+        assert main([*words, "--precision", "bf16", "--stages", "search", "retraining"]) == 0
+        assert main([*words, "--stages", "search", "retraining"]) == 0
+        assert capsys.readouterr().err.count("(done)") == 2
+        assert main([*words, "--precision", "fp32", "--stages", "search", "retraining"]) == 2
+        assert "precision was bf16 and is fp32" in capsys.readouterr().err
+        assert seen == ["bf16", "bf16", "fp32"]
+
+    def test_the_precision_is_one_that_the_processor_has(self) -> None:
+        assert Settings().precision == fast_precision("cpu")
+        with pytest.raises(StudyError, match="precision must be one of fp32, bf16; got 'fp8'"):
+            Settings(precision="fp8")
 
     def test_another_study_is_refused_before_anything_is_timed(
         self, folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
