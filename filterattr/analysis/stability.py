@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,6 +26,7 @@ from filterattr.parameters import Reduction, complete, described, parameters_of
 from filterattr.scores import FilterScores, FilterSelection
 
 _KIND = "per-sample scores"
+_NUMBERS_AT_ONCE = 2**24  # of the results of one matrix product
 
 Rank: TypeAlias = Callable[[Mapping[str, FilterScores]], FilterScores]
 
@@ -75,6 +76,28 @@ class SampleScores:
         """
         chosen = self.values if samples is None else self.values[torch.as_tensor(samples, device="cpu")]
         return FilterScores(self.like._split(chosen.mean(0, dtype=torch.float64)), self.like.parameters)
+
+    def weighted(self, weights: Tensor) -> Iterator[FilterScores]:
+        """Weighted sums of the scores of all samples, several at a time, in single precision.
+
+        Args:
+            weights: Shape ``(n, samples)``; rows that sum to 1 give means.
+
+        Yields:
+            The scores of every row.
+
+        Example:
+            >>> from filterattr import Unit
+            >>> from filterattr.parameters import ScoredParameter
+            >>> like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
+            >>> samples = SampleScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), like)
+            >>> [scores["w"].tolist() for scores in samples.weighted(torch.tensor([[0.5, 0.5], [0.0, 1.0]]))]
+            [[2.0, 2.0], [3.0, 2.0]]
+        """
+        rows = max(1, min(16, _NUMBERS_AT_ONCE // self.values.shape[1]))
+        for some in weights.to(self.values).split(rows):
+            for row in some @ self.values:
+                yield FilterScores(self.like._split(row.double()), self.like.parameters)
 
     def save(self, path: str | Path) -> None:
         """Write them to a file; needs the safetensors package.
@@ -332,22 +355,22 @@ def stability(
         )
     generator = np.random.default_rng(seed)
 
-    def found(chosen: Sequence[int]) -> FilterSelection:
-        return rank({name: one.scores(chosen) for name, one in samples.items()}).top(amount)
+    def sets(drawn: Sequence[Sequence[int]]) -> Iterator[FilterSelection]:
+        weights = torch.from_numpy(np.stack([np.bincount(places, minlength=n) / len(places) for places in drawn]))
+        rows = zip(*(one.weighted(weights) for one in samples.values()), strict=True)
+        return (rank(dict(zip(samples, scores, strict=True))).top(amount) for scores in rows)
 
-    whole = found(range(n))
-    hits = torch.zeros(whole.n_units, device="cpu")
-    for _ in range(draws):
-        hits += found(generator.integers(n, size=n).tolist()).flat()
+    whole = rank({name: one.scores() for name, one in samples.items()}).top(amount)
+    hits = torch.zeros(whole.n_units)
+    for chosen in sets([generator.integers(n, size=n).tolist() for _ in range(draws)]):
+        hits += chosen.flat()
     reproduced: list[Estimate] = []
     overlap: list[Estimate] = []
     for size in wanted:
         pairs = [generator.permutation(n)[: 2 * size].tolist() for _ in range(splits)]
-        both = [(found(places[:size]), found(places[size:])) for places in pairs]
-        for kept, values in (
-            (reproduced, np.array([first.jaccard(second) for first, second in both])),
-            (overlap, np.array([first.overlap(second) for first, second in both])),
-        ):
+        firsts, seconds = sets([places[:size] for places in pairs]), sets([places[size:] for places in pairs])
+        agreeing = np.array([(one.jaccard(two), one.overlap(two)) for one, two in zip(firsts, seconds, strict=True)])
+        for kept, values in ((reproduced, agreeing[:, 0]), (overlap, agreeing[:, 1])):
             kept.append(interval(float(values.mean()), values, confidence))
     order = torch.argsort(hits, descending=True, stable=True)[: int((hits > 0).sum())]
     return Stability(
