@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from filterattr.concerns import COMPLETENESS, barrier_concern, buffers_concern
+from filterattr.concerns import COMPLETENESS, barrier_concern, buffers_concern, concerns_about
 from filterattr.engine.claim import Claim
 from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.modes import GradientMode
@@ -133,8 +133,9 @@ class FilterAttributor:
         """Integrate from base to target.
 
         The model computes with the weights of every node on the line from base to target, and each sample is
-        integrated by itself. Before the scores of the result, look at its ``completeness_error`` and ``barrier``: they
-        say whether to believe them.
+        integrated by itself. Before the scores of the result, look at its ``concerns``, which ``print`` shows: they say
+        whether to believe them. A `FilterAttrWarning` tells of a completeness error, a barrier on the way, changes that
+        round away in the model's type, and modules in train mode.
 
         Args:
             base: Weights that lack the function: a module or a state dict (wrappers, ``"params_ema"`` and ``module.``
@@ -448,7 +449,8 @@ def _doubt(attribution: FilterAttribution) -> str | None:
             f"{attribution.tolerance} with {attribution.n_steps} nodes (completeness error "
             f"{attribution.completeness_error:.2g} over all); allow more with n_steps, or a larger tolerance."
         )
-    barrier = barrier_concern(attribution.path_numbers())
+    path = attribution.path_numbers()
+    barrier = barrier_concern(path)
     if attribution.completeness_error > COMPLETENESS and attribution.n_steps > 1:
         change = attribution.loss_target - attribution.loss_base
         gap = (
@@ -463,8 +465,8 @@ def _doubt(attribution: FilterAttribution) -> str | None:
         return f"{gap}; {cure if barrier is None else _at_its_beginning(barrier)}"
     # a training may well go over a hill; that base and target are far apart is seen on the straight way
     barrier = barrier if attribution.n_segments == 1 else None
-    if barrier or buffers_concern(attribution.path_numbers()):
-        return f"the path from base to target can hardly be believed. {' '.join(attribution.concerns)}"
+    if barrier or buffers_concern(path):
+        return f"the path from base to target can hardly be believed. {' '.join(concerns_about(path))}"
     return None
 
 

@@ -336,10 +336,10 @@ def _packed(marked: Tensor) -> Tensor:
     """Eight booleans a byte."""
     flat = marked.reshape(-1)
     padded = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).reshape(-1, 8)
-    return (padded * (1 << torch.arange(8))).sum(1).to(torch.uint8)
+    return (padded * (1 << torch.arange(8, device="cpu"))).sum(1).to(torch.uint8)
 
 
 def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
     """Undo `_packed`."""
-    bits = (packed[:, None].int() >> torch.arange(8)) & 1
+    bits = (packed[:, None].int() >> torch.arange(8, device="cpu")) & 1
     return bits.reshape(-1)[: shape.numel()].bool().reshape(shape)

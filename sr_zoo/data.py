@@ -168,7 +168,7 @@ class PatchSampler:
 
     def _draw_one(self, generator: torch.Generator) -> Tensor:
         """Cut one patch at a uniform place and turn it into one of its eight orientations."""
-        choice, rows, columns, turn = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        choice, rows, columns, turn = torch.rand(4, generator=generator, dtype=torch.float64, device="cpu").tolist()
         image = self.photographs[int(choice * len(self.photographs))]
         top = int(rows * (image.shape[1] - self.size + 1))
         left = int(columns * (image.shape[2] - self.size + 1))

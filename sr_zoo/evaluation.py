@@ -159,7 +159,7 @@ def measure(
     scale = int(getattr(network, "upscale", 1))
     check_colour(network)
     check_photographs(photographs, scale)
-    parameter = next(network.parameters(), torch.empty(0))  # a network without weights runs on the CPU
+    parameter = next(network.parameters(), torch.empty(0, device="cpu"))  # a network without weights runs on the CPU
     rows: dict[str, dict[str, float]] = {}
     jobs = [(name, index) for name in inputs for index in range(len(photographs))]
     sums: dict[str, list[Tensor]] = {name: [] for name in inputs}

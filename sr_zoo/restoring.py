@@ -196,7 +196,7 @@ def restore(
         raise ImageError(f"a tile must be at least 16 pixels wide; got {tile}.")
     tile += -tile % _GRID
     scale = int(getattr(network, "upscale", 1))
-    parameter = next(network.parameters(), torch.empty(0))
+    parameter = next(network.parameters(), torch.empty(0, device="cpu"))
     overlap = reach(network)
     overlap += -overlap % _GRID
 
@@ -254,7 +254,7 @@ def reach(network: nn.Module) -> int:
 def _condition(network: TwoBranch, degraded: Tensor, tile: int, load: Callable[[Tensor], Tensor]) -> Tensor:
     """What the predictor says of the whole image: it is linear in the mean over the pixels, so tiles add up."""
     predictor, (height, width) = network.predictor, degraded.shape[-2:]
-    overlap, total = _GRID, torch.zeros(())
+    overlap, total = _GRID, torch.zeros((), device="cpu")
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             bottom, right = min(top + tile, height), min(left + tile, width)

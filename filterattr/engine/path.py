@@ -242,7 +242,8 @@ def _rounded(states: list[dict[str, Tensor]], clones: list[dict[str, Tensor]]) -
     for name, own in clones[0].items():
         n_moved = n_lost = 0
         for (first, second), (kept, other) in zip(pairwise(states), pairwise(clones), strict=True):
-            if all(torch.promote_types(value.dtype, own.dtype) == own.dtype for value in (first[name], second[name])):
+            kinds = {first[name].dtype, second[name].dtype} - {own.dtype}
+            if all(torch.promote_types(kind, own.dtype) == own.dtype for kind in kinds):
                 continue
             moved = first[name] != second[name].to(first[name].device)
             n_moved += int(moved.sum())

@@ -265,6 +265,9 @@ def _has_prefix(names: Collection[str]) -> bool:
 
 def _named_as(entries: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Choose the number of prefixes with which most names are the model's; as they are, if nothing is better."""
+    known = set(names)
+    if known.issuperset(entries):
+        return entries
     candidates = [entries]
     while _has_prefix(entries):
         entries = {name.removeprefix(_PREFIX): value for name, value in entries.items() if name != _COUNTER}
@@ -273,7 +276,6 @@ def _named_as(entries: dict[str, Tensor], names: Collection[str]) -> dict[str, T
     while all(name.startswith(added + _PREFIX) for name in names):
         added += _PREFIX
         candidates.append({added + name: value for name, value in entries.items()})
-    known = set(names)
     return max(candidates, key=lambda candidate: sum(name in known for name in candidate))
 
 

@@ -105,7 +105,7 @@ class Degradation(ABC):
         Returns:
             As for `traced`.
         """
-        drawn = {name: torch.full((len(images),), value) for name, value in self.strengths().items()}
+        drawn = {name: torch.full((len(images),), value, device="cpu") for name, value in self.strengths().items()}
         return self.apply(images, generator), drawn
 
     def strengths(self) -> dict[str, float]:

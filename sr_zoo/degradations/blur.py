@@ -50,7 +50,7 @@ class GaussianBlur(Degradation):
     def kernel(self) -> Tensor:
         """Return the one-dimensional factor of the separable kernel, ``float64``, of sum 1."""
         radius = self.kernel_size // 2
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
         weights = torch.exp(-(offsets**2) / (2 * self.sigma**2))
         return weights / weights.sum()
 
@@ -107,7 +107,7 @@ class EllipticBlur(Degradation, abstract=True):
     def kernel(self) -> Tensor:
         """Return the kernel of shape ``(kernel_size, kernel_size)``, rows first, ``float64``, of sum 1."""
         radius = self.kernel_size // 2
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
         y, x = torch.meshgrid(offsets, offsets, indexing="ij")
         cosine, sine = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
         first, second = cosine * x + sine * y, cosine * y - sine * x
@@ -120,7 +120,7 @@ class EllipticBlur(Degradation, abstract=True):
 
     def strengths(self) -> dict[str, float]:
         """The standard deviation of the kernel itself, root mean square over the two axes."""
-        offsets = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
+        offsets = torch.arange(self.kernel_size, dtype=torch.float64, device="cpu") - self.kernel_size // 2
         squares = offsets[:, None] ** 2 + offsets**2
         return {"blur": math.sqrt(float((self.kernel() * squares).sum()) / 2)}
 
@@ -261,7 +261,7 @@ class Sinc(Degradation):
     def kernel(self) -> Tensor:
         """Return the kernel of shape ``(kernel_size, kernel_size)``, ``float64``, of sum 1."""
         radius = self.kernel_size // 2
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
         distance = torch.hypot(offsets[:, None], offsets)
         distance[radius, radius] = 1  # any number: the limit follows
         bessel: Tensor = torch.special.bessel_j1(self.cutoff * distance)

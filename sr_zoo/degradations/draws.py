@@ -148,7 +148,7 @@ class OneOf(Composite):
 
     def apply_traced(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Strengths]:
         """Draw for the whole batch, then degrade image by image."""
-        ends = torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0)
+        ends = torch.tensor(self.probabilities, dtype=torch.float64, device="cpu").cumsum(0)
         ends[-1] = 1.0
         places = torch.searchsorted(ends, _uniform((len(images),), images, generator), right=True)
         return one_by_one(self, [self.degradations[place] for place in places.tolist()], images, generator)
@@ -223,7 +223,7 @@ def one_by_one(
             f"{', '.join(f'{height}x{width}' for height, width in sorted(sizes))}. Give it one image at a time."
         )
     names = [name for _, drawn in parts for name in drawn]
-    absent = torch.zeros(1)
+    absent = torch.zeros(1, device="cpu")
     strengths = {name: torch.cat([drawn.get(name, absent) for _, drawn in parts]) for name in dict.fromkeys(names)}
     return torch.cat([image for image, _ in parts]), strengths
 

@@ -188,7 +188,7 @@ def _to_rgb(planes: Tensor) -> Tensor:
 def _steps(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
     """Scale a table of quantisation steps as libjpeg does, in whole numbers."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return ((torch.tensor(table) * percent + 50) // 100).clamp(1, 255)
+    return ((torch.tensor(table, device="cpu") * percent + 50) // 100).clamp(1, 255)
 
 
 def _extend(planes: Tensor, multiple: int) -> Tensor:
@@ -200,7 +200,7 @@ def _extend(planes: Tensor, multiple: int) -> Tensor:
 def _compress(planes: Tensor, steps: Tensor) -> Tensor:
     """Quantise the cosine transform of 8x8 blocks; planes in [0, 255], rounded and clipped on return."""
     height, width = planes.shape[-2:]
-    place = torch.arange(8, dtype=torch.float64)
+    place = torch.arange(8, dtype=torch.float64, device="cpu")
     cosines = torch.cos((2 * place + 1) * place[:, None] * math.pi / 16) / 2
     cosines[0] /= math.sqrt(2)
     transform, steps = cosines.to(planes), steps.to(planes)

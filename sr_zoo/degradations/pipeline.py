@@ -102,7 +102,7 @@ class Sometimes(Composite):
                 )
             result[hit] = degraded
             for name, values in drawn.items():
-                strengths[name] = torch.zeros(len(images)).masked_scatter(hit.cpu(), values)
+                strengths[name] = torch.zeros(len(images), device="cpu").masked_scatter(hit.cpu(), values)
         return result, strengths
 
 

@@ -156,6 +156,6 @@ def _whole(parts: Mapping[str, Degradation], scale: int) -> bool:
 
 def _size_after(part: Degradation, scale: int) -> tuple[int, int]:
     """What size a degradation makes of an image; tried, since only the degradation knows."""
-    trial = torch.zeros(1, 3, *(_TRIED // scale * scale,) * 2)
+    trial = torch.zeros(1, 3, *(_TRIED // scale * scale,) * 2, device="cpu")
     height, width = part(trial, torch.Generator().manual_seed(0)).shape[-2:]
     return height, width

@@ -175,7 +175,9 @@ def shuffled_inside_layers(scores: FilterScores, generator: torch.Generator) -> 
         True
     """
     drawn = {
-        name: tensor.reshape(-1)[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
+        name: tensor.reshape(-1)[torch.randperm(tensor.numel(), generator=generator, device="cpu")].reshape(
+            tensor.shape
+        )
         for name, tensor in scores.items()
     }
     return FilterScores(drawn, scores.parameters)

@@ -100,7 +100,7 @@ def draw_samples(
         >>> [tuple(part.shape) for part in samples["blur"][1]]
         [(1, 3, 24, 24), (1, 3, 48, 48), (1, 3, 24, 24)]
     """
-    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     samples: dict[str, list[Sample]] = {name: [] for name in inputs}
     for index in range(count):
         photograph = photographs[order[index % len(order)]]

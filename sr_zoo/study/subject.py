@@ -277,7 +277,7 @@ def _photographs(sources: Sources, seed: int) -> tuple[list[Tensor], list[Tensor
 
 def _read(paths: Sequence[Path], seed: int) -> list[Tensor]:
     """Read at most so many photographs as fit into memory, chosen at random, in the order of their names."""
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:MOST_PHOTOGRAPHS]
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed), device="cpu")[:MOST_PHOTOGRAPHS]
     return read_photographs([paths[place] for place in sorted(order.tolist())])
 
 

@@ -73,5 +73,5 @@ def wanted_estimates(network: TwoBranch, strengths: Strengths, count: int) -> Te
                 [0.0000, 0.0000],
                 [0.5000, 0.0000]])
     """
-    absent = torch.zeros(count)
+    absent = torch.zeros(count, device="cpu")
     return torch.stack([strengths.get(name, absent) / STRENGTH_UNITS[name] for name in network.predicts], dim=1)

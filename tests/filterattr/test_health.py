@@ -242,3 +242,47 @@ def test_a_number_that_is_none_is_not_inside_its_bound() -> None:
         )
     assert math.isnan(table.entries[0].measured)
     assert not table.holds
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_named"),
+    [
+        (nn.Dropout(0.5), True),
+        (nn.Dropout(0.0), False),
+        (nn.Dropout(0.5).eval(), False),
+        (nn.AlphaDropout(0.1), True),
+        (nn.BatchNorm1d(3), True),
+        (nn.BatchNorm1d(3, track_running_stats=False), False),
+        (nn.BatchNorm1d(3).eval(), False),
+        (nn.LayerNorm(3), False),
+        (nn.RReLU(), True),
+    ],
+)
+def test_modules_that_compute_as_in_training_are_named_once(layer: nn.Module, is_named: bool) -> None:
+    base, target = (nn.Sequential(nn.Linear(3, 3), copy.deepcopy(layer)) for _ in range(2))
+    data = list(torch.rand(2, 4, 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        FilterAttributor(base).attribute(base, target, lambda model, x: model(x).square().mean(), data, n_steps=16)
+    told = [str(one.message) for one in caught if "train mode" in str(one.message)]
+    assert len(told) == is_named
+    if told:
+        assert f"'1' ({type(layer).__name__})" in told[0]
+        assert "model.eval()" in told[0]
+        assert caught[0].filename == __file__
+
+
+def test_errors_that_are_summed_over_samples_are_told_as_such() -> None:
+    """The mean of both samples is complete, as their errors cancel; the samples are not."""
+    model = nn.Linear(1, 1, bias=False).double()
+    ends = ({"weight": torch.full((1, 1), t, dtype=torch.float64)} for t in (0.0, 1.0))
+
+    def loss(network: nn.Module, sign: float) -> torch.Tensor:
+        return sign * network.weight.sum() ** 6 - network.weight.sum()
+
+    with pytest.warns(FilterAttrWarning, match="of every sample, but miss it") as caught:
+        attribution = FilterAttributor(model).attribute(*ends, loss, [1.0, -1.0], n_steps=2)
+    change = attribution.loss_target - attribution.loss_base
+    assert attribution.total == pytest.approx(change)
+    assert "over 2 samples, whose errors do not cancel" in str(caught[0].message)
+    assert f"should sum to the loss change {change:.4g} but" not in str(caught[0].message)

@@ -191,9 +191,9 @@ def random_units(like: FilterSelection, count: int, seed: int) -> FilterSelectio
     generator = torch.Generator().manual_seed(seed)
     own, rest = like.flat().nonzero().reshape(-1), (~like.flat()).nonzero().reshape(-1)
     half = min(count // 2, len(own))
-    chosen = torch.zeros(like.n_units, dtype=torch.bool)
-    chosen[own[torch.randperm(len(own), generator=generator)[:half]]] = True
-    chosen[rest[torch.randperm(len(rest), generator=generator)[: count - half]]] = True
+    chosen = torch.zeros(like.n_units, dtype=torch.bool, device="cpu")
+    chosen[own[torch.randperm(len(own), generator=generator, device="cpu")[:half]]] = True
+    chosen[rest[torch.randperm(len(rest), generator=generator, device="cpu")[: count - half]]] = True
     sizes = [tensor.numel() for tensor in like.values()]
     parts = torch.split(chosen, sizes)
     shaped = {name: part.reshape(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
