@@ -361,7 +361,7 @@ def stability(
         return (rank(dict(zip(samples, scores, strict=True))).top(amount) for scores in rows)
 
     whole = rank({name: one.scores() for name, one in samples.items()}).top(amount)
-    hits = torch.zeros(whole.n_units)
+    hits = torch.zeros(whole.n_units, device="cpu")
     for chosen in sets([generator.integers(n, size=n).tolist() for _ in range(draws)]):
         hits += chosen.flat()
     reproduced: list[Estimate] = []
