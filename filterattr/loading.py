@@ -10,6 +10,7 @@ from torch import Tensor
 
 from filterattr.engine.foreign import read_checkpoint
 from filterattr.engine.states import plain_state
+from filterattr.engine.storage import is_own_file, read_tensors
 from filterattr.errors import StateMismatchError, name_some
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str | None]
@@ -18,10 +19,10 @@ Rename: TypeAlias = Mapping[str, str] | Callable[[str], str | None]
 def load_state(
     path: str | Path, *, key: str | None = None, prefix: str = "", rename: Rename | None = None
 ) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint; no code of the file is run (``weights_only``).
+    """Read the weights of a checkpoint; no code of the file is run.
 
     Args:
-        path: A file of `torch.save` or a safetensors file (which needs that package).
+        path: A file of `torch.save` or a safetensors file.
         key: Where in the file the weights are, with dots for nested ones (``"optimizer.ema"``). By default they are
             looked for under ``"params_ema"``, ``"params"`` (BasicSR) and ``"state_dict"`` (Lightning), and are the
             whole content otherwise.
@@ -34,7 +35,8 @@ def load_state(
         Name to tensor, on the CPU, for `FilterAttributor.attribute` or ``load_state_dict``.
 
     Raises:
-        StorageError: The file is missing, damaged, or holds anything but tensors and plain containers.
+        StorageError: The file is missing, damaged, or holds anything but tensors and plain containers; classes are
+            named. Files that this library wrote must match their digest.
         StateMismatchError: There is nothing under the key, no name has the prefix, or two names become one.
 
     Example:
@@ -45,7 +47,7 @@ def load_state(
         >>> load_state(path, prefix="net.", rename={"body": "layers.0"})
         {'layers.0.weight': tensor([0., 0.])}
     """
-    content = read_checkpoint(path)
+    content = read_tensors(path, None)[0] if is_own_file(path) else read_checkpoint(path)
     for part in key.split(".") if key else ():
         if not isinstance(content, Mapping) or part not in content:
             found = name_some(content) if isinstance(content, Mapping) else type(content).__name__

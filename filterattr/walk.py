@@ -20,6 +20,7 @@ from filterattr.engine.sums import SampleSums
 from filterattr.errors import FilterAttrWarning, SettingError, StorageError
 
 _LOSS_TOLERANCE = 1e-4
+_LOSS_ROUNDING = 1e-5  # of the larger loss: what a small difference of large numbers may be off by
 _DIGEST_BYTES = 32
 
 
@@ -36,8 +37,8 @@ class SampleRun(Protocol):
     def skip_sample(self) -> None:
         """Note that a sample is in the sums already."""
 
-    def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
-        """Return the loss of a sample at base."""
+    def losses_at_ends(self, arguments: tuple[Any, ...], seed: int, index: int) -> tuple[float, float]:
+        """Return the losses of a sample at base and at target."""
 
     def is_due(self, before: int, count: int) -> bool:
         """Whether `is_enough` is to be asked, after so many samples of all processes."""
@@ -209,15 +210,17 @@ class Walk:
                 "shuffles)"
             )
         if place == 0:
-            self._check_loss(self.run.loss_at_base(*sample))
+            self._check_losses(self.run.losses_at_ends(*sample))
         self.run.skip_sample()
         return True
 
-    def _check_loss(self, value: float) -> None:
-        """Functions cannot be compared; what they return can."""
-        base, target = self._first_losses
-        if not math.isclose(value, base, rel_tol=0, abs_tol=_LOSS_TOLERANCE * max(abs(base), abs(target))):
-            raise self._other_job(f"the loss of its first sample at base was {base:.6g} and is {value:.6g} now")
+    def _check_losses(self, values: tuple[float, float]) -> None:
+        """Functions cannot be compared; what they return can, at both ends: at one of them two losses may agree."""
+        largest = max(map(abs, self._first_losses))
+        for end, before, value in zip(("base", "target"), self._first_losses, values, strict=True):
+            tolerance = max(_LOSS_TOLERANCE * abs(before), _LOSS_ROUNDING * largest)
+            if not math.isclose(value, before, rel_tol=0, abs_tol=tolerance):
+                raise self._other_job(f"the loss of its first sample at {end} was {before:.6g} and is {value:.6g} now")
 
     def _other_job(self, reason: str) -> StorageError:
         path = self.file.path if self.file is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import types
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from filterattr.errors import StorageError
+from filterattr.files.reading import reading
 from filterattr.files.writing import replace_file
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = dict[str, Any]
 
-_KIND = "record"  # beside the fields; no field has this name
+_KIND, _DIGEST = "record", "digest"  # beside the fields; no field has these names
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
@@ -29,7 +31,8 @@ class Record(ABC):
     """Base of all results of `filterattr.analysis`: frozen dataclasses of numbers, texts, tuples and mappings.
 
     `to_json` writes strict JSON, which browsers read, too: a number that is not one is ``null``, infinities are the
-    texts ``"inf"`` and ``"-inf"``. `from_json` gives an equal result back.
+    texts ``"inf"`` and ``"-inf"``. `from_json` gives an equal result back. Files have a digest beside the fields: a
+    number that was damaged is refused.
     """
 
     @abstractmethod
@@ -65,7 +68,8 @@ class Record(ABC):
             An equal result.
 
         Raises:
-            StorageError: It is no JSON, of another kind, or a field is missing, unknown or of another type.
+            StorageError: It is no JSON, of another kind, does not match the digest that `save` writes (files of before
+                version 0.2 have none), or a field is missing, unknown or of another type.
         """
         try:
             content = json.loads(text)
@@ -74,11 +78,16 @@ class Record(ABC):
         kind = content.pop(_KIND, None) if isinstance(content, dict) else None
         if kind != cls.__name__:
             raise StorageError(f"the JSON must hold a {cls.__name__}; it holds {kind!r}.")
+        digest = content.pop(_DIGEST, None)
+        if digest not in (None, _digest(kind, content)):
+            raise StorageError(
+                f"the {kind} is damaged: its content does not match its digest. Restore a backup or compute it again."
+            )
         decoded: Self = _decoded(content, cls, cls.__name__)
         return decoded
 
     def save(self, path: str | Path) -> None:
-        """Write the result as a JSON file, in one atomic step.
+        """Write the result as a JSON file with a digest, in one atomic step.
 
         Args:
             path: Where to write.
@@ -86,7 +95,10 @@ class Record(ABC):
         Raises:
             StorageError: The disk refuses.
         """
-        replace_file(path, [f"{self.to_json()}\n".encode()])
+        content = json.loads(self.to_json())
+        kind = content.pop(_KIND)
+        signed = {_KIND: kind, **content, _DIGEST: _digest(kind, content)}
+        replace_file(path, [f"{json.dumps(signed, allow_nan=False)}\n".encode()])
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -99,11 +111,13 @@ class Record(ABC):
             An equal result.
 
         Raises:
-            StorageError: The file is missing or holds something else.
+            StorageError: The file is missing or damaged, or holds something else.
         """
+        with reading(path) as (stream, _):
+            content = stream.read()
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = content.decode()
+        except UnicodeDecodeError as error:
             raise StorageError(f"'{path}' cannot be read: {error}.") from error
         try:
             return cls.from_json(text)
@@ -143,6 +157,11 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def _digest(kind: str, content: Mapping[str, Any]) -> str:
+    """SHA-256 of what a file says, however it is spaced."""
+    return hashlib.sha256(json.dumps([kind, content], sort_keys=True).encode()).hexdigest()
 
 
 def _encoded_fields(value: Any) -> dict[str, Any]:

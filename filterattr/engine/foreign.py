@@ -1,28 +1,30 @@
 """Weights that others wrote, with `torch.save` or as safetensors: nothing but sound tensors is read.
 
-Only tensors and plain containers are unpickled (``weights_only``), so that no code of the file runs. Files are at most
-16 GiB long, which is checked before anything is read; the checksums of the archive are checked too, which `torch.load`
-does not do.
+No code of a file runs, and nothing is built that the file does not hold. Files are at most 16 GiB long; lengths and
+checksums are compared before a tensor is handed out, which `torch.load` does not do.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
-import warnings
-import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from torch import Tensor
 
 from filterattr.errors import StorageError, gathered, name_some
+from filterattr.files.layout import LayoutError, read_entries, read_header
+from filterattr.files.pickled import NotPlain, Storage
+from filterattr.files.reading import reading
+from filterattr.files.torch_file import ForeignClassError, TorchFileError, read_torch_file
 
-MAX_BYTES = 16 * 2**30
+# no sound checkpoint names what they hold; a hostile one does
+_ACTING = frozenset(
+    {"builtins", "os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "importlib", "runpy", "pty", "ctypes"}
+)
+_Leaf: TypeAlias = Tensor | NotPlain | Storage
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -48,25 +50,15 @@ def read_checkpoint(path: str | Path) -> Any:
         ...
         filterattr.errors.StorageError: the tensors in '...bomb.pth' must be plain: 'weight' shows 4000000000 bytes ...
     """
-    path = Path(path)
     try:
-        _check_file(path)
-        if _is_safetensors(path):
-            return _read_safetensors(path)
-        with warnings.catch_warnings():
-            # it tells that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD does not count here, as it should be
-            warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # unpickling raises nearly every type there is
-        # PyTorch's own text recommends to unpickle it all the same, which would run whatever the file says
+        with reading(path) as (stream, size):
+            content = _content(path, stream, size)
+    except ForeignClassError as error:
+        raise StorageError(_foreign_classes(path, error.names)) from error
+    except (TorchFileError, LayoutError) as error:
         raise StorageError(
-            f"'{path}' must be a checkpoint of tensors alone, as torch.save or safetensors write it; it is damaged, "
-            f"of another format, or would run code of its own ({type(error).__name__}). Get it again from where it "
-            "came from."
+            f"'{path}' must be a checkpoint of tensors alone, as torch.save or safetensors write it; it is damaged or "
+            f"of another format: {error}. Get it again from where it came from."
         ) from error
     findings = _unsound(content)
     if findings:
@@ -74,43 +66,30 @@ def read_checkpoint(path: str | Path) -> Any:
     return content
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Such a file begins with the length of its header, a JSON object."""
-    with path.open("rb") as stream:
-        return stream.read(9)[8:] == b"{"
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read tensors that cannot overlap nor hold code; the format checks its own offsets."""
-    try:
-        from safetensors.torch import load_file  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise StorageError("files need the safetensors package: pip install safetensors.") from error
-    return load_file(path)
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is not worth unpickling."""
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"'{path}' must be a regular file; it is a pipe or a device.")
-    if found.st_size > MAX_BYTES:
-        raise StorageError(f"'{path}' holds {found.st_size} bytes; at most {MAX_BYTES} are read.")
-    with path.open("rb") as stream:
-        head = stream.read(64).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+def _content(path: str | Path, stream: BinaryIO, size: int) -> Any:
+    """Read a file of the format that its first bytes tell; safetensors begin with the length of a JSON object."""
+    head = stream.read(64)
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise StorageError(f"'{path}' is a web page, not weights: the download went wrong.")
-    if not head.startswith(b"pk"):
-        return
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if sum(entry.file_size for entry in entries) > found.st_size or any(entry.compress_type for entry in entries):
-            raise StorageError(f"'{path}' is compressed, which torch.save never does; it may unpack to any size.")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise StorageError(f"'{path}' is damaged: its part '{damaged}' does not match its checksum.")
+    stream.seek(0)
+    if head[8:9] != b"{":
+        return read_torch_file(stream, size)
+    entries, _ = read_header(stream, size)
+    return read_entries(stream, entries)
+
+
+def _foreign_classes(path: str | Path, names: list[str]) -> str:
+    """Say which classes there are, and what to do; nobody is told to run what acts on the system."""
+    advice = (
+        "The file may be sound: if you trust where it comes from, load it yourself with torch.load(path, "
+        "weights_only=False), and pass the dict of its weights."
+    )
+    if {name.partition(".")[0] for name in names} & _ACTING:
+        advice = "Get it again from where it came from."
+    return (
+        f"'{path}' must be a checkpoint of tensors alone, as torch.save or safetensors write it; it also holds "
+        f"{name_some(name[:200] for name in names)}, which would run code of its own to be read. {advice}"
+    )
 
 
 def _unsound(content: object) -> list[str]:
@@ -125,7 +104,7 @@ def _unsound(content: object) -> list[str]:
         if problem:
             findings.append(f"'{key}' {problem}")
             continue
-        if not value.numel():
+        if not isinstance(value, Tensor) or not value.numel():
             continue
         view = (value.dtype, value.storage_offset(), value.shape, value.stride())
         storages.setdefault(value.untyped_storage().data_ptr(), {}).setdefault(view, (key, value))
@@ -134,13 +113,13 @@ def _unsound(content: object) -> list[str]:
     return findings
 
 
-def _tensors(content: object) -> Iterator[tuple[object, Tensor]]:
+def _tensors(content: object) -> Iterator[tuple[object, _Leaf]]:
     """Yield every tensor with its dotted key (the key itself, if it is no text); a container may hold itself."""
     waiting: deque[tuple[str, object]] = deque([("", content)])
     seen = set()
     while waiting:
         place, holder = waiting.popleft()
-        if isinstance(holder, Tensor):
+        if isinstance(holder, Tensor | NotPlain | Storage):
             yield place, holder
             continue
         if id(holder) in seen:
@@ -152,14 +131,16 @@ def _tensors(content: object) -> Iterator[tuple[object, Tensor]]:
         elif isinstance(holder, list | tuple | set):
             pairs = ((str(index), value) for index, value in enumerate(holder))
         for key, value in pairs:
-            if isinstance(value, Tensor) and not isinstance(key, str):
+            if isinstance(value, Tensor | NotPlain) and not isinstance(key, str):
                 yield key, value
             else:
                 waiting.append((f"{place}.{key}" if place else str(key), value))
 
 
-def _problem(tensor: Tensor) -> str | None:
+def _problem(tensor: _Leaf) -> str | None:
     """Say why one tensor is not plain."""
+    if not isinstance(tensor, Tensor):
+        return f"is {tensor.what}" if isinstance(tensor, NotPlain) else "is a storage, not a tensor"
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         return f"is {tensor.layout} of {tensor.dtype} on {tensor.device}"
     held = tensor.untyped_storage().nbytes()

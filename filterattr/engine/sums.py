@@ -99,10 +99,12 @@ class SampleSums:
     def _batches(self) -> Iterator[list[Tensor]]:
         """Few large messages are faster than many small ones, and need less memory than a single one."""
         batch: list[Tensor] = []
+        length = 0
         for total in self.tensors.values():
             batch.append(total)
-            if sum(one.numel() for one in batch) >= _MESSAGE_NUMBERS:
+            length += total.numel()
+            if length >= _MESSAGE_NUMBERS:
                 yield batch
-                batch = []
+                batch, length = [], 0
         if batch:
             yield batch

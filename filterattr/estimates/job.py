@@ -147,10 +147,10 @@ class Run(ABC, Generic[G]):
         """
         return False
 
-    def loss_at_base(self, arguments: tuple[Any, ...], seed: int, index: int) -> float:
-        """Evaluate the loss of a sample at base, as `add_samples` does."""
+    def losses_at_ends(self, arguments: tuple[Any, ...], seed: int, index: int) -> tuple[float, float]:
+        """Evaluate the loss of a sample at base and at target, as `add_samples` does."""
         self.path_loss.start(arguments, seed, index)
-        return float(self.path_loss.visit(0.0))
+        return float(self.path_loss.visit(0.0)), float(self.path_loss.visit(1.0))
 
     def identity(self, *, with_data: bool) -> dict[str, Any]:
         """Everything that the numbers of this run depend on, but for samples and loss."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from filterattr.files.reading import fill
+from filterattr.files.reading import bytes_of, fill
 
 MAX_HEADER_BYTES = 64 * 2**20
 _MOST_DIMENSIONS = 64
@@ -137,12 +137,13 @@ def pieces(tensor: Tensor) -> Iterator[memoryview]:
     is_plain = tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
     size = tensor.numel() * tensor.element_size()
     if is_plain or size <= _PIECE_BYTES:
-        yield _bytes_of(tensor.resolve_conj().resolve_neg().cpu().contiguous())
+        yield bytes_of(tensor.resolve_conj().resolve_neg().cpu().contiguous())
     elif len(tensor) == 1:
         yield from pieces(tensor[0])
     else:
-        for part in tensor.split(max(1, len(tensor) * _PIECE_BYTES // size)):
-            yield from pieces(part)
+        rows = max(1, len(tensor) * _PIECE_BYTES // size)
+        for begin in range(0, len(tensor), rows):
+            yield from pieces(tensor[begin : begin + rows])
 
 
 def read_header(stream: BinaryIO, size: int) -> tuple[list[Entry], dict[str, str]]:
@@ -198,16 +199,11 @@ def read_entries(stream: BinaryIO, entries: Iterable[Entry]) -> dict[str, Tensor
         tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         if tensor.numel():
             try:
-                fill(stream, _bytes_of(tensor))
+                fill(stream, bytes_of(tensor))
             except EOFError as error:
                 raise LayoutError(str(error)) from error
         tensors[entry.name] = tensor
     return tensors
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """View a contiguous tensor as a row of bytes."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+from torch import Tensor
+
 from filterattr.errors import StorageError, is_out_of_memory
 
 MAX_BYTES = 16 * 2**30
@@ -97,6 +100,20 @@ def fill(stream: BinaryIO, buffer: memoryview) -> None:
         if not count:
             raise EOFError(f"it ends {len(buffer) - done} bytes too early")
         done += count
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """View a contiguous tensor on the CPU as a row of bytes.
+
+    Args:
+        tensor: The tensor; what is written to the bytes is written to it.
+
+    Example:
+        >>> bytes_of(torch.ones(2)).nbytes
+        8
+    """
+    data: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def _opened(path: Path) -> int:

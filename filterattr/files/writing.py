@@ -166,7 +166,7 @@ def _into(path: Path, old: os.stat_result | None) -> Iterator[BinaryIO]:
     if old is not None and (stat.S_ISBLK(old.st_mode) or stat.S_ISSOCK(old.st_mode)):
         raise OSError(errno.EINVAL, "it is a disk or a socket")
     with tempfile.TemporaryFile() as stream:
-        yield stream  # type: ignore[misc]
+        yield stream
         stream.seek(0)
         with os.fdopen(_open_special(path), "wb", buffering=0) as device:
             shutil.copyfileobj(stream, device, _COPIED_AT_ONCE)

@@ -75,6 +75,36 @@ def test_damaged_json_is_refused_by_place(record, old: str, new: str, words: str
         Everything.from_json(text.replace(old, new, 1))
 
 
+def test_a_flipped_digit_of_a_file_is_refused(record, tmp_path) -> None:
+    path = tmp_path / "result.json"
+    record.save(path)
+    text = path.read_text()
+    assert json.loads(text)["number"] == record.number
+    for place in (place for place, letter in enumerate(text) if letter in "0123456789abcdef"):
+        for bit in (1, 2, 4, 8):
+            flipped = chr(ord(text[place]) ^ bit)
+            path.write_text(text[:place] + flipped + text[place + 1 :])
+            try:
+                found = Everything.load(path)
+            except StorageError as error:
+                assert str(path) in str(error)  # noqa: PT017 - one of two outcomes
+            else:
+                assert found == record  # a letter of a number's exponent, say, or of an escape
+
+
+def test_files_without_a_digest_and_with_other_spaces_are_read(record, tmp_path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(record.to_json() + "\n")  # as the first version wrote it
+    assert Everything.load(path) == record
+    record.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True))
+    assert Everything.load(path) == record
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "count": content["count"] + 1}))
+    with pytest.raises(StorageError, match=r"result\.json': the Everything is damaged: its content does not match"):
+        Everything.load(path)
+
+
 def test_missing_files_are_refused(record, tmp_path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
         Everything.load(tmp_path / "nowhere.json")
