@@ -53,7 +53,7 @@ Aggregate: TypeAlias = Literal["per_sample", "pooled"]
 
 _ROUNDED_LIMIT = 0.1  # of the changes of a parameter
 _MANY_UNITS = 10_000_000
-_BYTES_OF_A_UNIT = 6 * 8  # what the sums of a run hold for each
+_NUMBERS_OF_A_UNIT = 6, 4  # float64 numbers that a run holds, and for a single weight
 
 
 class FilterAttributor:
@@ -389,10 +389,12 @@ def _doubts_of_units(
             "output, input), others as (output, input, window). Say it with filterattr.register_layout, or give them "
             "a pattern with unit={...}."
         )
-    units = sum(shape.numel() for shape in units_of(scored).values())
+    sizes = {name: shape.numel() for name, shape in units_of(scored).items()}
+    units = sum(sizes.values())
     weights = sum(math.prod(one.shape) for one in scored.values())
     if units > _MANY_UNITS and units > weights / 4:
-        size = units * _BYTES_OF_A_UNIT
+        alone = sum(sizes.get(name, 0) for name, one in scored.items() if one.is_weight_by_weight)
+        size = 8 * (_NUMBERS_OF_A_UNIT[1] * alone + _NUMBERS_OF_A_UNIT[0] * (units - alone))
         yield (
             f"{units:,} units for {weights:,} weights: their scores take {size / 2**30:.1f} GiB, "
             f'{size / (4 * weights):.1f} times the weights in float32. unit="filter" has one score an output, and '

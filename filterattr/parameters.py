@@ -121,6 +121,26 @@ def units_of(parameters: Mapping[str, ScoredParameter]) -> dict[str, torch.Size]
     return units
 
 
+def kept_as(statistic: str, reduction: Reduction, scored: ScoredParameter) -> Reduction:
+    """The reduction whose numbers are kept for a statistic; where every weight is a unit, some are equal to others.
+
+    Args:
+        statistic: One of `STATISTICS`.
+        reduction: One of its reductions.
+        scored: How the parameter is scored.
+
+    Returns:
+        The reduction itself, or ``"sum_of_abs"`` if its numbers are the same to the last bit.
+
+    Example:
+        >>> weights = ScoredParameter(Unit("... -> ..."), (3, 2))
+        >>> kept_as("means", "abs_of_sum", weights), kept_as("means", "sum", weights)
+        ('sum_of_abs', 'sum')
+    """
+    is_twin = reduction == ("abs_of_sum" if statistic == "means" else "sum")
+    return "sum_of_abs" if is_twin and scored.group is None and scored.is_weight_by_weight else reduction
+
+
 def sum_over_units(values: Mapping[str, Tensor], parameters: Mapping[str, ScoredParameter]) -> dict[str, Tensor]:
     """Sum tensors of the parameters' shapes over the weights of every unit; members of a group add up.
 

@@ -22,6 +22,7 @@ from filterattr.parameters import (
     ScoredParameter,
     complete,
     described,
+    kept_as,
     kept_by,
     parameters_of,
     stored_tensor,
@@ -114,9 +115,19 @@ class FilterAttribution:
 
     def __post_init__(self) -> None:
         for name in STATISTICS:
-            held = {reduction: ReadOnly(tensors) for reduction, tensors in getattr(self, name).items()}
-            object.__setattr__(self, name, ReadOnly(held))
+            held = {reduction: dict(kept_by(tensors)) for reduction, tensors in kept_by(getattr(self, name)).items()}
+            self._share_equal(name, held)
+            object.__setattr__(self, name, ReadOnly({reduction: ReadOnly(own) for reduction, own in held.items()}))
         object.__setattr__(self, "parameters", ReadOnly(self.parameters))
+
+    def _share_equal(self, statistic: str, held: dict[Reduction, dict[str, Tensor]]) -> None:
+        """Keep numbers once that are equal because every weight is a unit."""
+        for name, scored in self.parameters.items():
+            for reduction in held:
+                kept = held[kept_as(statistic, reduction, scored)].get(name)
+                own = held[reduction].get(name)
+                if kept is not None and own is not None and kept is not own and torch.equal(kept, own):
+                    held[reduction][name] = kept
 
     def __repr__(self) -> str:
         units = sum(tensor.numel() for tensor in kept_by(self.means["sum"]).values())

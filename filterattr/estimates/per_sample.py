@@ -18,7 +18,7 @@ from filterattr.engine.stacks import Sample
 from filterattr.engine.sums import SampleSums
 from filterattr.estimates.job import Job, Run
 from filterattr.estimates.scores import Attributions
-from filterattr.parameters import STATISTICS, units_of
+from filterattr.parameters import STATISTICS, Reduction, kept_as, units_of
 from filterattr.result import FilterAttribution
 
 _UNKNOWN = torch.full((2,), math.nan, device="cpu")
@@ -41,14 +41,38 @@ class PerSampleRun(Run[GradientSums]):
         shapes = {"losses": torch.empty(len(places), device="cpu"), "totals": torch.empty(len(_TOTALS), device="cpu")}
         shapes |= {name: torch.empty(length, device="cpu") for name, length in (counts or {}).items()}
         self.units = units_of(job.parameters)
+        self._keys = {name: self._keys_of(name) for name in self.units}
         for name, shape in self.units.items():
-            units = torch.empty(shape, device=job.device)
-            for statistic, reductions in STATISTICS.items():
-                shapes |= {f"{statistic}/{reduction}/{name}": units for reduction in reductions}
+            shapes |= dict.fromkeys(self._keys[name].values(), torch.empty(shape, device=job.device))
         shapes["unscored"] = torch.empty(1, device="cpu")
         if job.path.end_buffers:
             shapes["true ends"] = torch.empty(2, device="cpu")
         self.sums = SampleSums(shapes, later=("unscored", "true ends"))
+
+    def _keys_of(self, name: str) -> dict[tuple[str, Reduction], str]:
+        """Names of the sums of a parameter or group; numbers that are equal are kept once."""
+        scored = self.job.parameters.get(name)
+        return {
+            (
+                statistic,
+                reduction,
+            ): f"{statistic}/{kept_as(statistic, reduction, scored) if scored else reduction}/{name}"
+            for statistic, reductions in STATISTICS.items()
+            for reduction in reductions
+        }
+
+    def statistics(self, name: str, scores: Mapping[Reduction, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what samples add to the sums of a parameter or group.
+
+        Args:
+            name: Its name.
+            scores: Its scores.
+        """
+        done: set[str] = set()
+        for (statistic, reduction), key in self._keys[name].items():
+            if key not in done:
+                yield key, scores[reduction] if statistic == "means" else scores[reduction].square()
+            done.add(key)
 
     @abstractmethod
     def integrate(self) -> dict[str, Tensor]:
@@ -96,10 +120,7 @@ class PerSampleRun(Run[GradientSums]):
         """Everything that one sample adds, one after the other."""
         yield from more.items()
         for name, scores in self.attributions.per_unit(self.contributions()):
-            for reduction, score in scores.items():
-                yield f"means/{reduction}/{name}", score
-                if reduction in STATISTICS["mean_squares"]:
-                    yield f"mean_squares/{reduction}/{name}", score.square()
+            yield from self.statistics(name, scores)
         totals = self.attributions.totals()
         if not math.isfinite(totals.absolute):
             self.path_loss.check_gradients()
@@ -118,7 +139,7 @@ class PerSampleRun(Run[GradientSums]):
         unscored, true_base, true_target = (None if math.isnan(value) else value for value in later)
         means, mean_squares = (
             {
-                reduction: {name: averages[f"{statistic}/{reduction}/{name}"] for name in self.units}
+                reduction: {name: averages[self._keys[name][statistic, reduction]] for name in self.units}
                 for reduction in reductions
             }
             for statistic, reductions in STATISTICS.items()

@@ -16,7 +16,6 @@ from filterattr.errors import FilterAttrWarning, LossError, ModelChangedError
 from filterattr.estimates.job import Job
 from filterattr.estimates.per_sample import FixedRun
 from filterattr.estimates.scores import StackedAttributions
-from filterattr.parameters import STATISTICS
 from filterattr.stackedloss import StackedLoss, refusal
 
 
@@ -156,10 +155,8 @@ class StackedRun(FixedRun):
         integrals = self._stacked.integrals().items()
         attributions = ((name, self.job.path.times_change(name, integral)) for name, integral in integrals)
         for name, scores in self._scores.per_unit(attributions):
-            for reduction, score in scores.items():
-                yield f"means/{reduction}/{name}", score.sum(0)
-                if reduction in STATISTICS["mean_squares"]:
-                    yield f"mean_squares/{reduction}/{name}", score.square().sum(0)
+            for key, values in self.statistics(name, scores):
+                yield key, values.sum(0)
         each = self._scores.totals_of_each(len(losses))
         rows = [[one.signed, one.remainder, *one.gap(own)] for one, own in zip(each, losses, strict=True)]
         for name, numbers in (("losses", losses), ("totals", rows), ("unscored", [[one.unscored] for one in each])):

@@ -24,7 +24,7 @@ from filterattr import (
     Unit,
     contrast,
 )
-from filterattr.parameters import ScoredParameter
+from filterattr.parameters import ScoredParameter, kept_by
 from filterattr.scores import FilterSelection
 from tests.networks import smooth_network, squared_sum
 
@@ -311,6 +311,57 @@ class TestFrame:
         assert list(frame.columns) == ["parameter", "unit", "score"]
         assert frame.iloc[0].tolist() == ["a.weight", (1, 1), 9.0]
         assert len(frame) == 10
+
+
+class TestSingleWeights:
+    """Where every weight is a unit, the absolute value of its sum is the sum of its absolute values."""
+
+    @pytest.mark.parametrize("settings", [{}, {"samples_per_pass": 2}, {"method": "adaptive"}, {"aggregate": "pooled"}])
+    def test_equal_numbers_are_kept_once_and_are_right(self, settings: dict[str, object], tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        base, target = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+        samples = [torch.randn(4, 3, dtype=torch.float64) for _ in range(4)]
+        loss = lambda model, x: model(x).square().sum()  # noqa: E731
+        unit = {"weight": "weight", "bias": "layer"}
+        attributor = FilterAttributor(base, unit=unit, select="*")
+        found = attributor.attribute(base, target, loss, samples, **settings)
+        found.save(tmp_path / "result")
+        if not settings:  # by hand: single samples, one after the other
+            each = [attributor.attribute(base, target, loss, [sample]).scores("sum")["weight"] for sample in samples]
+            expected = torch.stack([one.abs() for one in each]).mean(0)
+            torch.testing.assert_close(found.scores("abs_of_sum")["weight"], expected, rtol=1e-13, atol=0)
+            squares = torch.stack(each).square().mean(0)
+            torch.testing.assert_close(found.mean_squares["sum"]["weight"], squares, rtol=1e-13, atol=0)
+        for result in (found, FilterAttribution.load(tmp_path / "result")):
+            means = {reduction: kept_by(kept_by(result.means)[reduction]) for reduction in result.means}
+            assert means["abs_of_sum"]["weight"] is means["sum_of_abs"]["weight"]
+            assert means["sum"]["weight"] is not means["sum_of_abs"]["weight"]
+            assert means["abs_of_sum"]["bias"] is not means["sum_of_abs"]["bias"]
+            assert not torch.equal(result.scores("abs_of_sum")["bias"], result.scores("sum_of_abs")["bias"])
+            assert (result.scores("sum")["weight"] < 0).any()
+
+    def test_a_checkpoint_that_holds_them_twice_is_taken_up(self, tmp_path: Path) -> None:
+        from filterattr.estimates.per_sample import PerSampleRun
+        from filterattr.parameters import STATISTICS
+
+        torch.manual_seed(0)
+        base, target = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+        samples = [torch.randn(4, 3, dtype=torch.float64) for _ in range(4)]
+        loss = lambda model, x: model(x).square().sum()  # noqa: E731
+        attributor = FilterAttributor(base, unit="weight")
+        whole = attributor.attribute(base, target, loss, samples)
+
+        def as_before(_run: PerSampleRun, name: str) -> dict[tuple[str, str], str]:
+            return {
+                (kind, reduction): f"{kind}/{reduction}/{name}" for kind in STATISTICS for reduction in STATISTICS[kind]
+            }
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PerSampleRun, "_keys_of", as_before)
+            attributor.attribute(base, target, loss, samples[:2], checkpoint=tmp_path / "job")
+        resumed = attributor.attribute(base, target, loss, samples, checkpoint=tmp_path / "job")
+        for reduction in whole.means:
+            assert torch.equal(resumed.scores(reduction)["weight"], whole.scores(reduction)["weight"])
 
 
 class TestFiles:
