@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.utils.hooks import RemovableHandle
 
 from filterattr.errors import UnsupportedModelError, gathered, name_some
 
@@ -57,7 +56,7 @@ class Taps:
         self.arguments: dict[Call, Tensor] = {}
         self._layers = layers
         self._with_arguments = with_arguments
-        self._handles: list[RemovableHandle] = []
+        self._hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._listening = False
         self._counts: dict[str, int] = {}
         self._unfit: dict[str, str] = {}
@@ -68,13 +67,16 @@ class Taps:
     def attach(self) -> None:
         """Put the hooks on the layers; call it inside two nested ``try``, each with `remove` in its ``finally``."""
         for name, layer in self._layers.items():
-            self._handles.append(layer.register_forward_hook(self._hook(name)))
+            hook = self._hook(name)
+            self._hooks.append((layer, hook))  # before it is there: an interrupt may come in between
+            layer.register_forward_hook(hook)
 
     def remove(self) -> None:
         """Take the hooks off; doing it twice does no harm."""
         self._listening = False
-        for handle in self._handles:
-            handle.remove()
+        for layer, hook in self._hooks:
+            for key in [key for key, known in layer._forward_hooks.items() if known is hook]:
+                del layer._forward_hooks[key]
 
     def listen(
         self,
