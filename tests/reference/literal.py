@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ class Literal:
     def completeness_error(self) -> float:
         return self.gap / self.scale if self.scale else 0.0
 
+    def add_sums(self, signed: Values, first: float, last: float, share: float) -> None:
+        """Add the sums of one sample."""
+        total = float(sum(values.sum() for values in signed.values()))
+        absolute = float(sum(values.abs().sum() for values in signed.values()))
+        self.loss_base += share * first
+        self.loss_target += share * last
+        self.total += share * total
+        self.gap += abs(total - (last - first))
+        self.scale += max(abs(last - first), 1e-3 * absolute, 1e-12 * max(abs(first), abs(last)))
+
     def add(self, name: str, values: Tensor, to_units: Callable[[Tensor], Tensor], share: float) -> None:
         """Add the scores of one sample."""
         for kind, units in (
@@ -47,69 +58,89 @@ class Literal:
 
 def literal_attribution(
     build: Callable[[], nn.Module],
-    base: State,
-    target: State,
+    corners: Sequence[State],
     loss: Callable[..., Tensor],
     samples: Sequence[Any],
-    nodes: Nodes,
+    nodes: Sequence[Nodes],
     reduce: dict[str, Callable[[Tensor], Tensor]],
+    *,
     buffers: str = "base",
     states: Sequence[Tensor] = (),
+    is_pooled: bool = False,
 ) -> Literal:
     """Integrate every sample by itself.
 
     Args:
         build: Makes the network.
-        base: State dict at t = 0.
-        target: State dict at t = 1.
+        corners: State dicts of base, of waypoints if there are any, and of target.
         loss: Of a network and a sample.
         samples: The samples.
-        nodes: Places with their coefficients.
+        nodes: Places in a segment with their coefficients, for every sample.
         reduce: Name of each scored parameter to how its weights are summed to units.
         buffers: Which end's.
         states: The state of the random generator at the start of every evaluation, one a sample.
+        is_pooled: Whether absolute values are taken after the mean over the samples.
 
     Returns:
         The numbers.
     """
     result = Literal()
     share = 1 / len(samples)
-    ends = _parameters(build, base), _parameters(build, target)
-    changes = {name: _wide(ends[1][name]) - _wide(value) for name, value in ends[0].items()}
+    line = _Line(build, corners, buffers, loss, samples, states)
+    means: Values = {}
+    for index in range(len(samples)):
+        first, last = (line.at(*end, index)[0].item() for end in ((0, 0.0), (len(corners) - 2, 1.0)))
+        signed = line.integrated(index, nodes[index])
+        result.add_sums(signed, first, last, share)
+        for name, values in signed.items():
+            means[name] = means.get(name, torch.zeros_like(values)) + share * values
+            if name in reduce and not is_pooled:
+                result.add(name, values, reduce[name], share)
+    if is_pooled:
+        for name, to_units in reduce.items():
+            result.add(name, means[name], to_units, 1.0)
+    return result
 
-    def run(t: float, index: int) -> tuple[Tensor, dict[str, nn.Parameter]]:
-        network = build()
-        network.load_state_dict(base if buffers == "base" else target)
+
+class _Line:
+    """The loss of every sample, and its derivatives, along straight segments."""
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        corners: Sequence[State],
+        buffers: str,
+        loss: Callable[..., Tensor],
+        samples: Sequence[Any],
+        states: Sequence[Tensor],
+    ) -> None:
+        self.build, self.loss, self.samples, self.states = build, loss, samples, states
+        self.state = corners[0] if buffers == "base" else corners[-1]
+        self.points = [_parameters(build, corner) for corner in corners]
+
+    def at(self, segment: int, t: float, index: int) -> tuple[Tensor, dict[str, nn.Parameter]]:
+        """The loss at one place, and the parameters that it was computed with."""
+        network = self.build()
+        network.load_state_dict(self.state)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                if t in (0.0, 1.0):
-                    parameter.copy_(ends[int(t)][name])
-                else:
-                    parameter.copy_(_wide(ends[0][name]) + t * changes[name])
-        if states:
-            torch.set_rng_state(states[index])
-        return loss(network, copy.deepcopy(samples[index])), dict(network.named_parameters())
+                ends = [_wide(point[name]) for point in self.points[segment : segment + 2]]
+                parameter.copy_(ends[int(t)] if t in (0.0, 1.0) else ends[0] + t * (ends[1] - ends[0]))
+        if self.states:
+            torch.set_rng_state(self.states[index])
+        return self.loss(network, copy.deepcopy(self.samples[index])), dict(network.named_parameters())
 
-    for index in range(len(samples)):
-        first, last = (float(run(t, index)[0].detach().double()) for t in (0.0, 1.0))
-        signed = {name: torch.zeros_like(change.real) for name, change in changes.items()}
-        for t, coefficient in nodes:
-            value, parameters = run(t, index)
+    def integrated(self, index: int, nodes: Nodes) -> Values:
+        """Signed attribution of every weight."""
+        signed = {name: torch.zeros_like(_wide(value).real) for name, value in self.points[0].items()}
+        for segment, (t, coefficient) in product(range(len(self.points) - 1), nodes):
+            value, parameters = self.at(segment, t, index)
             gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    product = (_wide(gradient).conj() * changes[name]).real
-                    signed[name] = signed[name] + coefficient * product
-        total = float(sum(values.sum() for values in signed.values()))
-        absolute = float(sum(values.abs().sum() for values in signed.values()))
-        result.loss_base += share * first
-        result.loss_target += share * last
-        result.total += share * total
-        result.gap += abs(total - (last - first))
-        result.scale += max(abs(last - first), 1e-3 * absolute, 1e-12 * max(abs(first), abs(last)))
-        for name, to_units in reduce.items():
-            result.add(name, signed[name], to_units, share)
-    return result
+                    first, second = (_wide(point[name]) for point in self.points[segment : segment + 2])
+                    signed[name] = signed[name] + coefficient * (_wide(gradient).conj() * (second - first)).real
+        return signed
 
 
 def unit_sums(module: nn.Module, unit: str) -> Callable[[Tensor], Tensor]:

@@ -16,13 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
-from filterattr import ChannelAttributor, FilterAttributor, FilterAttrWarning
+from filterattr import ChannelAttributor, FilterAttributor, FilterAttrWarning, swapped
 from filterattr.errors import FilterAttrError
 from tests.reference.literal import Literal, literal_attribution, literal_influence, unit_sums
 from tests.reference.slow_attribution import rule
 from tests.reliability.fingerprint import unchanged
 
+_IN_TRAINING = (nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d)
+_HALF = ("bfloat16", "float16")
 F = 4  # features, channels and width of everything
 HELD: dict[str, Any] = {}  # a global that a planted fault keeps a weight in
 
@@ -188,6 +191,23 @@ def _transposed(_: random.Random) -> nn.Module:
     return layer
 
 
+def _pruned(_: random.Random) -> nn.Module:
+    layer = nn.Linear(F, F)
+    prune.random_unstructured(layer, "weight", 0.3)
+    return layer
+
+
+class Hidden(nn.Module):
+    """Keeps a layer where nobody registers it: it is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known, self.hidden = nn.Linear(F, F), [nn.Linear(F, F, dtype=torch.float64)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.known(x) + self.hidden[0](x.double()).detach().to(x.dtype)
+
+
 def _conv(plan: random.Random) -> nn.Module:
     groups = plan.choice((1, 2, 4))
     return plan.choice(
@@ -206,6 +226,9 @@ _EVERYWHERE: dict[str, Block] = {
     "layer norm": lambda _: nn.LayerNorm(F),
     "tied": _tied,
     "twice": _twice,
+    "pruned": _pruned,
+    "weight norm": lambda _: parametrizations.weight_norm(nn.Linear(F, F)),
+    "hidden": lambda _: Hidden(),
     "transposed storage": _transposed,
 }
 _BLOCKS: dict[str, dict[str, Block]] = {
@@ -261,6 +284,7 @@ class Job:
         must_refuse: What the library must refuse; empty where it must be right.
         must_warn: What it must warn about.
         states: Where a loss that draws random numbers writes the state of the generator it started with.
+        places: Where a loss writes the places on the path that it is asked at.
     """
 
     seed: int
@@ -276,7 +300,9 @@ class Job:
     tolerance: float = 1e-9
     must_refuse: str = ""
     must_warn: str = ""
+    trains: bool = False
     in_threads: bool = False
+    places: dict[int, list[float]] = field(default_factory=dict)
     states: dict[int, list[Tensor]] = field(default_factory=dict)
     story: list[str] = field(default_factory=list)
 
@@ -285,10 +311,10 @@ def make_job(seed: int) -> Job:
     """Draw one job."""
     plan = random.Random(seed)
     family = plan.choice(("vector", "vector", "image", "sequence", "tokens"))
-    kind = plan.choices(("float64", "float32", "bfloat16", "complex"), (6, 3, 1, 0.5))[0]
+    kind = plan.choices(("float64", "float32", "bfloat16", "float16", "complex"), (6, 3, 0.8, 0.4, 0.5))[0]
     if kind == "complex":
         family = "vector"
-    if kind == "bfloat16" and family != "vector":
+    if kind in _HALF and family != "vector":
         kind = "float32"
     story = [family, kind]
     layout = plan.getstate()
@@ -303,10 +329,26 @@ def make_job(seed: int) -> Job:
         return build_from(layout, weights)
 
     model = build()
+    trains = any(isinstance(module, _IN_TRAINING) and module.training for module in model.modules())
     plan = random.Random(seed + 10**6)
     base = {name: value.clone() for name, value in build(seed + 1).state_dict().items()}
     target = {name: value.clone() for name, value in build(seed + 2).state_dict().items()}
-    job = Job(seed, build, base, target, _clean, _clean, _samples(plan, family, kind), {}, "weight", story=story)
+    with drawn(seed + 3):
+        for name, parameter in model.named_parameters():  # those of norms are 1 and 0 in all networks
+            target[name] += 0.2 * torch.randn_like(parameter.detach())
+    job = Job(
+        seed,
+        build,
+        base,
+        target,
+        _clean,
+        _clean,
+        _samples(plan, family, kind),
+        {},
+        "weight",
+        story=story,
+        trains=trains,
+    )
     _choose_options(job, plan, model, kind)
     _choose_ends(job, plan, model, kind)
     _choose_loss(job, plan, model, family, kind)
@@ -320,21 +362,21 @@ def _network(plan: random.Random, family: str, kind: str, story: list[str]) -> n
         names = ["embedding", *(plan.choice([*_BLOCKS["sequence"]]) for _ in range(plan.randint(1, 2)))]
     else:
         names = [plan.choice([*_BLOCKS[family]]) for _ in range(plan.randint(1, 3))]
-    if kind == "bfloat16":
+    if kind in _HALF:
         names = ["linear", "residual"][: plan.randint(1, 2)]
     known = _BLOCKS["sequence" if family == "tokens" else family] | {"embedding": lambda _: nn.Embedding(7, F)}
     blocks = [known[name](plan) for name in names]
-    if plan.random() < 0.35 and kind != "bfloat16":
+    if plan.random() < 0.35 and kind not in _HALF:
         kept = plan.choice(("list", "tuple", "dict", "deep", "closure", "partial", "helper", "namespace", "global"))
         blocks.append(Held(nn.Linear(F, F, bias=plan.random() < 0.5), kept))
         names.append(f"held in {kept}")
-    if plan.random() < 0.25 and kind != "bfloat16":
+    if plan.random() < 0.25 and kind not in _HALF:
         kept = plan.choice(
             ("attribute", "list", "tuple", "dict", "deep", "deque", "namespace", "growing", "counter", "popped")
         )
         blocks.append(Written(kept))
         names.append(f"written in {kept}")
-    if plan.random() < 0.15 and family != "tokens" and kind != "bfloat16":
+    if plan.random() < 0.15 and family != "tokens" and kind not in _HALF:
         blocks.append(nn.Dropout(0.4))
         names.append("dropout")
     if plan.random() < 0.1 and kind == "float64":
@@ -344,7 +386,7 @@ def _network(plan: random.Random, family: str, kind: str, story: list[str]) -> n
     spelled = [plan.choice(("{}", "layer[{}]", "a*{}", "module{}", "{}?")).format(number) for number in order]
     activations = [plan.choice((torch.tanh, nn.functional.silu, nn.functional.relu, nn.Identity())) for _ in order]
     network = Network({name: blocks[number] for name, number in zip(spelled, order, strict=True)}, activations)
-    return network.to({"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}[kind])
+    return network.to(getattr(torch, kind))
 
 
 class Complex(nn.Module):
@@ -359,7 +401,7 @@ class Complex(nn.Module):
 
 def _samples(plan: random.Random, family: str, kind: str) -> list[Any]:
     shape = {"vector": (3, F), "image": (2, F, F, F), "sequence": (2, 3, F), "tokens": (2, 3)}[family]
-    real = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(kind, torch.float64)
+    real = torch.float64 if kind == "complex" else getattr(torch, kind)
     generator = torch.Generator().manual_seed(plan.randrange(10**6))
     if family == "tokens":
         return [torch.randint(0, 7, shape, generator=generator) for _ in range(plan.randint(1, 2))]
@@ -368,13 +410,13 @@ def _samples(plan: random.Random, family: str, kind: str) -> list[Any]:
 
 def _clean(model: nn.Module, sample: Tensor) -> Tensor:
     found = model(sample)
-    return (found.float() if found.dtype == torch.bfloat16 else found).sub(0.3).square().sum()
+    return (found.float() if found.dtype in (torch.bfloat16, torch.float16) else found).sub(0.3).square().sum()
 
 
 def _choose_options(job: Job, plan: random.Random, model: nn.Module, kind: str) -> None:
     method = plan.choice(("gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid"))
     job.options = {"method": method, "n_steps": plan.randint(2, 5), "progress": False}
-    job.tolerance = {"float64": 1e-9, "complex": 1e-9, "float32": 2e-4, "bfloat16": 2e-2}[kind]
+    job.tolerance = {"float64": 1e-9, "complex": 1e-9, "float32": 2e-4, "bfloat16": 2e-2, "float16": 5e-3}[kind]
     if kind == "float32" and plan.random() < 0.15:
         job.options["precision"] = "bf16"
         job.tolerance = 5e-2
@@ -385,7 +427,10 @@ def _choose_options(job: Job, plan: random.Random, model: nn.Module, kind: str) 
     is_plain = all(isinstance(module, _PLAIN) for module in scored) and bool(scored)
     job.unit = plan.choice(("weight", "layer", "kernel", "filter", "input") if is_plain else _UNITS_OF_ANY)
     names = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
-    if names and job.unit in _UNITS_OF_ANY and plan.random() < 0.3:
+    if plan.random() < 0.03:
+        job.select, job.must_refuse = [*names, "blocks.wieght"], "a name that fits nothing"
+        job.story.append(job.must_refuse)
+    elif names and job.unit in _UNITS_OF_ANY and plan.random() < 0.3:
         job.select = [plan.choice([name for name, _ in model.named_parameters() if not {*name} & {*"*?"}] or names)]
         job.story.append(f"selected {job.select}")
     elif not names:
@@ -405,15 +450,21 @@ def _choose_ends(job: Job, plan: random.Random, model: nn.Module, kind: str) -> 
         for name in buffers:
             job.target[name] = job.base[name].clone()
     for state in (job.base, job.target):
-        _lay_out(state, plan)
+        _lay_out(state, plan, [name for name, _ in model.named_parameters()])
         _agree(model, state)
-    if kind == "bfloat16":
+    ties = [name for name in job.base if name not in dict(model.named_parameters()) | dict(model.named_buffers())]
+    if ties and plan.random() < 0.15:
+        job.target[ties[0]] = job.target[ties[0]] + 1
+        job.must_refuse = "a weight with two values"
+        job.story.append(job.must_refuse)
+    if kind in _HALF:
         _refine(job, plan)
 
 
-def _lay_out(state: dict[str, Tensor], plan: random.Random) -> None:
+def _lay_out(state: dict[str, Tensor], plan: random.Random, names: list[str]) -> None:
     """Transposed storage, and tensors that repeat their first row."""
-    for name, value in state.items():
+    for name in names:
+        value = state[name]
         if plan.random() < 0.2 and value.ndim > 1:
             state[name] = value.transpose(0, -1).contiguous().transpose(0, -1)
         elif plan.random() < 0.1 and value.ndim > 1 and value.is_floating_point():
@@ -449,13 +500,11 @@ def _choose_loss(job: Job, plan: random.Random, model: nn.Module, family: str, k
     choice = plan.choices(("clean", "pops", "marks", "keeps", "writes", "counts", "generator"), (6, 1, 1, 1, 1, 1, 1))[
         0
     ]
-    if kind == "bfloat16" and choice in ("counts", "generator"):
+    if kind in _HALF and choice in ("counts", "generator"):
         choice = "clean"  # two draws may be one number, in so few digits
     job.story.append(f"loss {choice}")
     if choice == "clean":
-        if kind == "float64" and family == "vector" and len(job.samples) > 1 and _is_simple(job.story):
-            job.options["samples_per_pass"] = plan.choice((1, 2))
-        return
+        _choose_kind(job, plan, model, kind)
     if choice in ("pops", "marks"):
         job.samples = [{"x": sample, "scale": [0.5, 2.0]} for sample in job.samples]
         job.clean = lambda model, batch: _clean(model, batch["x"]) * 2.0
@@ -479,6 +528,23 @@ def _choose_loss(job: Job, plan: random.Random, model: nn.Module, family: str, k
         job.must_refuse = job.must_refuse or f"a loss that {choice}"
 
 
+def _choose_kind(job: Job, plan: random.Random, model: nn.Module, kind: str) -> None:
+    """Pooled, along a waypoint, or several samples in a pass."""
+    if kind == "float64" and plan.random() < 0.25:
+        job.loss = partial(_placing, job, _first_moving(job, model))
+        job.options = {"aggregate": "pooled", "n_steps": plan.randint(1, 3), "progress": False} | {
+            name: value for name, value in job.options.items() if name == "buffers"
+        }
+        job.story.append("pooled")
+    elif plan.random() < 0.2 and not job.must_warn:
+        middle = job.build(job.seed + 3).state_dict()
+        job.options["waypoints"] = [{name: middle[name].clone() for name in job.base}]
+        _agree(model, job.options["waypoints"][0])
+        job.story.append("waypoint")
+    elif kind == "float64" and job.story[0] == "vector" and len(job.samples) > 1 and _is_simple(job.story):
+        job.options["samples_per_pass"] = plan.choice((1, 2))
+
+
 def _is_simple(story: list[str]) -> bool:
     return set(story) <= {"vector", "float64", "linear", "residual", "layer norm", "twice", "loss clean"}
 
@@ -491,6 +557,24 @@ def _marking(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     factor = 1.0 if batch.setdefault("seen", 0) else 2.0
     batch["seen"] += 1
     return _clean(model, batch["x"]) * factor
+
+
+def _first_moving(job: Job, model: nn.Module) -> tuple[str, int]:
+    """A weight that is another one in base and target: it tells the place on the path."""
+    return next(
+        (name, int((job.base[name] != job.target[name]).flatten().nonzero()[0]))
+        for name, _ in model.named_parameters()
+        if bool((job.base[name] != job.target[name]).any())
+    )
+
+
+def _placing(job: Job, entry: tuple[str, int], model: nn.Module, sample: Tensor) -> Tensor:
+    """A loss that tells the place on the path."""
+    name, number = entry
+    here = model.get_parameter(name).detach().flatten()[number]
+    first, last = job.base[name].flatten()[number], job.target[name].flatten()[number]
+    job.places.setdefault(id(sample), []).append(float((here - first) / (last - first)))
+    return _clean(model, sample)
 
 
 def _recording(job: Job, model: nn.Module, sample: Tensor) -> Tensor:
@@ -544,6 +628,10 @@ def _attributed(job: Job) -> tuple[Any, list[str]]:
     return found, [str(one.message) for one in caught if issubclass(one.category, FilterAttrWarning)]
 
 
+# what is said of paths that are as coarse and as arbitrary as those of these jobs
+_DOUBTS = ("the attributions should sum to", "can hardly be believed", "every attribution is 0")
+
+
 def _problems(job: Job, found: Any, told: list[str]) -> Iterator[str]:
     if job.must_refuse:
         if not isinstance(found, FilterAttrError) and not any("same function at every node" in text for text in told):
@@ -554,8 +642,9 @@ def _problems(job: Job, found: Any, told: list[str]) -> Iterator[str]:
         return
     if job.must_warn and not any(job.must_warn in text for text in told):
         yield f"no warning says '{job.must_warn}': {told}"
-    others = [text for text in told if not any(known in text for known in ("use more steps", job.must_warn or "use m"))]
-    if others and not any("every attribution is 0" in text for text in others):
+    known = (*_DOUBTS, *([job.must_warn] if job.must_warn else []), *(["in train mode"] if job.trains else []))
+    others = [text for text in told if not any(words in text for words in known)]
+    if others:
         yield f"warned of {others}"
     for states in job.states.values():
         if any(not torch.equal(state, states[0]) for state in states):
@@ -578,26 +667,38 @@ def _reference(job: Job) -> Literal:
     with drawn(0):
         return literal_attribution(
             job.build,
-            job.base,
-            job.target,
+            [job.base, *job.options.get("waypoints", ()), job.target],
             loss,
             job.samples,
-            rule(job.options["method"], job.options["n_steps"]),
+            [_nodes(job, sample) for sample in job.samples],
             reduce,
-            job.options.get("buffers", "base"),
-            [job.states[id(sample)][0] for sample in job.samples] if job.states else (),
+            buffers=job.options.get("buffers", "base"),
+            states=[job.states[id(sample)][0] for sample in job.samples] if job.states else (),
+            is_pooled="aggregate" in job.options,
         )
 
 
+def _nodes(job: Job, sample: Any) -> list[tuple[float, float]]:
+    """The nodes of a rule, or those that a pooled attribution was seen at."""
+    count = job.options["n_steps"]
+    if "aggregate" not in job.options:
+        return rule(job.options["method"], count)
+    places = [t for t in job.places[id(sample)] if min(abs(t), abs(t - 1)) > 1e-9]
+    assert len(places) == count
+    return [(t, 1 / count) for t in places]
+
+
 def _compared(job: Job, found: Any, expected: Literal) -> Iterator[str]:
-    for name in ("loss_base", "loss_target", "total"):
+    size = max(abs(expected.loss_base), abs(expected.loss_target), abs(expected.total))
+    for name in ("total",) if "aggregate" in job.options else ("loss_base", "loss_target", "total"):
         have, want = getattr(found, name), getattr(expected, name)
-        size = max(abs(expected.loss_base), abs(expected.loss_target))
         if not abs(have - want) <= job.tolerance * size:
             yield f"{name} is {have}, not {want}"
-    if not abs(found.completeness_error - expected.completeness_error) <= 100 * job.tolerance * (
-        1 + expected.completeness_error
-    ):
+    if not job.states and "precision" not in job.options and "buffers" not in job.options:
+        yield from _swapped(job, expected.loss_target, size)
+    if "aggregate" not in job.options and not abs(
+        found.completeness_error - expected.completeness_error
+    ) <= 100 * job.tolerance * (1 + expected.completeness_error):
         yield f"completeness_error is {found.completeness_error}, not {expected.completeness_error}"
     for reduction, scores in expected.scores.items():
         have = found.scores(reduction)
@@ -610,6 +711,17 @@ def _compared(job: Job, found: Any, expected: Literal) -> Iterator[str]:
                 yield f"{reduction} of {name} has shape {tuple(have[name].shape)}, not {tuple(want.shape)}"
             elif not bool((have[name] - want).abs().max() <= job.tolerance * size):
                 yield f"{reduction} of {name} is off by {float((have[name] - want).abs().max()) / size:.1e}"
+
+
+def _swapped(job: Job, expected: float, size: float) -> Iterator[str]:
+    """The same loss, while the model holds the weights of target."""
+    model = job.build()
+    total = 0.0
+    for sample in job.samples:
+        with unchanged(model), swapped(model, job.target):
+            total += job.clean(model, sample).item() / len(job.samples)
+    if not abs(total - expected) <= job.tolerance * size:
+        yield f"the loss inside swapped() is {total}, not {expected}"
 
 
 # --- channels ---------------------------------------------------------------------------------------------------------
