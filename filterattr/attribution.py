@@ -24,7 +24,7 @@ from filterattr.engine.modes import GradientMode
 from filterattr.engine.path import Path, Side
 from filterattr.engine.progress import Progress as Progress
 from filterattr.engine.progress import counted
-from filterattr.engine.randomness import RandomState
+from filterattr.engine.randomness import CallersRandomness
 from filterattr.engine.restoring import restoring
 from filterattr.engine.samples import pair_note, series
 from filterattr.engine.slots import Slots
@@ -218,11 +218,12 @@ class FilterAttributor:
             samples on some rank are refused. The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
         """
         ranks = Ranks.joined() if distributed else Ranks()
-        claim, mode, entered = Claim(self.model), GradientMode(), RandomState()
+        claim, mode, caller = Claim(self.model), GradientMode(), CallersRandomness()
 
         def prepare() -> tuple[tuple[Run[Any], JobFile | None], Message]:
             claim.take()
             mode.enter()
+            caller.enter()
             plan = Plan(method, n_steps, tolerance, aggregate, until, samples_per_pass)
             run = plan.run(self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision))
             if checkpoint is None and ranks.size == 1:
@@ -240,13 +241,13 @@ class FilterAttributor:
                     warnings.warn(reason, FilterAttrWarning, stacklevel=4)
             shown = progress if callable(progress) or not ranks.rank else False  # only the first rank has a bar
             with counted(shown, _passes(ranks, data, run.passes), "pass", title="attributing") as run.advance:
-                Walk(run, ranks, file).through(None if data is None else series(data))
+                Walk(run, ranks, file, caller.state).through(None if data is None else series(data))
             return run
 
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
         try:
-            run = restoring(compute, entered.restore, mode.restore, claim.release)
+            run = restoring(compute, caller.leave, mode.restore, claim.release)
         except Exception as error:
             note = pair_note(data)
             if note:

@@ -3,6 +3,7 @@ r"""The loss as a function of the place on the path, :math:`t \mapsto L(\gamma(t
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from filterattr.engine.hooks import GradientHooks, first_nonfinite_output
 from filterattr.engine.modes import Autocast
 from filterattr.engine.path import Path
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.randomness import RandomState, Turn, seed_all
 from filterattr.engine.repeats import changed_by, roots_of
 from filterattr.engine.restoring import restoring
 from filterattr.engine.slots import Slots
@@ -70,11 +71,13 @@ class PathLoss(Generic[G]):
         self._loss = loss
         self._autocast = autocast or Autocast()
         # autocast keeps its casts of every weight that it has seen
-        self.give_back = (self._autocast.restore, slots.restore, torch.clear_autocast_cache)
+        self._turn = Turn()
+        self.give_back = (self._autocast.restore, slots.restore, torch.clear_autocast_cache, self._turn.release)
         self._point = {name: torch.empty_like(value) for name, value in path.base.items()}
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
+        self._is_quiet = False
         self._sample = SampleWatch((), 0)
         self._n_started = 0
         self._is_traced = False
@@ -93,7 +96,7 @@ class PathLoss(Generic[G]):
         self._sample = SampleWatch(arguments, index, with_arrays=not self._n_started)
         self._n_started += 1
         self._where = f" (sample {index})" if arguments else ""
-        self.losses, self._coefficients = {}, {}
+        self.losses, self._coefficients, self._is_quiet = {}, {}, False
         self.gradients.reset()
 
     def visit(self, t: float, coefficient: float | None = None) -> Tensor:
@@ -115,15 +118,17 @@ class PathLoss(Generic[G]):
             leaves, tensors = self.weights_at(t)
 
             def one_pass() -> Tensor:
+                seeded = self._begin()
                 with self.holding(tensors):
                     value = self.evaluate(self._arguments)
                     if coefficient is not None and self.moved:
                         moved = {name: leaves[name] for name in self.moved}
                         self.gradients.watch(moved, coefficient)
                         self._backward(value, moved)
+                    # draws of other threads cannot lie in between: this one has its turn
+                    self._is_quiet = seeded.is_untouched() if seeded else self._is_quiet
                     return value.detach().to(torch.float64)
 
-            seed_all(self._seed)
             self.losses[t] = restoring(one_pass, *self.give_back, tensors.clear, leaves.clear)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
@@ -297,6 +302,17 @@ class PathLoss(Generic[G]):
             self._is_traced = True
         return value
 
+    def _begin(self) -> RandomState | None:
+        """Seed the generators, and keep other threads from them.
+
+        Returns:
+            The random state, if it shall be looked at whether the sample needs any: then it waits for its turn at all
+            places, and otherwise for no thread that draws.
+        """
+        if self._turn.take(wait=not self._is_quiet):
+            seed_all(self._seed)
+        return RandomState() if not self.losses and threading.active_count() > 1 else None
+
     def weights_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
         """The weights of one place; their memory is that of every place, as fresh memory costs more than to fill it.
 
@@ -372,10 +388,10 @@ class PathLoss(Generic[G]):
         leaves, tensors = self.weights_at(t)
 
         def search() -> str | None:
+            self._begin()
             with self.holding(tensors):
                 return first_nonfinite_output(self._model, lambda: self.evaluate(self._arguments))
 
-        seed_all(self._seed)
         name = restoring(search, *self.give_back, tensors.clear, leaves.clear)
         if name is None:
             return ""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from filterattr.engine.hooks import GradientSums
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.randomness import RandomState, Turn, seed_all
 from filterattr.engine.restoring import restoring
 from filterattr.engine.stacks import Sample, Stack
 from filterattr.errors import LossError
@@ -57,6 +57,7 @@ class StackedLoss:
 
     def __init__(self, alone: PathLoss[GradientSums]) -> None:
         self._alone = alone
+        self._turn = Turn()
         self._losses: dict[float, Tensor] = {}
         self._samples: list[Sample] = []
         self._stack: Stack | None = None
@@ -111,15 +112,21 @@ class StackedLoss:
             return restoring(one_pass, *self._alone.give_back, inside.clear)
 
         is_node = coefficient is not None and bool(moved)
-        seed_all(self._samples[0].seed)
-        state = RandomState()
         mapped = vmap(grad_and_value(of_one) if is_node else of_one, in_dims=(None, 0), randomness="error")
-        answer: Any = mapped({name: weights[name] for name in moved}, stack.tensors)
-        if not state.is_present():
-            raise LossError(
-                "the loss draws from Python's or NumPy's random numbers, which would be the same for all samples of a "
-                "pass. Leave samples_per_pass out, or draw them before, as part of the samples."
-            )
+
+        def without_draws() -> Any:
+            self._turn.take()
+            seed_all(self._samples[0].seed)
+            state = RandomState()
+            answer = mapped({name: weights[name] for name in moved}, stack.tensors)
+            if not state.is_present():
+                raise LossError(
+                    "the loss draws from Python's or NumPy's random numbers, which would be the same for all samples "
+                    "of a pass. Leave samples_per_pass out, or draw them before, as part of the samples."
+                )
+            return answer
+
+        answer: Any = restoring(without_draws, self._turn.release)
         gradients: dict[str, Tensor] = answer[0] if is_node else {}
         self._losses[t] = (answer[1] if is_node else answer).to(torch.float64)
         del answer

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from filterattr.engine.distributed import Message, Ranks
 from filterattr.engine.identity import digest_of
-from filterattr.engine.randomness import RandomState
+from filterattr.engine.randomness import RandomState, Turn
+from filterattr.engine.restoring import restoring
 from filterattr.engine.stacks import Sample
 from filterattr.engine.storage import JobFile, StoredJob
 from filterattr.engine.sums import SampleSums
@@ -58,13 +59,16 @@ class Walk:
         run: The computation.
         ranks: The processes.
         file: Where the state of this process is kept, if anywhere.
+        caller: The random state that the job begins with.
     """
 
-    def __init__(self, run: SampleRun, ranks: Ranks, file: JobFile | None) -> None:
+    def __init__(self, run: SampleRun, ranks: Ranks, file: JobFile | None, caller: RandomState) -> None:
         self.run = run
         self.ranks = ranks
         self.file = file
-        self._random_state = torch.get_rng_state()
+        self._caller = caller
+        self._turn = Turn()
+        self._random_state = caller.of_processor()
         self._digests: list[str] = []  # of the samples of this process that are in the sums
         self._first_losses = (0.0, 0.0)
         self._unwritten = False
@@ -83,10 +87,8 @@ class Walk:
         """
         stored, answers = self.ranks.together(self._take_up)
         self._share_random_state(stored, answers)
-        torch.set_rng_state(self._random_state)
-        stream = RandomState()
+        stream, samples = restoring(partial(self._begun, data), self._turn.release)
         seed = stream.derive_seed()
-        samples: Iterator[tuple[Any, ...]] = iter([()]) if data is None else ((sample,) for sample in data)
         whole = self.ranks.size * self.run.samples_per_pass
         begin, number = 0, whole
         while number == whole:
@@ -166,11 +168,9 @@ class Walk:
         own: list[tuple[Sample, str]] = []
         whole = self.ranks.size * self.run.samples_per_pass
         for place in range(whole):
-            stream.restore()
-            arguments = next(samples, None)
+            arguments = restoring(partial(self._next, samples, stream), self._turn.release)
             if arguments is None:
                 break
-            stream.update()
             index = begin + place
             digests.append(self._digest(arguments, index))
             if place % self.ranks.size == self.ranks.rank:
@@ -181,6 +181,22 @@ class Walk:
         if len(digests) < whole and self._met < len(self._digests):
             raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
         return len(digests), {"number of samples": len(digests), "sample": digest_of(digests)}
+
+    def _begun(self, data: Iterable[Any] | None) -> tuple[RandomState, Iterator[tuple[Any, ...]]]:
+        """Begin with the data; the random state is what their source sees first."""
+        self._turn.take()
+        self._caller.restore()
+        torch.set_rng_state(self._random_state)
+        return RandomState(), iter([()]) if data is None else ((sample,) for sample in data)
+
+    def _next(self, samples: Iterator[tuple[Any, ...]], stream: RandomState) -> tuple[Any, ...] | None:
+        """Take a sample, in the random stream of the data source."""
+        self._turn.take()
+        stream.restore()
+        arguments = next(samples, None)
+        if arguments is not None:
+            stream.update()
+        return arguments
 
     def _digest(self, arguments: tuple[Any, ...], index: int) -> str:
         """Digest of a sample, where somebody will compare it."""

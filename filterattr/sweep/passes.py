@@ -14,7 +14,7 @@ from filterattr.engine.claim import Claim
 from filterattr.engine.modes import GradientMode
 from filterattr.engine.pathsums import KernelProduct
 from filterattr.engine.quadrature import Quadrature
-from filterattr.engine.randomness import RandomState, has_drawn, seed_all
+from filterattr.engine.randomness import CallersRandomness, Turn, has_drawn, seed_all
 from filterattr.engine.slots import Slots
 from filterattr.engine.taps import Call, Recall, Taps, cutting
 from filterattr.errors import (
@@ -61,8 +61,9 @@ class Sweep:
         self.taps = Taps(self.layers, with_arguments=bool(self.split))
         self.recall: Recall | None = None
         self.slots: Slots | None = None
-        self.claim, self.mode, self.random = Claim(self.model), GradientMode(), RandomState()
-        self.seed = self.random.derive_seed()
+        self.claim, self.mode = Claim(self.model), GradientMode()
+        self.random, self.turn = CallersRandomness(), Turn()
+        self.seed = 0
         # hooks do not fire in compiled submodules, unless these are told to run as they are
         self.has_compiled = any("_orig_mod" in module._modules for module in self.model.modules())
         self.frozen: dict[str, Tensor] = {}
@@ -78,6 +79,8 @@ class Sweep:
         """Take hold of the model; `leave` ends what is begun here."""
         self.claim.take()
         self.mode.enter()
+        self.random.enter()
+        self.seed = self.random.state.derive_seed()
         self.slots = Slots(self.model)
         # the same memory, but no gradient of the weights is ever computed, nor kept for
         self.frozen = {
@@ -93,7 +96,8 @@ class Sweep:
         if self.slots is not None:
             self.slots.restore()
         self.taps.remove()
-        self.random.restore()
+        self.turn.release()
+        self.random.leave()
         self.mode.restore()
         self.claim.release()
 
@@ -244,9 +248,11 @@ class Sweep:
         if self.recall is not None:
             self.recall.attach()
         self.slots.put({**self.frozen, **{name: buffer.clone() for name, buffer in self.slots.buffers.items()}})
+        self.turn.take()  # `leave` ends it if the model raises
         seed_all(self.seed)
         with torch.compiler.set_stance("force_eager") if self.has_compiled else nullcontext():
             returned = self.forward(self.model, *arguments)
+        self.turn.release()
         self.taps.stop()
         self.taps.check()
         self.slots.check()
