@@ -274,6 +274,7 @@ class TestRepeats:
         assert same(attribute(loss), attribute(clean))
         assert len(seen) == 8 + 2 + 1
 
+    @pytest.mark.filterwarnings("ignore:.* in train mode:filterattr.FilterAttrWarning")
     def test_dropout_is_the_same_function(self):
         base, target = (nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)) for _ in range(2))
         FilterAttributor(base).attribute(base, target, lambda model: model(X.float()).square().sum())

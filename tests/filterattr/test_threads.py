@@ -21,6 +21,8 @@ from filterattr.engine import randomness
 from filterattr.engine.randomness import Turn
 from tests.reliability.fingerprint import Fingerprint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* in train mode:filterattr.FilterAttrWarning")
+
 X = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
 
 
