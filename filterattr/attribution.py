@@ -311,6 +311,7 @@ class FilterAttributor:
         findings = []
         unit = assigned(self.unit, slots.parameters, slots.aliases)
         named = self._named(slots)
+        keys = list(self.unit) if isinstance(self.unit, Mapping) else []
         for name, parameter in slots.parameters.items():
             owner = slots.owners[name]
             module = _computing_module(self.model, owner.path, owner.module)
@@ -323,7 +324,7 @@ class FilterAttributor:
             try:
                 if name not in unit.choices:
                     raise UnitError(
-                        f"every scored parameter needs a unit; no glob of {name_some(self.unit)} matches '{name}'. "
+                        f"every scored parameter needs a unit; no glob of {name_some(keys)} matches '{name}'. "
                         "Add '*' as the last key, or leave the parameter out with select=."
                     )
                 choice = unit.choices[name]
@@ -359,7 +360,8 @@ class FilterAttributor:
     def _is_selected(
         self, name: str, module: nn.Module, parameter: nn.Parameter, named: frozenset[str], *, is_member: bool
     ) -> bool:
-        if not (parameter.is_floating_point() or parameter.is_complex()):
+        is_packed = hasattr(parameter, "quant_state")  # bitsandbytes keeps packed bits, also in floating types
+        if is_packed or not (parameter.is_floating_point() or parameter.is_complex()):
             return False
         if self.select is None:
             return is_member or (parameter.ndim >= 2 and not has_only_groups(self.unit))

@@ -174,8 +174,8 @@ def _attentions(modules: list[tuple[str, nn.Module]], model: nn.Module) -> Itera
     seen: set[int] = set()
     for path, module in modules:
         children = dict(module.named_children())
-        inner = next((names for names in _SEPARATE if all(name in children for name in names)), None)
-        inner = inner or next(((name,) for name in _FUSED if name in children), None)
+        known: tuple[tuple[str, ...], ...] = (*_SEPARATE, *((name,) for name in _FUSED))
+        inner = next((names for names in known if all(name in children for name in names)), None)
         if inner is None or id(module) in seen:
             continue
         seen.add(id(module))

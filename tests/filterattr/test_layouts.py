@@ -244,6 +244,28 @@ def test_channels_of_layers_of_other_libraries_have_their_weights_and_biases(lay
     assert torch.equal(weight.unit.expand(chosen, weight.shape), marked("filter", "0.weight", model)[2])
 
 
+class Linear4bit(nn.Linear):
+    """Keeps its weight packed, as bitsandbytes does, in a type that floats or does not."""
+
+    def __init__(self, inputs: int, outputs: int, kind: torch.dtype) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        packed = torch.zeros(inputs * outputs // 2, 1, dtype=kind)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight.quant_state = "what unpacks it"
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bfloat16])
+def test_packed_weights_have_no_units_and_their_adapters_do(kind: torch.dtype) -> None:
+    model = nn.ModuleDict({"base": Linear4bit(4, 6, kind), "A": nn.Linear(4, 2, bias=False), "B": nn.Linear(2, 6)})
+    scored = FilterAttributor(model, unit="filter").scored_parameters()
+    assert {name: tuple(one.units_shape) for name, one in scored.items()} == {"A.weight": (2,), "B.weight": (6,)}
+    assert set(FilterAttributor(model, select="*", unit="layer").scored_parameters()) == {
+        "A.weight",
+        "B.weight",
+        "B.bias",
+    }
+
+
 def test_biases_of_experts_have_outputs_and_no_inputs() -> None:
     module, _, _ = experts("gpt-oss")
     bias = module.down_proj_bias

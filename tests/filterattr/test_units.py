@@ -26,6 +26,7 @@ from filterattr import (
     output_channels,
 )
 from filterattr.analysis.rankings import magnitude
+from filterattr.channels import _select_layers
 from filterattr.engine.units import UnitLike, unit_of
 
 CONVOLUTIONS = {
@@ -212,6 +213,14 @@ def test_scores_are_narrowed_by_names_with_brackets() -> None:
         scores.only("haed.weight")
     with pytest.raises(SettingError, match=r"there is no 'haed\.weight' \(nearest: 'head\.weight'"):
         scores.select({"haed.weight": [0]})
+
+
+def test_layers_are_meant_by_names_with_brackets() -> None:
+    model = network()
+    assert list(_select_layers(model, "conv[3x3]")) == ["conv[3x3]"]
+    assert list(_select_layers(model, ["conv*"])) == ["conv[3x3]", "conv3"]
+    with pytest.raises(SettingError, match=r"'haed' \(nearest: 'head'\) fit none of"):
+        _select_layers(model, ["haed", "conv3"])
 
 
 def test_a_glob_is_compiled_once_and_an_exact_name_never(monkeypatch: pytest.MonkeyPatch) -> None:
