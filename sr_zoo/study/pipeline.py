@@ -321,7 +321,8 @@ def _seconds_per_pass(subject: Subject, settings: Settings) -> tuple[float, floa
         subject.search, subject.inputs, count=1, size=settings.crop, scale=subject.scale, seed=settings.seed
     )["clean"][0]
     parameters = [one for one in subject.target.parameters() if one.requires_grad]
-    forwards, passes = [], []
+    forwards: list[float] = []
+    passes: list[float] = []
     begun = time.perf_counter()
     while len(passes) < 3 and (not passes or time.perf_counter() - begun < _REHEARSAL_SECONDS):
         started = time.perf_counter()
