@@ -73,7 +73,7 @@ class PathLoss(Generic[G]):
         # autocast keeps its casts of every weight that it has seen
         self._turn = Turn()
         self.give_back = (self._autocast.restore, slots.restore, torch.clear_autocast_cache, self._turn.release)
-        self._point = {name: torch.empty_like(value) for name, value in path.base.items()}
+        self._line, self._point, self._weights = path.side_by_side()
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
@@ -125,6 +125,7 @@ class PathLoss(Generic[G]):
                         moved = {name: leaves[name] for name in self.moved}
                         self.gradients.watch(moved, coefficient)
                         self._backward(value, moved)
+                        self.gradients.collect(moved, coefficient)
                     # draws of other threads cannot lie in between: this one has its turn
                     self._is_quiet = seeded.is_untouched() if seeded else self._is_quiet
                     return value.detach().to(torch.float64)
@@ -323,8 +324,9 @@ class PathLoss(Generic[G]):
             Name to fresh leaf for what moves or could, and name to tensor for every slot: these leaves, and clones of
             what stays the same along any path.
         """
-        self.path.write(t, self._point)
-        leaves = {name: nn.Parameter(value.detach()) for name, value in self._point.items()}
+        self._line.write(t, self._point)
+        # no detach(): leaves in one buffer would count each other's writes
+        leaves = {name: nn.Parameter(value.data) for name, value in self._weights.items()}
         tensors: dict[str, Tensor] = dict(leaves)
         for name, value in self.path.fresh_fixed().items():
             is_parameter = name in self._slots.parameters
@@ -360,7 +362,7 @@ class PathLoss(Generic[G]):
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
-            silent = [name for name in leaves if name not in self.gradients.reached]
+            silent = [name for name in leaves if name not in self.gradients.reached and leaves[name].grad is None]
             raise LossError(
                 "the gradient must reach every parameter, but reentrant activation checkpointing cuts it off from some "
                 f"of {name_some(silent)}. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import LossError, name_some
-from filterattr.pieces import flat_pieces, wide_type
+from filterattr.pieces import PIECE, SMALL, flat_pieces, wide_type
 
 
 class GradientHooks(ABC):
@@ -22,10 +22,12 @@ class GradientHooks(ABC):
 
     Attributes:
         reached: The parameters that got a gradient since the last `reset`.
+        small: The parameters whose gradients are left to `collect`.
     """
 
     def __init__(self) -> None:
         self.reached: set[str] = set()
+        self.small: set[str] = set()
 
     def watch(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
         """Observe the next backward pass; call it after the forward pass.
@@ -44,7 +46,16 @@ class GradientHooks(ABC):
                 "torch.autograd.grad inside."
             )
         for name, leaf in leaves.items():
-            leaf.register_post_accumulate_grad_hook(self._taker(name, coefficient))  # type: ignore[no-untyped-call]
+            if name not in self.small:
+                leaf.register_post_accumulate_grad_hook(self._taker(name, coefficient))  # type: ignore[no-untyped-call]
+
+    def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:  # noqa: B027 - none are small
+        """Take the gradients that were too small to be taken one by one; call it after the backward pass.
+
+        Args:
+            leaves: As for `watch`.
+            coefficient: As for `watch`.
+        """
 
     @abstractmethod
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
@@ -86,20 +97,37 @@ class GradientSums(GradientHooks):
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.sums = {
-            name: torch.zeros_like(
-                tensor,
-                dtype=wide_type(tensor),
-                memory_format=torch.contiguous_format,
-                requires_grad=False,
+        self.sums: dict[str, Tensor] = {}
+        self._bundles: list[tuple[list[str], Tensor]] = []
+        for name, tensor in parameters.items():
+            if tensor.numel() > SMALL:
+                self.sums[name] = torch.zeros(tensor.shape, dtype=wide_type(tensor), device=tensor.device)
+        for names in _bundles(parameters):
+            first = parameters[names[0]]
+            total = torch.zeros(
+                sum(parameters[name].numel() for name in names), dtype=wide_type(first), device=first.device
             )
-            for name, tensor in parameters.items()
-        }
+            parts = total.split([parameters[name].numel() for name in names])
+            self.sums |= {name: part.view(parameters[name].shape) for name, part in zip(names, parts, strict=True)}
+            self._bundles.append((names, total))
+        self.small = {name for names, _ in self._bundles for name in names}
+        self.sums = {name: self.sums[name] for name in parameters}
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
         """See `GradientHooks.take`."""
         for total, part in zip(*map(flat_pieces, (self.sums[name], gradient.contiguous())), strict=True):
             total.add_(part, alpha=coefficient)  # in pieces, as PyTorch makes a float64 copy of what it adds
+
+    def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
+        """See `GradientHooks.collect`; the gradients of a bundle are added at once."""
+        for names, total in self._bundles:
+            gradients = [leaves[name].grad for name in names]
+            if all(gradient is not None and not gradient.is_sparse for gradient in gradients):
+                total.add_(torch.cat([gradient.reshape(-1) for gradient in gradients]), alpha=coefficient)
+                self.reached.update(names)
+                continue
+            for name in names:
+                self._taker(name, coefficient)(leaves[name])
 
     def find_nonfinite(self) -> dict[str, float]:
         """See `GradientHooks.find_nonfinite`."""
@@ -110,8 +138,29 @@ class GradientSums(GradientHooks):
     def reset(self) -> None:
         """Start the next integral from zero."""
         super().reset()
-        for total in self.sums.values():
+        self.zero()
+
+    def zero(self) -> None:
+        """Set all sums to zero."""
+        for _, total in self._bundles:
             total.zero_()
+        for name, total in self.sums.items():
+            if name not in self.small:
+                total.zero_()
+
+
+def _bundles(parameters: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Cut the small parameters into groups of one type and device, each of at most one piece."""
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, tensor in parameters.items():
+        if tensor.numel() > SMALL:
+            continue
+        names = groups.setdefault((tensor.device, tensor.dtype), [])
+        if sum(parameters[other].numel() for other in names) + tensor.numel() > PIECE:
+            yield names
+            names = groups[tensor.device, tensor.dtype] = []
+        names.append(name)
+    yield from groups.values()
 
 
 def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import StateMismatchError, listed, name_some
-from filterattr.pieces import PIECE, flat_pieces, wide, wide_type
+from filterattr.pieces import PIECE, SMALL, flat_pieces, side_by_side, wide, wide_type
 
 Side = Literal["base", "target"]
 
@@ -154,6 +154,28 @@ class Path:
             tensors = point, segment.base[name], segment.target[name]
             for piece, first, second in zip(*map(flat_pieces, tensors), strict=True):
                 piece.copy_(torch.lerp(wide(first), wide(second), place))
+
+    def side_by_side(self) -> tuple[Path, dict[str, Tensor], dict[str, Tensor]]:
+        """Lay small tensors that move side by side, so that one operation writes all of them.
+
+        Returns:
+            The path of the longer tensors, of which the tensors of this path are parts from now on; memory for a point
+            of it; and parameter name to its part of that memory. With waypoints all is as it is.
+        """
+        names = [] if self.waypoints else [name for name in self.moved() if self.base[name].numel() <= SMALL]
+        small = {name: self.base[name] for name in names}
+        buffers, views = side_by_side(small)
+        point = {f"buffer {number}": buffer for number, buffer in enumerate(buffers)}
+        point |= {name: torch.empty_like(value) for name, value in self.base.items() if name not in small}
+        ends = []
+        for end in (self.base, self.target):
+            longer, parts = side_by_side(small)
+            for name, part in parts.items():
+                end[name] = part.copy_(end[name])
+            rest = [end[name] for name in end if name not in small]
+            ends.append(dict(zip(point, [*longer, *rest], strict=True)))
+        line = Path(*ends, self.fixed) if small else self
+        return line, point, {name: views[name] if name in small else point[name] for name in self.base}
 
     def fresh_fixed(self) -> dict[str, Tensor]:
         """Return clones of what stays fixed, so that no point sees what another wrote."""

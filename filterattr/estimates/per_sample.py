@@ -248,5 +248,4 @@ class FixedRun(PerSampleRun):
         sums = self.path_loss.gradients.sums
         for name in segment.moved():
             self._signed[name].add_(segment.times_change(name, sums[name]))
-        for total in sums.values():
-            total.zero_()
+        self.path_loss.gradients.zero()
