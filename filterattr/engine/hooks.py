@@ -107,7 +107,7 @@ class GradientSums(GradientHooks):
             total = torch.zeros(
                 sum(parameters[name].numel() for name in names), dtype=wide_type(first), device=first.device
             )
-            parts = total.split([parameters[name].numel() for name in names])
+            parts = torch.split(total, [parameters[name].numel() for name in names])
             self.sums |= {name: part.view(parameters[name].shape) for name, part in zip(names, parts, strict=True)}
             self._bundles.append((names, total))
         self.small = {name for names, _ in self._bundles for name in names}
@@ -121,13 +121,14 @@ class GradientSums(GradientHooks):
     def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
         """See `GradientHooks.collect`; the gradients of a bundle are added at once."""
         for names, total in self._bundles:
-            gradients = [leaves[name].grad for name in names]
-            if all(gradient is not None and not gradient.is_sparse for gradient in gradients):
-                total.add_(torch.cat([gradient.reshape(-1) for gradient in gradients]), alpha=coefficient)
-                self.reached.update(names)
+            gradients = (leaves[name].grad for name in names)
+            flat = [grad.reshape(-1) for grad in gradients if grad is not None and not grad.is_sparse]
+            if len(flat) < len(names):
+                for name in names:
+                    self._taker(name, coefficient)(leaves[name])
                 continue
-            for name in names:
-                self._taker(name, coefficient)(leaves[name])
+            total.add_(torch.cat(flat), alpha=coefficient)
+            self.reached.update(names)
 
     def find_nonfinite(self) -> dict[str, float]:
         """See `GradientHooks.find_nonfinite`."""

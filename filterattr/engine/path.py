@@ -174,7 +174,7 @@ class Path:
                 end[name] = part.copy_(end[name])
             rest = [end[name] for name in end if name not in small]
             ends.append(dict(zip(point, [*longer, *rest], strict=True)))
-        line = Path(*ends, self.fixed) if small else self
+        line = Path(ends[0], ends[1], self.fixed) if small else self
         return line, point, {name: views[name] if name in small else point[name] for name in self.base}
 
     def fresh_fixed(self) -> dict[str, Tensor]:

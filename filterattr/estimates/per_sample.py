@@ -237,7 +237,7 @@ class FixedRun(PerSampleRun):
         """See `Run.result`."""
         return FilterAttribution(
             **self.averages(),
-            n_passes=self.sums.count * self.passes,
+            n_passes=self.sums.count * len(self.segments) * len(self.quadrature.nodes),
             method=self.quadrature.method,
             n_steps=len(self.quadrature.nodes),
             n_segments=len(self.segments),
