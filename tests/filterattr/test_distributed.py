@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed"),
-    pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.errors.FilterAttrWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:the attributions should sum:filterattr.errors.FilterAttrWarning",
+        "ignore:.* in train mode:filterattr.errors.FilterAttrWarning",
+    ),
 ]
 
 
