@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -209,11 +209,8 @@ def _content(state: object, role: str) -> dict[str, Tensor]:
             f"{role} must be a module or a state dict; got {type(state).__name__}. Load the file first, for example "
             "with load_state(path)."
         )
-    for key in _NESTED:
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    return {str(name): value for name, value in state.items() if not str(name).endswith("_extra_state")}
+    content: Mapping[Any, Any] = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
+    return {str(name): value for name, value in content.items() if not str(name).endswith("_extra_state")}
 
 
 def _refuse_special(entries: Mapping[str, Tensor], role: str) -> None:
