@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttribution
-from filterattr.analysis.health import path_health
 
 _WIDTH = 80
 
@@ -51,15 +50,11 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
         >>> print("\n".join(concern_lines(risen)))
         what speaks against believing this:
         - Target is not better than base on these samples (loss 1 -> 4): there is no
-          function whose filters could be found.
-        - The loss rises from base to target: are the two swapped? Base comes first.
+          function whose filters could be found. If the two are swapped, exchange them.
     """
-    concerns = list(path_health(attribution).concerns)
-    if attribution.loss_target > attribution.loss_base:
-        concerns.append("The loss rises from base to target: are the two swapped? Base comes first.")
-    if not concerns:
+    if not attribution.concerns:
         return []
     lines = [f"{indent}what speaks against believing this:"]
-    for concern in concerns:
+    for concern in attribution.concerns:
         lines += textwrap.wrap(concern, _WIDTH, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  ")
     return lines

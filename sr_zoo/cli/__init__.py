@@ -56,6 +56,10 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 
     Returns:
         It, and that of every command by name.
+
+    Example:
+        >>> sorted(make_parser()[1])
+        ['attribute', 'card', 'compare', 'degrade', 'demo', 'report', 'restore', 'study', 'train']
     """
     parser = Parser(prog="python -m sr_zoo", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

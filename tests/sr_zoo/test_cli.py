@@ -120,7 +120,7 @@ class TestAttribute:
         (first, losses), (second, _) = table(*weights), table(*reversed(weights))
         worse, better = (first, second) if losses[1] > losses[0] else (second, first)
         assert "The ends point in different directions" in first
-        assert "are the two swapped? Base comes first" in worse
+        assert "If the two are swapped, exchange them" in " ".join(worse.split())
         assert "Target is not better than base" in worse
         assert "swapped" not in better
         assert all(len(line) <= 80 for line in first.splitlines() if not line.startswith("wrote"))
