@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from filterattr.engine.claim import Claim
 from filterattr.engine.path import by_first_name, lost_values
-from filterattr.engine.randomness import RandomState, seed_all
+from filterattr.engine.randomness import CallersRandomness, Turn, seed_all
 from filterattr.engine.slots import Slots
 from filterattr.engine.states import StateLike, copied, plain_state, shared_names, unwrap_model
 from filterattr.errors import SettingError, StateMismatchError, gathered, name_some
@@ -92,8 +92,8 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
     Args:
         model: The model; wrappers are looked through.
         state: Weights for all or some of its parameters and buffers, or an `EditableState` of them.
-        seed: Seeds all random numbers of the block; the caller's random state is given back after it. ``None`` leaves
-            random numbers alone.
+        seed: Seeds all random numbers of the block; the caller's random state is given back after it, and other threads
+            that draw wait. ``None`` leaves random numbers alone.
 
     Yields:
         The model itself.
@@ -111,7 +111,7 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
         0.0
     """
     inner = unwrap_model(model)
-    claim, caller = Claim(inner), None if seed is None else RandomState()
+    claim, caller, turn = Claim(inner), CallersRandomness(), Turn()
     slots: Slots | None = None
     try:
         try:  # no `restoring`, as the block lies in between; for the same reason everything is given back twice
@@ -119,12 +119,14 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
             slots = Slots(inner)
             slots.put(state.tensors() if isinstance(state, EditableState) else _fitting(state, slots))
             if seed is not None:
+                caller.enter()
+                turn.take()
                 seed_all(seed)
             yield inner
         finally:
-            _give_back(slots, caller, claim)
+            _give_back(slots, turn, caller, claim)
     finally:
-        _give_back(slots, caller, claim)
+        _give_back(slots, turn, caller, claim)
 
 
 class EditableState:
@@ -184,11 +186,11 @@ def _marked(places: Tensor, like: Tensor) -> Tensor:
     return marked.reshape(like.shape)
 
 
-def _give_back(slots: Slots | None, caller: RandomState | None, claim: Claim) -> None:
+def _give_back(slots: Slots | None, turn: Turn, caller: CallersRandomness, claim: Claim) -> None:
     if slots is not None:
         slots.restore()
-    if caller is not None:
-        caller.restore()
+    turn.release()
+    caller.leave()
     claim.release()
 
 

@@ -17,7 +17,7 @@ from filterattr.engine.modes import GradientMode
 from filterattr.engine.quadrature import Quadrature
 from filterattr.engine.restoring import restoring
 from filterattr.engine.samples import series
-from filterattr.engine.slots import Slots
+from filterattr.engine.slots import Slots, refuse_behind
 from filterattr.engine.states import StateLike, completed, state_for
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
 from filterattr.intervention import swapped
@@ -232,7 +232,7 @@ def sample_gradient(
         tensor([[3., 4.]], dtype=torch.float64)
     """
     whole = completed(state_for(model, state, "state"), model)
-    own = {id(parameter) for parameter in model.parameters()}
+    own = dict(model.named_parameters())
     mode = GradientMode()
 
     def differentiate() -> dict[str, Tensor]:
@@ -245,10 +245,14 @@ def sample_gradient(
 
 
 def _gradient(
-    model: nn.Module, leaves: Mapping[str, nn.Parameter], own: set[int], loss: Loss, arguments: tuple[Any, ...]
+    model: nn.Module,
+    leaves: Mapping[str, nn.Parameter],
+    own: Mapping[str, nn.Parameter],
+    loss: Loss,
+    arguments: tuple[Any, ...],
 ) -> dict[str, Tensor]:
     """Differentiate the loss of a model that holds copies of its parameters."""
-    theirs = [name for name, leaf in leaves.items() if id(leaf) in own]
+    theirs = [name for name, leaf in leaves.items() if leaf is own.get(name)]
     if theirs:
         raise StateMismatchError(f"the state dict of the model must hold {name_some(theirs)}.")
     for leaf in leaves.values():
@@ -260,6 +264,7 @@ def _gradient(
             f"loss must return one real scalar that depends on the model; got {got}. Return the tensor itself, and "
             "call the model that is given."
         )
+    refuse_behind(value, own)
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return {
         name: torch.zeros_like(leaf, dtype=_wide(leaf), requires_grad=False)

@@ -120,6 +120,9 @@ def seed_all(seed: int) -> None:
         >>> bool(first == torch.rand(1))
         True
     """
+    holder = _HOLDER.get("turn")
+    if holder is not None:
+        holder.go_on()
     for generator in _generators():
         generator.manual_seed(seed % 2**63)
     random.seed(seed)
@@ -180,6 +183,11 @@ class Turn:
         _WAITING.pop(id(self), None)
         if _HOLDER.get("turn") is self:
             _HOLDER.pop("turn", None)
+
+    def go_on(self) -> None:
+        """Begin the turn anew, if it is this thread's: who waits for it sees that there is progress."""
+        if self._thread == threading.get_ident():
+            self._begun = time.monotonic()
 
     def _is_mine(self) -> bool:
         """Take the turn if nobody has it, in one step of the interpreter; a call around this one may have it."""

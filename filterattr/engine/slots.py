@@ -135,14 +135,7 @@ class Slots:
         Raises:
             LossError: It was computed with some of them; they are named.
         """
-        used = parameters_behind(value, self.parameters)
-        if used:
-            raise LossError(
-                "the loss must compute with the weights that the model holds while it runs, but it uses the model's "
-                f"own {name_some(used)}: something keeps {'it' if len(used) == 1 else 'them'} where nothing can be "
-                "put in its place, such as a global, a class or a weak reference. Take the weight from the model "
-                "whenever it is needed; what is meant as a constant must be a copy, weight.detach().clone()."
-            )
+        refuse_behind(value, self.parameters)
 
     def restore(self) -> None:
         """Give the model its own objects back; doing it twice does no harm."""
@@ -156,6 +149,26 @@ class Slots:
         """How often the model's own tensors have been written to; tensors made in inference mode do not count."""
         own = {**self.parameters, **self.buffers}
         return {name: tensor._version for name, tensor in own.items() if not tensor.is_inference()}
+
+
+def refuse_behind(value: Tensor, own: Mapping[str, nn.Parameter]) -> None:
+    """Refuse a loss that was computed with a model's own parameters while others were in its slots.
+
+    Args:
+        value: The loss, with its graph.
+        own: The model's own parameters.
+
+    Raises:
+        LossError: It was computed with some of them; they are named.
+    """
+    used = parameters_behind(value, own)
+    if used:
+        raise LossError(
+            "the loss must compute with the weights that the model holds while it runs, but it uses the model's own "
+            f"{name_some(used)}: something keeps {'it' if len(used) == 1 else 'them'} where nothing can be put in its "
+            "place, such as a global, a class or a weak reference. Take the weight from the model whenever it is "
+            "needed; what is meant as a constant must be a copy, weight.detach().clone()."
+        )
 
 
 def parameters_behind(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:

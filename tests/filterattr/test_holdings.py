@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from filterattr import ChannelAttributor, FilterAttributor, LossError, swapped
+from filterattr.analysis.gradients import taylor
 from tests.reliability.fingerprint import unchanged
 
 INPUTS = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -215,6 +216,13 @@ def test_a_loss_that_uses_a_weight_past_the_model_is_refused_by_name():
     constant = anchor.detach().clone()
     loss = lambda m: squared(m) + (m.bias - constant).square().sum()  # noqa: E731
     FilterAttributor(model).attribute(base, target, loss)
+
+
+def test_gradients_at_one_place_refuse_such_weights_too():
+    model = Anywhere("list").double()
+    SOMEWHERE["weight"] = model.embed.weight
+    with unchanged(model), pytest.raises(LossError, match=r"own 'embed\.weight'"):
+        taylor(FilterAttributor(model), model, lambda m, _: squared(m), [0])
 
 
 class Cache(nn.Module):

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from filterattr import ChannelAttributor, FilterAttributor, ModelChangedError
+from filterattr.analysis.gradients import taylor
+from filterattr.analysis.masking import Masking
 from filterattr.engine import randomness
 from filterattr.engine.randomness import Turn
 from tests.reliability.fingerprint import Fingerprint
@@ -103,6 +105,22 @@ def test_channels_get_the_same_numbers_in_threads():
 
     alone = one(0)
     assert all(torch.equal(found, alone) for found in in_threads(one))
+
+
+def test_gradients_and_masking_get_the_same_numbers_in_threads():
+    base, target = ends()
+    data = {"all": [X, X + 1]}
+
+    def one(_: int) -> Tensor:
+        model = copy.deepcopy(base)
+        scores = taylor(FilterAttributor(model), target, squared, data["all"])
+        masking = Masking(model, base, target, squared, data)
+        return torch.cat([scores.flat(), torch.tensor([masking.loss_base["all"], masking.loss_target["all"]])])
+
+    before = Fingerprint(base)
+    alone = one(0)
+    assert all(torch.equal(found, alone) for found in in_threads(one))
+    assert before.changes(base) == []
 
 
 @pytest.mark.parametrize(("p", "at_once"), [(0.0, 2), (0.5, 1)])
