@@ -219,7 +219,9 @@ class FilterScores(_PerParameter):
 
     def _check_zeros(self, scores: Tensor, chosen: Tensor, count: int) -> None:
         """Make sure that scores, and not the order of the network, say which units are the highest."""
-        if not 0 < count < len(scores) or scores[chosen].min() != 0 or scores[~chosen].max() != 0:
+        if not 0 < count < len(scores) or bool(torch.count_nonzero(scores) == len(scores)):
+            return  # nothing to tell apart, found without a copy
+        if scores[chosen].min() != 0 or scores[~chosen].max() != 0:
             return
         n_positive = int((scores > 0).sum())
         if n_positive or scores.min() == 0:  # not the least of a reversed ranking
