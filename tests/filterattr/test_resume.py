@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError, StorageError
 from filterattr.engine.identity import digest_of
 from filterattr.engine.storage import read_tensors, write_tensors
+from filterattr.engine.sums import SampleSums
 
 ROOT = Path(__file__).parents[2]
 
@@ -412,3 +413,17 @@ def test_kills_at_random_moments_change_no_bit_and_lose_at_most_one_sample_each(
     places = 4 + 2
     assert int(calls) <= 30 * places + n_kills * (places + 2)  # a kill costs one sample, and a look at the first losses
     assert int(parts) <= 1  # a killed write's file goes at the next write of any later process
+
+
+def test_sums_that_older_files_lack_are_unknown_and_the_others_go_on() -> None:
+    old = SampleSums({"losses": torch.empty(2)})
+    old.add([("losses", torch.tensor([1.0, 2.0]))])
+    new = SampleSums({"losses": torch.empty(2), "unscored": torch.empty(1)}, later=["unscored"])
+    new.load(old.tensors, old.count)
+    new.add([("losses", torch.tensor([1.0, 2.0])), ("unscored", torch.ones(1))])
+    assert new.tensors["losses"].tolist() == [2.0, 4.0]
+    assert new.tensors["unscored"].isnan().all()
+    with pytest.raises(StorageError, match="without 'unscored'"):
+        new.load({**old.tensors, "unscored": torch.ones(2)}, 1)
+    new.load(old.tensors, 0)  # a file that was begun, and holds nothing yet
+    assert new.tensors["unscored"].tolist() == [0.0]
