@@ -177,7 +177,7 @@ class FilterAttributor:
                 evaluated by themselves. Costs memory: for every sample, its part of the pass and three float32 copies
                 of what moves along the path. Where that does not suffice, the number is halved, with a warning. The
                 loss stays that of one sample; `torch.func.vmap` must be able to map it over samples.
-            checkpoint: File that keeps what is done; needs the safetensors package.
+            checkpoint: File that keeps what is done.
             distributed: Share the samples with the other ranks of the default process group.
             progress: ``True`` or ``False`` for a progress bar, a function of ``(done, total)`` passes, or ``None`` for
                 a bar in terminals after two seconds.

@@ -251,13 +251,13 @@ class FilterAttribution:
         ]
 
     def save(self, path: str | Path) -> None:
-        """Write the result to a file (safetensors with a digest); needs the safetensors package.
+        """Write the result to a file (safetensors with a digest).
 
         Args:
             path: Where to write.
 
         Raises:
-            StorageError: The disk refuses, or safetensors is not installed.
+            StorageError: The disk refuses, or the memory does not suffice.
         """
         tensors = {
             f"{statistic}/{reduction}/{name}": tensor

@@ -43,13 +43,13 @@ class _PerParameter(ReadOnly[str, Tensor]):
         self.parameters = ReadOnly(parameters)
 
     def save(self, path: str | Path) -> None:
-        """Write them to a file (safetensors with a digest); needs the safetensors package.
+        """Write them to a file (safetensors with a digest).
 
         Args:
             path: Where to write.
 
         Raises:
-            StorageError: The disk refuses, or safetensors is not installed.
+            StorageError: The disk refuses, or the memory does not suffice.
         """
         write_tensors(path, self._kind, self.kept, {"parameters": described(self.parameters)})
 

@@ -100,13 +100,13 @@ class SampleScores:
                 yield FilterScores(self.like._split(row.double()), self.like.parameters)
 
     def save(self, path: str | Path) -> None:
-        """Write them to a file; needs the safetensors package.
+        """Write them to a file (safetensors with a digest).
 
         Args:
             path: Where to write.
 
         Raises:
-            StorageError: The disk refuses, or safetensors is not installed.
+            StorageError: The disk refuses, or the memory does not suffice.
         """
         write_tensors(path, _KIND, {"values": self.values}, {"parameters": described(self.like.parameters)})
 

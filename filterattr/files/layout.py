@@ -18,7 +18,7 @@ from filterattr.files.reading import bytes_of, fill
 
 MAX_HEADER_BYTES = 64 * 2**20
 _MOST_DIMENSIONS = 64
-_PIECE_BYTES = 2**24
+_PIECE_BYTES = 2**22
 
 # in the order in which the reference implementation sorts them; what older releases of it cannot hold is not written
 _NAMES = {

@@ -26,6 +26,7 @@ from filterattr.engine import storage
 from filterattr.engine.foreign import read_checkpoint
 from filterattr.engine.storage import read_tensors, write_tensors
 from filterattr.files import layout, writing
+from tests.memory import allocated, needs_glibc, peak_of
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64,
@@ -193,6 +194,53 @@ class TestAtomicWriting:
     def test_the_description_must_be_json(self, tmp_path):
         with pytest.raises(StorageError, match=r"description of '.*x' must be JSON"):
             write_tensors(tmp_path / "x", "note", {}, {"a": object()})
+
+
+@needs_glibc
+class TestMemory:
+    """What is held beside the tensors; a copy of them would be 1."""
+
+    SIZE = 48 * 2**20
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda tensor: tensor,
+            lambda tensor: tensor.t(),
+            lambda tensor: tensor[:, : tensor.shape[1] // 2],
+            lambda tensor: tensor[None, None].transpose(1, 3),
+            lambda tensor: tensor.reshape(-1).bfloat16(),
+            lambda tensor: tensor.reshape(-1) > 0,
+        ],
+        ids=["plain", "transposed", "sliced", "nested", "bfloat16", "bool"],
+    )
+    def test_writing_copies_parts_alone(self, tmp_path, change):
+        tensors = {str(index): change(torch.zeros(2**10, self.SIZE // 4 // 2**12)) for index in range(4)}
+        before = allocated()
+        peak = peak_of(lambda: write_tensors(tmp_path / "x", "note", tensors, {}))
+        assert peak - before < 0.2 * self.SIZE
+
+    def test_one_large_tensor_is_copied_in_parts(self, tmp_path):
+        tensors = {"a": torch.zeros(7, self.SIZE // 56, dtype=torch.float64).t()}
+        before = allocated()
+        peak = peak_of(lambda: write_tensors(tmp_path / "x", "note", tensors, {}))
+        assert peak - before < 0.2 * self.SIZE
+        assert same(read_tensors(tmp_path / "x", "note")[0], tensors)
+
+    def test_reading_holds_the_tensors_once(self, tmp_path):
+        write_tensors(tmp_path / "x", "note", {str(index): torch.zeros(self.SIZE // 16) for index in range(4)}, {})
+        before, kept = allocated(), []
+        peak = peak_of(lambda: kept.append(read_tensors(tmp_path / "x", "note")))
+        assert peak - before < 1.2 * self.SIZE
+
+    @pytest.mark.parametrize("new", [True, False], ids=["zip", "old"])
+    def test_checkpoints_of_others_are_held_once(self, tmp_path, new):
+        content = {str(index): torch.zeros(self.SIZE // 16) for index in range(4)}
+        torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+        del content
+        before, kept = allocated(), []
+        peak = peak_of(lambda: kept.append(read_checkpoint(tmp_path / "x.pth")))
+        assert peak - before < 1.2 * self.SIZE
 
 
 class TestLimits:
