@@ -69,10 +69,11 @@ class PathLoss(Generic[G]):
         self._model = model
         self._slots = slots
         self._loss = loss
-        self._autocast = autocast or Autocast()
+        self._autocast = autocast if autocast is not None and autocast.is_used else None
         # autocast keeps its casts of every weight that it has seen
         self._turn = Turn()
-        self.give_back = (self._autocast.restore, slots.restore, torch.clear_autocast_cache, self._turn.release)
+        modes = () if self._autocast is None else (self._autocast.restore,)
+        self.give_back = (*modes, slots.restore, torch.clear_autocast_cache, self._turn.release)
         self._line, self._point, self._weights = path.side_by_side()
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
@@ -82,6 +83,7 @@ class PathLoss(Generic[G]):
         self._n_started = 0
         self._is_traced = False
         self._where = ""
+        self._sizes: list[tuple[int, ...]] = []
         self._fitted: list[tuple[int, ...]] = []
 
     def start(self, arguments: tuple[Any, ...], seed: int, index: int) -> None:
@@ -96,6 +98,7 @@ class PathLoss(Generic[G]):
         self._sample = SampleWatch(arguments, index, with_arrays=not self._n_started)
         self._n_started += 1
         self._where = f" (sample {index})" if arguments else ""
+        self._sizes = sizes_of(arguments)
         self.losses, self._coefficients, self._is_quiet = {}, {}, False
         self.gradients.reset()
 
@@ -134,13 +137,13 @@ class PathLoss(Generic[G]):
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 device = next(iter(self.path.base.values())).device
-                where, narrow = f"t = {t:.4g}{self._where}", self._autocast.is_used
+                where, narrow = f"t = {t:.4g}{self._where}", self._autocast is not None
                 error.add_note(advice(error, where, self._arguments, device, self._fitted, narrow=narrow))
             raise
         self._sample.check()
         if coefficient is not None:
             self._coefficients[t] = coefficient
-            self._fitted = max(self._fitted, sizes_of(self._arguments), key=lambda sizes: sum(map(math.prod, sizes)))
+            self._fitted = max(self._fitted, self._sizes, key=lambda sizes: sum(map(math.prod, sizes)))
         return self.losses[t]
 
     def loss_of_end(self, t: float) -> float:
@@ -271,7 +274,7 @@ class PathLoss(Generic[G]):
     def _rounding(self) -> float:
         """What two evaluations of the same may differ by, where the order of sums is not fixed."""
         kinds = {value.dtype for value in self.path.base.values()}
-        if self._autocast.is_used:
+        if self._autocast is not None:
             kinds.add(torch.bfloat16)
         rounding = math.sqrt(max(torch.finfo(kind).eps for kind in kinds))
         return rounding if next(iter(self.path.base.values())).device.type == "cpu" else max(rounding, 1e-3)
@@ -289,9 +292,11 @@ class PathLoss(Generic[G]):
         Raises:
             LossError: It is no real scalar, or does not depend on the model.
         """
-        self._autocast.enter()
+        if self._autocast is not None:
+            self._autocast.enter()
         value = self._loss(self._model, *fresh(arguments))
-        self._autocast.restore()
+        if self._autocast is not None:
+            self._autocast.restore()
         self._check_loss(value)
         if differentiable and not value.requires_grad:
             raise LossError(
@@ -379,7 +384,7 @@ class PathLoss(Generic[G]):
             raise LossError(f"loss must return one scalar; got shape {tuple(value.shape)}. Sum or average it.")
         if not value.is_floating_point():
             raise LossError(f"loss must be real and floating; got {value.dtype}.")
-        if self._autocast.is_used and value.dtype.itemsize < torch.float32.itemsize:
+        if self._autocast is not None and value.dtype.itemsize < torch.float32.itemsize:
             raise LossError(
                 f"with a precision below float32 the loss itself must come out in float32; got {value.dtype}, of which "
                 "three digits are left. Compute it from the float32 output of the network: model(x).float()."

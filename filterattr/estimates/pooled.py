@@ -207,7 +207,7 @@ class PooledRun(Run[PooledGradients]):
             scored = self.job.parameters.get(name)
             if scored is None:
                 remainder += whole
-                unscored += float(signed.abs_().sum()) / count
+                unscored += float(signed.abs().sum()) / count  # the sums go on, so that nothing is done in place
                 continue
             own = scores[scored.key(name)]
             own["sum"] += scored.unit.reduce(signed) / count

@@ -257,6 +257,17 @@ class TestUntil:
         torch.manual_seed(0)
         assert torch.equal(pooled(base, target, data[:24]).scores().flat(), seen[1].scores().flat())
 
+    def test_to_be_asked_changes_no_number(self) -> None:
+        base, target = networks()
+        data = [image(seed) for seed in range(40)]
+        found = []
+        for until in (None, lambda _: False):
+            torch.manual_seed(3)
+            found.append(pooled(base, target, data, until=until))
+        silent, asked = found
+        assert (asked.total, asked.remainder) == (silent.total, silent.remainder)
+        assert all(torch.equal(value, asked.scores("sum")[name]) for name, value in silent.scores("sum").items())
+
     def test_a_function_that_raises_leaves_the_model_alone(self) -> None:
         base, target = networks()
         before = Fingerprint(base)
