@@ -370,7 +370,7 @@ def _entries(value: _Container) -> Iterator[_Place]:
             if type(part) not in _PLAIN:
                 yield _Place(value, key, part)
     elif isinstance(value, set):
-        setter = _Setter(lambda old, part: (value.discard(old), value.add(part)))
+        setter = _Setter(partial(_exchange, value))
         for part in value:
             if type(part) not in _PLAIN:
                 yield _Place(setter, part, part)
@@ -378,6 +378,11 @@ def _entries(value: _Container) -> Iterator[_Place]:
         for place, part in enumerate(value):
             if type(part) not in _PLAIN:
                 yield _Place(value, place, part)
+
+
+def _exchange(members: set[Any], old: Any, new: Any) -> None:
+    members.discard(old)
+    members.add(new)
 
 
 def _slotted(value: Any) -> Iterator[tuple[str, Any]]:
@@ -451,9 +456,8 @@ def _copies(values: Mapping[int, Any]) -> dict[int, Any]:
         memory = _memory(tensor)
         if memory and shared[memory] > 1:
             if memory not in storages:
-                storages[memory] = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(
-                    tensor.untyped_storage().clone()
-                )
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+                storages[memory] = whole.clone()
             storage = storages[memory].untyped_storage()
             copies[key] = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
                 storage, tensor.storage_offset(), tensor.shape, tensor.stride()

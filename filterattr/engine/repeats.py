@@ -97,7 +97,7 @@ def _content(value: Any) -> bytes | None:
     if isinstance(value, np.random.Generator):
         return repr(value.bit_generator.state).encode()
     if isinstance(value, np.random.RandomState):
-        return repr([part.tobytes() if isinstance(part, np.ndarray) else part for part in value.get_state()]).encode()
+        return repr(value.get_state(legacy=False)).encode()
     if isinstance(value, dict | list | set | deque):
         return str(len(value)).encode()
     return None
