@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -209,13 +210,48 @@ class FilterScores(_PerParameter):
             tensor([False,  True,  True, False])
         """
         count = _count(amount, self.n_units)
+        scores = self._rankable()
+        chosen = mark_top(scores, count)
+        self._check_zeros(scores, chosen, count)
+        return FilterSelection(self._split(chosen), self.parameters)
+
+    def tops(self, amounts: Iterable[float]) -> Iterator[FilterSelection]:
+        """Select the units with the highest scores several times; one sort serves all.
+
+        Args:
+            amounts: As in `top`, ascending.
+
+        Yields:
+            For every amount, what `top` returns.
+
+        Raises:
+            SettingError: As in `top`, or the amounts do not ascend.
+
+        Example:
+            >>> from filterattr import Unit
+            >>> from filterattr.parameters import ScoredParameter
+            >>> like = {"w": ScoredParameter(Unit("... -> ..."), (3,))}
+            >>> scores = FilterScores({"w": torch.tensor([0.1, 0.4, 0.3])}, like)
+            >>> [selection["w"].tolist() for selection in scores.tops([1, 2])]
+            [[False, True, False], [False, True, True]]
+        """
+        counts = [_count(amount, self.n_units) for amount in amounts]
+        if counts != sorted(counts):
+            raise SettingError(f"the amounts must ascend; got {counts} units.")
+        scores, order = self._rankable(), self.order().cpu()
+        chosen = torch.zeros(len(scores), dtype=torch.bool, device="cpu")
+        for before, count in pairwise([0, *counts]):
+            chosen[order[before:count]] = True
+            self._check_zeros(scores, chosen, count)
+            yield FilterSelection(self._split(chosen.clone()), self.parameters)
+
+    def _rankable(self) -> Tensor:
+        """All scores on the CPU, none of them NaN."""
         scores = self.flat().cpu()
         n_unknown = int(torch.isnan(scores).sum())
         if n_unknown:
             raise SettingError(f"scores must be numbers to be ranked; {n_unknown} are NaN.")
-        chosen = mark_top(scores, count)
-        self._check_zeros(scores, chosen, count)
-        return FilterSelection(self._split(chosen), self.parameters)
+        return scores
 
     def _check_zeros(self, scores: Tensor, chosen: Tensor, count: int) -> None:
         """Make sure that scores, and not the order of the network, say which units are the highest."""

@@ -83,12 +83,13 @@ def mask_curve(
     _check_fractions(fractions)
     bootstrap = bootstrap or masking.bootstrap()
     ordered = scores if order == "most" else -scores
-    selections = [ordered.top(float(fraction)) for fraction in fractions]
+    counts = []
     losses: dict[str, list[Estimate]] = {name: [] for name in masking.data}
     shares: dict[str, list[Estimate]] = {name: [] for name in masking.data}
     network = masking.changing(intervention)
-    with counted(progress, len(selections), "set") as step:
-        for selection in selections:
+    with counted(progress, len(fractions), "set") as step:
+        for selection in ordered.tops(map(float, fractions)):
+            counts.append(selection.count)
             measured = Measured(masking, network.sample_losses(selection), bootstrap, intervention)
             for name in masking.data:
                 losses[name].append(measured.loss(name))
@@ -99,7 +100,7 @@ def mask_curve(
         intervention=intervention,
         order=order,
         fractions=tuple(map(float, fractions)),
-        counts=tuple(selection.count for selection in selections),
+        counts=tuple(counts),
         losses={name: tuple(values) for name, values in losses.items()},
         shares={name: tuple(values) for name, values in shares.items()},
         loss_base=masking.loss_base,

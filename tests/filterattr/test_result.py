@@ -487,3 +487,14 @@ def test_scores_are_not_copied_for_who_only_ranks() -> None:
     attribution = attribution_of()
     first, second = attribution.scores(), attribution.scores()
     assert all(first.kept[name] is second.kept[name] for name in first)
+
+
+def test_nested_sets_are_those_of_top_ties_included() -> None:
+    generator = torch.Generator().manual_seed(0)
+    like = {"a": ScoredParameter(Unit("... -> ..."), (50,)), "b": ScoredParameter(Unit("... -> ..."), (7, 10))}
+    tensors = {name: torch.randint(1, 9, one.shape, generator=generator).double() for name, one in like.items()}
+    scores = FilterScores(tensors, like)
+    amounts = (0.0, 3, 17, 17, 0.5, 1.0)
+    assert list(scores.tops(amounts)) == [scores.top(amount) for amount in amounts]
+    with pytest.raises(SettingError, match="ascend"):
+        next(scores.tops([3, 2]))
