@@ -436,15 +436,15 @@ class TestGoingOn:
         widths.seen.clear()
         resumed = attribute(ends, loss, samples(), 2, checkpoint=path)
         done = at // 2 * 2
-        # what is finished is asked once at base; the first new sample that shares a pass is compared again
+        # what is finished is asked once at both ends; the first new sample that shares a pass is compared again
         groups, single = divmod(7 - done, 2)
-        assert len(widths.seen) == bool(done) + 2 * bool(groups) + 6 * (groups + single)
+        assert len(widths.seen) == 2 * bool(done) + 2 * bool(groups) + 6 * (groups + single)
         for one, two in ((whole, tmp_path / "whole"), (resumed, tmp_path / "resumed")):
             one.save(two)
         assert (tmp_path / "whole").read_bytes() == (tmp_path / "resumed").read_bytes()
         widths.seen.clear()
         attribute(ends, loss, samples(), 2, checkpoint=path)
-        assert widths.seen == [1]
+        assert widths.seen == [1, 1]
 
     def test_another_number_goes_on_with_a_warning(self, tmp_path: Path) -> None:
         ends, path = pair(), tmp_path / "job.safetensors"
