@@ -589,13 +589,18 @@ def _recording(job: Job, model: nn.Module, sample: Tensor) -> Tensor:
 def differences(seed: int) -> list[str]:
     """Run one job with the library and with the literal reference; list what differs, with the story of the job."""
     jobs = [make_job(seed)]
-    if jobs[0].in_threads:
-        jobs.append(make_job(seed))
-        with _switching_often(), ThreadPoolExecutor(2) as pool:
-            outcomes = list(pool.map(_attributed, jobs))
-    else:
-        outcomes = [_attributed(jobs[0])]
-    problems = [problem for job, outcome in zip(jobs, outcomes, strict=True) for problem in _problems(job, *outcome)]
+    with warnings.catch_warnings(record=True) as caught:  # round the threads: filters belong to the whole process
+        warnings.simplefilter("always")
+        if jobs[0].in_threads:
+            jobs.append(make_job(seed))
+            with _switching_often(), ThreadPoolExecutor(2) as pool:
+                outcomes = list(pool.map(_attributed, jobs))
+        else:
+            outcomes = [_attributed(jobs[0])]
+    told = [str(one.message) for one in caught if issubclass(one.category, FilterAttrWarning)]
+    problems = [
+        problem for job, outcome in zip(jobs, outcomes, strict=True) for problem in _problems(job, outcome, told)
+    ]
     return [f"seed {seed} ({', '.join(jobs[0].story)}): {problem}" for problem in problems]
 
 
@@ -609,23 +614,21 @@ def _switching_often() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
-def _attributed(job: Job) -> tuple[Any, list[str]]:
-    """The attribution or the error, and what is to be told beside it: warnings, and changes of the model."""
+def _attributed(job: Job) -> Any:
+    """The attribution or the error."""
     model = job.build()
     caches = [repr(module.cache) for module in model.modules() if isinstance(module, Written)]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with unchanged(model, but=("random", "optimizer") if job.in_threads else ()):
-                attributor = FilterAttributor(model, unit=job.unit, select=job.select)
-                found: Any = attributor.attribute(job.base, job.target, job.loss, job.samples, **job.options)
-        except (FilterAttrError, AssertionError) as error:
-            found = error
-        except Exception as error:  # noqa: BLE001 - raw errors are what is looked for
-            found = RuntimeError(f"{type(error).__name__}: {error}")
+    try:
+        with unchanged(model, but=("random", "optimizer") if job.in_threads else ()):
+            attributor = FilterAttributor(model, unit=job.unit, select=job.select)
+            found: Any = attributor.attribute(job.base, job.target, job.loss, job.samples, **job.options)
+    except (FilterAttrError, AssertionError) as error:
+        found = error
+    except Exception as error:  # noqa: BLE001 - raw errors are what is looked for
+        found = RuntimeError(f"{type(error).__name__}: {error}")
     if caches != [repr(module.cache) for module in model.modules() if isinstance(module, Written)]:
         found = AssertionError("a cache has changed")
-    return found, [str(one.message) for one in caught if issubclass(one.category, FilterAttrWarning)]
+    return found
 
 
 # what is said of paths that are as coarse and as arbitrary as those of these jobs

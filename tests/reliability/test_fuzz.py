@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from filterattr import attribution, pathloss
+from filterattr.engine.randomness import Turn
 from filterattr.engine.slots import Slots
 from filterattr.engine.watch import SampleWatch
 from filterattr.holdings import Holdings
@@ -38,6 +39,11 @@ Patch = tuple[Any, str, Any]
 
 def nothing(*_: object) -> None:
     """Do nothing."""
+
+
+def at_once(*_: object, **__: object) -> bool:
+    """Wait for no other thread."""
+    return True
 
 
 def in_front(outputs: dict[Any, Any], *_: object, **__: object) -> dict[Any, Place]:
@@ -79,6 +85,7 @@ FAULTS: dict[str, tuple[list[Patch], Callable[[int], list[str]], str]] = {
         differences,
         "loss pops",
     ),
+    "random numbers that threads draw": ([(Turn, "take", at_once)], differences, "threads"),
     "changes that the type of the model rounds away": (
         [(attribution, "_rounding", nothing)],
         differences,
