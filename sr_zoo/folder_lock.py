@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filterattr.errors import FilterAttrError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
 
@@ -60,7 +59,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
 
 def _locked(path: Path) -> int | None:
     """Open and lock the file, and make sure that it is still the one under its name."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
