@@ -95,7 +95,7 @@ class SampleScores:
             [[2.0, 2.0], [3.0, 2.0]]
         """
         rows = max(1, min(16, _NUMBERS_AT_ONCE // self.values.shape[1]))
-        for some in weights.to(self.values).split(rows):
+        for some in torch.split(weights.to(self.values), rows):
             for row in some @ self.values:
                 yield FilterScores(self.like._split(row.double()), self.like.parameters)
 
