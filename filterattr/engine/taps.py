@@ -77,6 +77,7 @@ class Taps:
         for layer, hook in self._hooks:
             for key in [key for key, known in layer._forward_hooks.items() if known is hook]:
                 del layer._forward_hooks[key]
+        self._hooks = []  # hooks refer to this object: it would not be freed at once
 
     def listen(
         self,
