@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from filterattr import FilterAttributor, contrast
-from filterattr.analysis.evaluation import Masking
+from filterattr.analysis.masking import Masking
 from filterattr.display.plot import plot_layers, plot_path
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import bundled_photographs

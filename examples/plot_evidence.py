@@ -13,14 +13,8 @@ from torch import nn
 
 from filterattr import FilterAttributor, contrast
 from filterattr.analysis.comparison import all_rankings
-from filterattr.analysis.evaluation import (
-    Masking,
-    compare_rankings,
-    mask_curve,
-    modulation,
-    null_curve,
-    specificity,
-)
+from filterattr.analysis.evaluation import compare_rankings, mask_curve, modulation, null_curve, specificity
+from filterattr.analysis.masking import Masking
 from filterattr.analysis.prediction import FunctionPredictor, confusion, largest_wins
 from filterattr.analysis.stability import differences, per_sample_scores, stability
 from filterattr.display.curves import (

@@ -13,7 +13,8 @@ from matplotlib.cbook import get_sample_data
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, blend, swapped
-from filterattr.analysis.evaluation import Masking, mask_curve, null_curve
+from filterattr.analysis.evaluation import mask_curve, null_curve
+from filterattr.analysis.masking import Masking
 from filterattr.display.curves import plot_curves
 from filterattr.display.plot import plot_path
 

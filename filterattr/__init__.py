@@ -1,9 +1,9 @@
 """Which filters carry a function? Attribution in parameter space for any `torch.nn.Module`."""
 
+from filterattr.activations.attributor import ChannelAttributor
+from filterattr.activations.result import ChannelAttribution
 from filterattr.attribution import FilterAttributor
-from filterattr.channels import ChannelAttribution, ChannelAttributor
 from filterattr.display.report import report
-from filterattr.engine.units import Group, Unit
 from filterattr.errors import (
     DistributedError,
     FilterAttrError,
@@ -17,13 +17,14 @@ from filterattr.errors import (
     UnitError,
     UnsupportedModelError,
 )
-from filterattr.groups import attention_heads, output_channels, recurrent_gates
+from filterattr.files.checkpoints import load_state
 from filterattr.intervention import blend, swapped, train_only
-from filterattr.layouts import register_layout
-from filterattr.loading import load_state
 from filterattr.recorder import PathRecorder
-from filterattr.result import FilterAttribution
-from filterattr.scores import FilterScores, FilterSelection, contrast
+from filterattr.results.attribution import FilterAttribution
+from filterattr.results.scores import FilterScores, FilterSelection, contrast
+from filterattr.units.builders import attention_heads, output_channels, recurrent_gates
+from filterattr.units.layouts import register_layout
+from filterattr.units.unit import Group, Unit
 
 __version__ = "0.1.0"
 

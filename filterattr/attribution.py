@@ -17,21 +17,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from filterattr.concerns import COMPLETENESS, barrier_concern, buffers_concern, concerns_about
-from filterattr.engine.claim import Claim
-from filterattr.engine.distributed import Message, Ranks
-from filterattr.engine.modes import GradientMode
-from filterattr.engine.path import Path, Side
-from filterattr.engine.progress import Progress as Progress
-from filterattr.engine.progress import counted
-from filterattr.engine.randomness import CallersRandomness
-from filterattr.engine.restoring import restoring
-from filterattr.engine.samples import pair_note, series
-from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, plain_state, unwrap_model
-from filterattr.engine.storage import JobFile
-from filterattr.engine.training import modules_in_training
-from filterattr.engine.units import UnitLike, assigned, has_only_groups, is_guess, unit_of
 from filterattr.errors import (
     FilterAttrWarning,
     LossError,
@@ -39,14 +24,29 @@ from filterattr.errors import (
     UnitError,
     name_some,
 )
-from filterattr.estimates.job import Job, Precision, Run, check_precision
-from filterattr.estimates.plan import Plan
-from filterattr.estimates.pooled import Until
+from filterattr.estimators.base import Job, Precision, Run, check_precision
+from filterattr.estimators.pooled import Until
+from filterattr.estimators.settings import Plan
+from filterattr.files.safetensors import JobFile
+from filterattr.integral.node import Loss as Loss
+from filterattr.integral.path import Path, Side
+from filterattr.jobs.distributed import Message, Ranks
+from filterattr.jobs.progress import Progress as Progress
+from filterattr.jobs.progress import counted
+from filterattr.jobs.sample_loop import Walk, job_environment
+from filterattr.jobs.samples import pair_note, series
+from filterattr.model.lock import Claim
+from filterattr.model.modes import GradientMode
+from filterattr.model.random_state import CallersRandomness
+from filterattr.model.restoring import restoring
+from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
+from filterattr.model.swap import Slots
+from filterattr.model.training import modules_in_training
 from filterattr.names import Names
-from filterattr.parameters import ScoredParameter, units_of
-from filterattr.pathloss import Loss as Loss
-from filterattr.result import FilterAttribution
-from filterattr.walk import Walk, job_environment
+from filterattr.results.attribution import FilterAttribution
+from filterattr.results.concerns import COMPLETENESS, barrier_concern, buffers_concern, concerns_about
+from filterattr.units.scored import ScoredParameter, units_of
+from filterattr.units.unit import UnitLike, assigned, has_only_groups, is_guess, unit_of
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
 Aggregate: TypeAlias = Literal["per_sample", "pooled"]

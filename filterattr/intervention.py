@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from filterattr.engine.claim import Claim
-from filterattr.engine.path import by_first_name, lost_values
-from filterattr.engine.randomness import CallersRandomness, Turn, seed_all
-from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, copied, plain_state, shared_names, unwrap_model
 from filterattr.errors import SettingError, StateMismatchError, gathered, name_some
-from filterattr.scores import FilterSelection
+from filterattr.integral.path import by_first_name, lost_values
+from filterattr.model.lock import Claim
+from filterattr.model.random_state import CallersRandomness, Turn, seed_all
+from filterattr.model.state_dict import StateLike, copied, plain_state, shared_names, unwrap_model
+from filterattr.model.swap import Slots
+from filterattr.results.scores import FilterSelection
 
 
 def blend(target: StateLike, base: StateLike, selection: FilterSelection, strength: float = 0.0) -> dict[str, Tensor]:
@@ -41,8 +41,8 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
 
     Example:
         >>> import torch
-        >>> from filterattr.engine.units import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.unit import Unit
+        >>> from filterattr.units.scored import ScoredParameter
         >>> chosen = FilterSelection(
         ...     {"w": torch.tensor([True, False])}, {"w": ScoredParameter(Unit("... -> ..."), (2,))}
         ... )
@@ -248,7 +248,7 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> layer = nn.Linear(2, 2)
         >>> before = layer.weight.detach().clone()
         >>> chosen = FilterSelection(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.slots import Slots
-from filterattr.engine.states import unwrap_model
 from filterattr.errors import SettingError
+from filterattr.model.state_dict import unwrap_model
+from filterattr.model.swap import Slots
 
 
 class PathRecorder:

@@ -27,9 +27,9 @@ from filterattr import (
     swapped,
 )
 from filterattr.analysis.prediction import UNSURE, Calibration, FunctionPredictor, Prediction, Signals, largest_wins
-from filterattr.engine.storage import read_tensors, write_tensors
-from filterattr.engine.units import Unit
-from filterattr.parameters import ScoredParameter
+from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import Unit
 from sr_zoo.building import build_with
 from sr_zoo.models.blocks import brief
 

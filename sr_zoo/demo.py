@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError, blend, contrast, swapped
-from filterattr.analysis.evaluation import Masking, p_value
+from filterattr.analysis.masking import Masking
+from filterattr.analysis.resampling import p_value
 from filterattr.display.plot import plot_layers, plot_path
 from filterattr.files.writing import replace_file, replacing
 from sr_zoo.degradations import evaluation_inputs

@@ -12,7 +12,7 @@ from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import Array, interval
 from filterattr.analysis.results import spread
 from filterattr.errors import SettingError
-from filterattr.scores import FilterScores, FilterSelection
+from filterattr.results.scores import FilterScores, FilterSelection
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def agreement(
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {"w": ScoredParameter(Unit("... -> ..."), (20,))}
         >>> oracle = FilterScores({"w": torch.arange(20.0)}, like)
         >>> found = agreement(oracle, {"square": FilterScores({"w": oracle["w"] ** 2}, like)}, oracle.top(1.0),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from filterattr.analysis.record import Record, Row
 from filterattr.errors import SettingError, name_some
-from filterattr.result import FilterAttribution
-from filterattr.scores import FilterScores, FilterSelection
+from filterattr.results.attribution import FilterAttribution
+from filterattr.results.scores import FilterScores, FilterSelection
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def layer_shares(contribution: FilterAttribution | FilterScores) -> dict[str, fl
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {"a": ScoredParameter(Unit("... -> ..."), (2,)), "b": ScoredParameter(Unit("... -> ..."), (1,))}
         >>> layer_shares(FilterScores({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0])}, like))
         {'a': 0.75, 'b': 0.25}
@@ -118,7 +118,7 @@ def lora_ranks(
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {name: ScoredParameter(Unit("o i -> o i"), (8, 8)) for name in ("first", "second")}
         >>> scores = FilterScores({"first": torch.ones(8, 8), "second": 3 * torch.ones(8, 8)}, like)
         >>> lora_ranks(scores, 4).amounts()
@@ -155,7 +155,7 @@ def units_to_train(contribution: FilterAttribution | FilterScores, fraction: flo
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
         >>> scores = FilterScores({"a": torch.ones(4), "b": torch.full((4,), 3.0)}, like)
         >>> units_to_train(scores, 0.5).amounts()
@@ -186,7 +186,7 @@ def select_units(scores: FilterScores, budget: Budget) -> FilterSelection:
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
         >>> scores = FilterScores({"a": torch.ones(4), "b": torch.full((4,), 3.0)}, like)
         >>> select_units(scores, units_to_train(scores, 0.5)).per_layer()

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from filterattr.activations.attributor import ChannelAttributor
+from filterattr.activations.result import Method
 from filterattr.analysis.gradients import Along, fisher, input_path, taylor
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
-from filterattr.attribution import FilterAttributor, Loss
-from filterattr.channels import ChannelAttributor, Method
-from filterattr.engine.samples import series
-from filterattr.engine.states import StateLike, completed, state_for
+from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, UnitError, name_some
+from filterattr.integral.node import Loss
 from filterattr.intervention import swapped
-from filterattr.scores import FilterScores
+from filterattr.jobs.samples import series
+from filterattr.model.state_dict import StateLike, completed, state_for
+from filterattr.results.scores import FilterScores
 
 Ends: TypeAlias = Callable[[Any], tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]]]
 Judge: TypeAlias = Callable[[Any, Any], Tensor]

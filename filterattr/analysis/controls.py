@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.analysis.knockout import unit_labels
-from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, copied, plain_state, shared_names, unwrap_model
-from filterattr.engine.units import Unit
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.parameters import ScoredParameter
-from filterattr.scores import FilterSelection
+from filterattr.model.state_dict import StateLike, copied, plain_state, shared_names, unwrap_model
+from filterattr.model.swap import Slots
+from filterattr.results.scores import FilterSelection
+from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import Unit
 
 
 def scrambled(
@@ -41,7 +41,7 @@ def scrambled(
         StateMismatchError: A selected parameter is missing or misshapen.
 
     Example:
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> chosen = FilterSelection({"w": torch.tensor([True, True, False])},
         ...                          {"w": ScoredParameter(Unit("o i -> o"), (3, 2))})
         >>> target = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}
@@ -90,7 +90,7 @@ def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tr
         A selection with the same number of kernels in every row and column of every layer.
 
     Example:
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (2, 2, 3, 3))}
         >>> edges = FilterSelection({"w": torch.eye(2, dtype=torch.bool)}, like)
         >>> shuffled_edges(edges, torch.Generator().manual_seed(0))["w"].sum(0)

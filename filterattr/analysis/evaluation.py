@@ -28,10 +28,9 @@ from filterattr.analysis.results import (
     RankingTable,
     SpecificityMatrix,
 )
-from filterattr.attribution import Progress
-from filterattr.engine.progress import counted
 from filterattr.errors import SettingError, name_some
-from filterattr.scores import FilterScores, FilterSelection
+from filterattr.jobs.progress import Progress, counted
+from filterattr.results.scores import FilterScores, FilterSelection
 
 FRACTIONS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

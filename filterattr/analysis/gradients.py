@@ -12,17 +12,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from filterattr.attribution import FilterAttributor, Loss
-from filterattr.engine.modes import GradientMode
-from filterattr.engine.quadrature import Quadrature
-from filterattr.engine.restoring import restoring
-from filterattr.engine.samples import series
-from filterattr.engine.slots import Slots, refuse_behind
-from filterattr.engine.states import StateLike, completed, state_for
+from filterattr.attribution import FilterAttributor
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
+from filterattr.integral.node import Loss
+from filterattr.integral.quadrature import Quadrature
 from filterattr.intervention import swapped
-from filterattr.parameters import sum_over_units
-from filterattr.scores import FilterScores
+from filterattr.jobs.samples import series
+from filterattr.model.modes import GradientMode
+from filterattr.model.restoring import restoring
+from filterattr.model.state_dict import StateLike, completed, state_for
+from filterattr.model.swap import Slots, refuse_behind
+from filterattr.results.scores import FilterScores
+from filterattr.units.scored import sum_over_units
 
 Along: TypeAlias = Callable[[Any, float], Any]
 Gradients: TypeAlias = Mapping[str, Tensor]

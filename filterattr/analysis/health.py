@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from filterattr.analysis.record import Record, Row
 from filterattr.analysis.resampling import Array, p_value
 from filterattr.analysis.stability import SampleScores
-from filterattr.attribution import FilterAttributor, Loss
-from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, shared_names, state_for
+from filterattr.attribution import FilterAttributor
 from filterattr.errors import FilterAttrWarning, SettingError
-from filterattr.result import FilterAttribution
-from filterattr.scores import FilterScores
+from filterattr.integral.node import Loss
+from filterattr.model.state_dict import StateLike, shared_names, state_for
+from filterattr.model.swap import Slots
+from filterattr.results.attribution import FilterAttribution
+from filterattr.results.scores import FilterScores
 
 
 @dataclass(frozen=True)

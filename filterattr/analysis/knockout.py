@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from filterattr.attribution import FilterAttributor, Loss, Progress
-from filterattr.engine.identity import digest_of
-from filterattr.engine.progress import counted
-from filterattr.engine.randomness import seed_all
-from filterattr.engine.samples import series
-from filterattr.engine.slots import Slots
-from filterattr.engine.states import StateLike, completed, state_for
-from filterattr.engine.storage import JobFile
+from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, StateMismatchError, StorageError, name_some
+from filterattr.files.fingerprint import digest_of
+from filterattr.files.safetensors import JobFile
+from filterattr.integral.node import Loss
 from filterattr.intervention import swapped
-from filterattr.parameters import ScoredParameter, units_of
-from filterattr.scores import FilterScores, FilterSelection
+from filterattr.jobs.progress import Progress, counted
+from filterattr.jobs.samples import series
+from filterattr.model.random_state import seed_all
+from filterattr.model.state_dict import StateLike, completed, state_for
+from filterattr.model.swap import Slots
+from filterattr.results.scores import FilterScores, FilterSelection
+from filterattr.units.scored import ScoredParameter, units_of
 
 _SECONDS_BETWEEN_WRITES = 20.0
 _ONE_BY_ONE = 16  # units for which the weights of target are put into the model once
@@ -342,7 +343,7 @@ def unit_labels(scored: ScoredParameter) -> Tensor:
         ``int64`` of the parameter's shape: flat places of the units.
 
     Example:
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> from filterattr import Unit
         >>> unit_labels(ScoredParameter(Unit("o i -> o"), (2, 3)))
         tensor([[0, 0, 0],

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
-from filterattr.attribution import Loss
-from filterattr.engine.path import Side
-from filterattr.engine.randomness import seed_all
-from filterattr.engine.samples import series
-from filterattr.engine.states import StateLike, copied, state_for, unwrap_model
 from filterattr.errors import LossError, SettingError, name_some
+from filterattr.integral.node import Loss
+from filterattr.integral.path import Side
 from filterattr.intervention import EditableState, blend, check_selection, swapped
-from filterattr.parameters import ScoredParameter
-from filterattr.scores import FilterSelection
+from filterattr.jobs.samples import series
+from filterattr.model.random_state import seed_all
+from filterattr.model.state_dict import StateLike, copied, state_for, unwrap_model
+from filterattr.results.scores import FilterSelection
+from filterattr.units.scored import ScoredParameter
 
 
 class Masking:
@@ -230,7 +230,7 @@ class ChangingNetwork:
 
     Example:
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> base, target = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
         >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 2))})

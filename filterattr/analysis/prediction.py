@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.results import spread
-from filterattr.attribution import FilterAttributor, Progress
-from filterattr.engine.progress import counted
-from filterattr.engine.states import StateLike, copied, state_for
+from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, name_some
 from filterattr.intervention import blend, swapped
-from filterattr.parameters import Reduction
-from filterattr.scores import FilterSelection
+from filterattr.jobs.progress import Progress, counted
+from filterattr.model.state_dict import StateLike, copied, state_for
+from filterattr.results.scores import FilterSelection
+from filterattr.units.scored import Reduction
 
 ReadOut: TypeAlias = Literal["overlap", "mass", "response"]
 READ_OUTS: tuple[ReadOut, ...] = get_args(ReadOut)

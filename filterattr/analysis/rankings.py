@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filterattr.attribution import FilterAttributor, Loss
-from filterattr.engine.states import StateLike, state_for
+from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.parameters import ScoredParameter, sum_over_units
-from filterattr.scores import FilterScores
+from filterattr.integral.node import Loss
+from filterattr.model.state_dict import StateLike, state_for
+from filterattr.results.scores import FilterScores
+from filterattr.units.scored import ScoredParameter, sum_over_units
 
 
 def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScores:
@@ -29,8 +30,8 @@ def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScor
         Scores in [0, 1).
 
     Example:
-        >>> from filterattr.engine.units import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.unit import Unit
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = FilterScores({"w": torch.zeros(3)}, {"w": ScoredParameter(Unit("... -> ..."), (3,))})
         >>> random_ranking(like, torch.Generator().manual_seed(0)).n_units
         3

@@ -16,14 +16,15 @@ from filterattr.analysis.agreement import load_scipy
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import interval
 from filterattr.analysis.results import spread
-from filterattr.attribution import FilterAttributor, Loss, Progress
-from filterattr.engine.progress import counted
-from filterattr.engine.samples import series
-from filterattr.engine.states import StateLike
-from filterattr.engine.storage import read_tensors, write_tensors
+from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, name_some
-from filterattr.parameters import Reduction, complete, described, parameters_of
-from filterattr.scores import FilterScores, FilterSelection
+from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr.integral.node import Loss
+from filterattr.jobs.progress import Progress, counted
+from filterattr.jobs.samples import series
+from filterattr.model.state_dict import StateLike
+from filterattr.results.scores import FilterScores, FilterSelection
+from filterattr.units.scored import Reduction, complete, described, parameters_of
 
 _KIND = "per-sample scores"
 _NUMBERS_AT_ONCE = 2**24  # of the results of one matrix product
@@ -43,7 +44,7 @@ class SampleScores:
 
     Example:
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
         >>> samples = SampleScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), like)
         >>> samples.scores()["w"], samples.scores([1])["w"]
@@ -88,7 +89,7 @@ class SampleScores:
 
         Example:
             >>> from filterattr import Unit
-            >>> from filterattr.parameters import ScoredParameter
+            >>> from filterattr.units.scored import ScoredParameter
             >>> like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
             >>> samples = SampleScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), like)
             >>> [scores["w"].tolist() for scores in samples.weighted(torch.tensor([[0.5, 0.5], [0.0, 1.0]]))]

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from filterattr.result import FilterAttribution
-from filterattr.scores import FilterSelection
+from filterattr.results.attribution import FilterAttribution
+from filterattr.results.scores import FilterSelection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
         >>> import torch
         >>> from matplotlib.figure import Figure
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {"conv.weight": ScoredParameter(Unit("o i -> o i"), (2, 2))}
         >>> selection = FilterSelection({"conv.weight": torch.tensor([[True, False], [False, False]])}, like)
         >>> axis = Figure().subplots()

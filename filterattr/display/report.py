@@ -35,8 +35,8 @@ from filterattr.display.page.sections import (
 )
 from filterattr.errors import SettingError
 from filterattr.files.writing import replace_file
-from filterattr.result import FilterAttribution
-from filterattr.scores import FilterScores, FilterSelection
+from filterattr.results.attribution import FilterAttribution
+from filterattr.results.scores import FilterScores, FilterSelection
 
 __all__ = ["Dial", "Picture", "Strip", "report"]
 

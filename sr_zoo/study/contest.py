@@ -14,13 +14,12 @@ import numpy as np
 import torch
 
 from filterattr import FilterScores
-from filterattr.analysis.evaluation import Masking
+from filterattr.analysis.masking import Masking
 from filterattr.analysis.rankings import random_ranking
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import Array, p_value
 from filterattr.analysis.results import Curve, Null, NullCurve, spread
-from filterattr.attribution import Progress
-from filterattr.engine.progress import counted
+from filterattr.jobs.progress import Progress, counted
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def shuffled_inside_layers(scores: FilterScores, generator: torch.Generator) -> 
 
     Example:
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
         >>> scores = FilterScores({"a": torch.tensor([8.0, 7, 1, 2]), "b": torch.tensor([6.0, 3, 4, 5])}, like)
         >>> shuffled = shuffled_inside_layers(scores, torch.Generator().manual_seed(0))

@@ -8,7 +8,8 @@ from typing import Any
 
 from filterattr.analysis.prediction import Confusion
 from filterattr.analysis.record import Record
-from filterattr.display.report import Dial, Picture, Strip, report
+from filterattr.display.page.pictures import Dial, Picture, Strip
+from filterattr.display.report import report
 from filterattr.files.writing import replace_file
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.channels_page import channels_section

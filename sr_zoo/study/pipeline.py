@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import filterattr
-from filterattr.attribution import Progress
-from filterattr.engine.identity import digest_of
+from filterattr.files.fingerprint import digest_of
+from filterattr.jobs.progress import Progress
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.samples import draw_samples, restoration_error

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from filterattr import FilterAttrError, FilterAttributor, Group
 from filterattr.analysis.agreement import load_scipy
-from filterattr.engine.identity import digest_of
-from filterattr.groups import output_channels
+from filterattr.files.fingerprint import digest_of
+from filterattr.units.builders import output_channels
 from sr_zoo.data import read_photographs
 from sr_zoo.degradations import Degradation, degradations_from, evaluation_inputs
 from sr_zoo.demo import bundled_photographs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from filterattr import FilterAttributor, FilterSelection, contrast
-from filterattr.analysis.evaluation import Masking
+from filterattr.analysis.masking import Masking
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.pretrained import find_weights, load_network

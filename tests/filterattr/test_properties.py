@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from filterattr import FilterAttribution, FilterAttributor, Unit
-from filterattr.engine.quadrature import Quadrature
+from filterattr.integral.quadrature import Quadrature
 from tests.reference.slow_attribution import SlowResult, rule, slow_attribution, unit_index
 
 METHODS = ["gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, Group, UnitError, attention_heads
-from filterattr.heads import _inputs
+from filterattr.units.heads import _inputs
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", reason="pip install transformers")

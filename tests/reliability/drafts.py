@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import filterattr
 from filterattr import FilterAttrError, FilterAttributor
-from filterattr.engine.quadrature import Quadrature
+from filterattr.integral.quadrature import Quadrature
 from tests.reliability.fingerprint import unchanged
 
 Loss = Callable[..., Tensor]

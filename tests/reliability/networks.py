@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filterattr.engine.quadrature import Quadrature
+from filterattr.integral.quadrature import Quadrature
 
 
 def ends(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:

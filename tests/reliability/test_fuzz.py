@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from filterattr import attribution, pathloss
-from filterattr.engine.randomness import Turn
-from filterattr.engine.slots import Slots
-from filterattr.engine.watch import SampleWatch
-from filterattr.holdings import Holdings
-from filterattr.sweep import passes, samples
-from filterattr.sweep.samples import Place
+from filterattr import attribution
+from filterattr.integral import node
+from filterattr.activations import passes, samples
+from filterattr.loss.sample_watch import SampleWatch
+from filterattr.model.holdings import Holdings
+from filterattr.model.random_state import Turn
+from filterattr.model.swap import Slots
+from filterattr.activations.samples import Place
 from tests.reliability.fuzzing import channel_differences, differences
 
 QUICK, ALL, PART = 50, 2_000, 100
@@ -75,13 +76,13 @@ FAULTS: dict[str, tuple[list[Patch], Callable[[int], list[str]], str]] = {
         "image without samples",
     ),
     "a loss that writes to its sample": (
-        [(SampleWatch, "check", nothing), (pathloss.PathLoss, "check_repeats", nothing)],
+        [(SampleWatch, "check", nothing), (node.PathLoss, "check_repeats", nothing)],
         differences,
         "loss writes",
     ),
-    "a loss that counts": ([(pathloss.PathLoss, "check_repeats", nothing)], differences, "loss counts"),
+    "a loss that counts": ([(node.PathLoss, "check_repeats", nothing)], differences, "loss counts"),
     "a loss that takes things out of its sample": (
-        [(pathloss, "fresh", lambda arguments: arguments)],
+        [(node, "fresh", lambda arguments: arguments)],
         differences,
         "loss pops",
     ),

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from filterattr import FilterAttributor, FilterAttrWarning
-from filterattr.engine.hooks import GradientSums
-from filterattr.engine.quadrature import Quadrature
+from filterattr.integral.gradients import GradientSums
+from filterattr.integral.quadrature import Quadrature
 from tests.reliability.networks import assert_values, by_hand, convolutions, dropping, ends, picture, squared
 
 # what dropout and running statistics do in training is asked for here

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from filterattr import FilterAttrError, FilterAttributor, FilterSelection, SettingError, StorageError, blend
 from filterattr.analysis.prediction import Calibration, Signals
 from filterattr.analysis.record import Estimate
-from filterattr.engine.storage import read_tensors, write_tensors
+from filterattr.files.safetensors import read_tensors, write_tensors
 from sr_zoo.adaptive import AdaptiveRestorer, Patch
 from sr_zoo.models import SRResNet
 from sr_zoo.study.stages.adaptive import RestorerRow, RestorerTable, qualities

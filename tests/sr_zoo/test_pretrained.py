@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from filterattr.engine.storage import write_tensors
 from filterattr.errors import FilterAttrError, StorageError
+from filterattr.files.safetensors import write_tensors
 from sr_zoo import pretrained
 from sr_zoo.adaptive import AdaptiveRestorer
 from sr_zoo.cli import main

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, FilterScores, FilterSelection, StorageError, contrast
-from filterattr.analysis.evaluation import Masking
+from filterattr.analysis.masking import Masking
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.stability import SampleScores
-from filterattr.engine.units import Unit
-from filterattr.parameters import ScoredParameter
+from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import Unit
 from sr_zoo.cli import main
 from sr_zoo.degradations import PoissonNoise, clean_inputs, degradations_from, evaluation_inputs, second_order
 from sr_zoo.images import write_image

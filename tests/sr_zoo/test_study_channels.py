@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, FilterScores
-from filterattr.analysis.evaluation import Masking, mask_curve
+from filterattr.activations.attributor import ChannelAttributor
+from filterattr.analysis.evaluation import mask_curve
+from filterattr.analysis.masking import Masking
 from filterattr.analysis.rankings import weight_change
 from filterattr.analysis.results import area_under
-from filterattr.channels import ChannelAttributor
-from filterattr.groups import output_channels
+from filterattr.units.builders import output_channels
 from sr_zoo.degradations import Quantize, degradations_from
 from sr_zoo.models import SRResNet
 from sr_zoo.study import Settings, StudyError, Subject, quick_settings, run_study

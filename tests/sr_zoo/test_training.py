@@ -19,8 +19,8 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from filterattr.engine.storage import read_tensors
 from filterattr.errors import FilterAttrError, StorageError
+from filterattr.files.safetensors import read_tensors
 from sr_zoo.cli import main
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import (

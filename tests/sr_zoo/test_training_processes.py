@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from filterattr.engine.storage import read_tensors
+from filterattr.files.safetensors import read_tensors
 from sr_zoo.cli import main
 from sr_zoo.degradations import blind_inputs
 from sr_zoo.images import write_image

@@ -16,8 +16,8 @@ from filterattr.display.page.pictures import Dial, Strip, panel_of
 from filterattr.display.page.section import Section, Verdict, side_by_side
 from filterattr.display.page.tables import folded, table
 from filterattr.display.plot import short_name
-from filterattr.result import FilterAttribution
-from filterattr.scores import FilterScores, FilterSelection
+from filterattr.results.attribution import FilterAttribution
+from filterattr.results.scores import FilterScores, FilterSelection
 
 MOST_ROWS = 500
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from filterattr import FilterAttributor, FilterScores, contrast
+from filterattr.activations.attributor import ChannelAttributor
+from filterattr.activations.result import Method
 from filterattr.analysis.gradients import input_path
 from filterattr.analysis.rankings import random_ranking, weight_change
 from filterattr.analysis.record import Record, Row
 from filterattr.analysis.results import NullCurve
-from filterattr.channels import ChannelAttributor, Method
-from filterattr.engine.progress import counted
+from filterattr.jobs.progress import counted
 from sr_zoo.study.archive import Archive, Results
 from sr_zoo.study.contest import Contest, ContestRow, ContestTable, Entrant, MaskedLosses
 from sr_zoo.study.samples import Sample, restoration_error, towards_degraded

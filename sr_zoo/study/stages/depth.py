@@ -61,7 +61,7 @@ def mean_depth(selection: FilterSelection) -> float:
     Example:
         >>> import torch
         >>> from filterattr import Unit
-        >>> from filterattr.parameters import ScoredParameter
+        >>> from filterattr.units.scored import ScoredParameter
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (2,)) for name in ("a", "b", "c")}
         >>> chosen = {"a": [True, False], "b": [False, False], "c": [True, True]}
         >>> mean_depth(FilterSelection({name: torch.tensor(one) for name, one in chosen.items()}, like)).__round__(3)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from filterattr import swapped
-from filterattr.analysis.evaluation import Masking
+from filterattr.analysis.masking import Masking
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.results import bounded, spread
 from sr_zoo.images import to_float, to_uint8

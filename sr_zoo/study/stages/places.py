@@ -16,7 +16,7 @@ from torch import Tensor
 
 from filterattr import FilterSelection
 from filterattr.analysis.controls import scrambled, shuffled_edges
-from filterattr.analysis.evaluation import Masking
+from filterattr.analysis.masking import Masking
 from filterattr.analysis.record import Record, Row
 from sr_zoo.study.archive import Results
 from sr_zoo.study.settings import Settings

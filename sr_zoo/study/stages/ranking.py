@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterScores, FilterSelection, contrast
+from filterattr.activations.result import Method
 from filterattr.analysis.agreement import agreement
 from filterattr.analysis.comparison import Ranking, all_rankings, channel_ranking
 from filterattr.analysis.evaluation import compare_rankings
 from filterattr.analysis.knockout import KnockOutJob
 from filterattr.analysis.record import Record, Row
-from filterattr.channels import Method
 from sr_zoo.study.archive import Results
 from sr_zoo.study.samples import Sample, restoration_error, towards_degraded
 from sr_zoo.study.settings import Settings

@@ -16,7 +16,7 @@ from filterattr import FilterSelection, train_only
 from filterattr.analysis.agreement import load_scipy
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.results import spread
-from filterattr.engine.progress import counted
+from filterattr.jobs.progress import counted
 from sr_zoo.degradations import Degradation, blind_inputs
 from sr_zoo.study.archive import Results
 from sr_zoo.study.samples import margin_of

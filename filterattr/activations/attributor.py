@@ -1,0 +1,237 @@
+r"""What every channel of every layer contributes along a straight line of inputs, in one sweep over that line.
+
+.. math:: x(t) = x' + t\,(x - x'), \qquad
+   C_y = \int_0^1 \frac{\partial F(x(t))}{\partial y} \frac{dy(x(t))}{dt}\, dt
+
+With :math:`y` the output of a layer that is the conductance of it; the other methods are in `ChannelAttributor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from filterattr.activations.conductance import KernelProduct
+from filterattr.activations.line import Baselines, Line, Tensors
+from filterattr.activations.methods import COMPUTE, assembled
+from filterattr.activations.passes import Forward, Output, Sweep
+from filterattr.activations.result import METHODS, check_choice
+from filterattr.activations.result import ChannelAttribution as ChannelAttribution
+from filterattr.activations.result import ChannelSummary as ChannelSummary
+from filterattr.activations.result import LayerAttribution as LayerAttribution
+from filterattr.activations.result import Method as Method
+from filterattr.errors import LossError, SettingError, name_some
+from filterattr.integral.quadrature import Quadrature
+from filterattr.model.restoring import restoring
+from filterattr.model.state_dict import unwrap_model
+from filterattr.model.swap import Slots
+from filterattr.names import Names, without_compiled
+
+Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+
+class ChannelAttributor:
+    r"""Attribute a change of a network's output to the channels of all its layers at once.
+
+    One sweep along the input path serves every layer: forward hooks see all layers in each pass, and one backward pass
+    gives all derivatives. Captum's layer methods, whose numbers these are, take one call and so one sweep per layer.
+    With :math:`F` the output, :math:`y` what a layer puts out, :math:`x(t) = x' + t\,(x - x')` and nodes :math:`t_j`
+    with coefficients :math:`c_j`, the methods are, for every element of :math:`y`:
+
+    ``"conductance"``
+        :math:`\sum_j \partial_y F(x(t_j))\,[y(x(t_{j+1})) - y(x(t_j))]` over ``n_steps + 1`` nodes. It sums to
+        :math:`F(x) - F(x')` over a layer through which everything passes. This is Captum's left rule: its error
+        falls with ``1 / n_steps``, and Gauss nodes leave out both ends. With ``quadrature="riemann_trapezoid"`` it is
+        the trapezoid rule with the mean of both derivatives, whose error falls with ``1 / n_steps**2`` (Captum uses its
+        left rule there too).
+    ``"internal_influence"``
+        :math:`\sum_j c_j\, \partial_y F(x(t_j))`, the mean derivative.
+    ``"integrated_gradients"``
+        :math:`[y(x) - y(x')] \sum_j c_j\, \partial_y F(x \,|\, y = y(x') + t_j\,[y(x) - y(x')])`: the line is drawn
+        between the activations of the layer, and everything that does not pass through the layer stays at :math:`x`.
+        Each layer has a line of its own, so **no sweep can serve two layers**: it costs ``n_steps`` passes per layer,
+        from which only the convolutions and matrix products in front of the layer are saved.
+    ``"gradient_x_activation"``
+        :math:`y(x)\, \partial_y F(x)`, a single pass.
+
+    The model is untouched afterwards, whatever happens: it computes with its own weights, which get no gradients, and
+    buffers that it writes to are copies. Dropout draws the same at every node. A layer that runs several times in one
+    forward pass gets the sum over its calls (Captum reports the last call only). Activations may work in place.
+
+    Args:
+        model: Any module. Data-parallel wrappers and `torch.compile` are looked through.
+        layers: Which layers: a module name or glob, several, or a predicate on name and module. The default is all
+            convolutions and `torch.nn.Linear`. Each must put out one floating tensor whose first axis is the samples.
+
+    Raises:
+        SettingError: A name or glob fits no module, or no layer is left.
+        UnsupportedModelError: The model is scripted, sharded, quantized or has no weights yet.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 3))
+        >>> clean, degraded, reference = torch.rand(3, 1, 1, 12, 12)
+        >>> attribution = ChannelAttributor(model).attribute(
+        ...     degraded, clean, lambda restored: (restored - reference[..., 2:-2, 2:-2]).square().sum((1, 2, 3))
+        ... )
+        >>> attribution
+        ChannelAttribution(conductance of 2 layers, 1 samples, 51 passes)
+        >>> attribution["0"].shape, attribution.channels()["0"].shape
+        (torch.Size([1, 4, 10, 10]), torch.Size([4]))
+
+    References:
+        Dhamdhere, Sundararajan and Yan, "How Important Is a Neuron?", ICLR 2019 (conductance); Leino et al.,
+        "Influence-Directed Explanations for Deep Convolutional Networks", ITC 2018 (internal influence); Sundararajan,
+        Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017 (integrated gradients).
+    """
+
+    def __init__(self, model: nn.Module, layers: Layers | None = None) -> None:
+        self.model = unwrap_model(model)
+        Slots(self.model)
+        self.layers = _select_layers(self.model, layers)
+
+    def attribute(
+        self,
+        inputs: Tensors,
+        baselines: Baselines,
+        output: Output,
+        *,
+        method: Method = "conductance",
+        n_steps: int = 50,
+        quadrature: str = "gausslegendre",
+        kernels: bool = False,
+        batch_nodes: int = 1,
+        forward: Forward | None = None,
+    ) -> ChannelAttribution:
+        """Attribute the output at ``inputs``, against that at ``baselines``, to the channels of all layers.
+
+        Args:
+            inputs: What the model is given: a tensor, or several for several arguments; the first axis is the samples.
+            baselines: Where the path starts, in the shapes of ``inputs`` (or with a first axis of length 1). A number
+                stands for a tensor full of it. An argument that stays the same, such as a condition or an index, is
+                given twice, or ``None`` in its place. Token ids can only move with ``"integrated_gradients"``, whose
+                line is between activations. ``"gradient_x_activation"`` has no path: ``None``.
+            output: A function of what the model returns, to one number per sample, shape ``(N,)``, or to one number for
+                all: a logit (``lambda logits: logits[:, 3]``), or a loss of an image (``lambda restored: (restored -
+                reference).square().sum((1, 2, 3))``). Prefer sums over samples to means: attributions are linear in
+                the output.
+            method: ``"conductance"``, ``"internal_influence"``, ``"integrated_gradients"`` or
+                ``"gradient_x_activation"``.
+            n_steps: Steps on the path, each one forward-backward pass (conductance needs one more).
+            quadrature: Rule for the nodes, as in `FilterAttributor.attribute`.
+            kernels: Also split the channels of convolutions and linear layers over their input channels; costs a
+                gradient of the weights per layer and node. Internal influence has no such split.
+            batch_nodes: How many nodes to compute in one pass. More use a GPU better with small images, and need as
+                much more memory. All outputs must have the samples first; dropout and batch statistics then differ.
+            forward: How to call the model where ``model(*inputs)`` is not enough: ``forward(model, *inputs)`` returns
+                what ``output`` is given, for example ``lambda model, image: model(image, scale=2)["restored"]``.
+
+        Returns:
+            The attribution.
+
+        Raises:
+            SettingError: A method, a number, the inputs or baselines cannot be used.
+            UnsupportedModelError: A layer did not run, puts out something else than one floating tensor, or has no
+                kernels; all of them are named.
+            LossError: The output is no real number per sample, or no gradient of it reaches a layer.
+            NonFiniteError: An output or attribution is infinite or not a number.
+            ModelChangedError: The forward pass replaces weights, or runs its layers differently from node to node.
+
+        Example:
+            >>> layer = nn.Linear(3, 2)
+            >>> found = ChannelAttributor(layer).attribute(
+            ...     torch.ones(1, 3),
+            ...     torch.zeros(1, 3),
+            ...     lambda scores: scores[:, 1],
+            ...     quadrature="riemann_trapezoid",
+            ...     kernels=True,
+            ... )
+            >>> torch.testing.assert_close(found.kernels("sum")["weight"][1].float(), layer.weight[1].detach())
+        """
+        _check_call(method, output, forward, batch_nodes)
+        if baselines is None and method != "gradient_x_activation":
+            raise SettingError(
+                f"method={method!r} needs baselines, where its path starts; got None. Say baselines=0 for zeros."
+            )
+        line = Line(inputs, baselines, only_ends=method in ("integrated_gradients", "gradient_x_activation"))
+        if batch_nodes > 1 and any(argument.shape[:1] != (line.n_samples,) for argument in line.inputs):
+            raise SettingError(
+                f"batch_nodes above 1 needs {line.n_samples} samples first in all inputs; got shapes "
+                f"{name_some(tuple(argument.shape) for argument in line.inputs)}. Use batch_nodes=1."
+            )
+        if kernels:
+            self._check_kernels(method)
+        rule = _rule(method, quadrature, n_steps)
+        sweep = Sweep(
+            self.model, self.layers, line, output, forward or _call, batch_nodes, method=method, kernels=kernels
+        )
+        # threads that Python starts would otherwise split the work differently than the main thread does
+        torch.set_num_threads(torch.get_num_threads())
+
+        def compute() -> ChannelAttribution:
+            sweep.enter()
+            return assembled(sweep, COMPUTE[method](sweep, rule), quadrature, n_steps)
+
+        return restoring(compute, sweep.leave)
+
+    def _check_kernels(self, method: Method) -> None:
+        if method == "internal_influence":
+            raise SettingError(
+                "kernels=True needs a method that multiplies with activations; internal_influence does not."
+            )
+        if not any(map(KernelProduct.fits, self.layers.values())):
+            raise SettingError(
+                f"kernels=True needs convolutions or linear layers; got {name_some(self.layers)}, without kernels."
+            )
+
+
+def _call(model: nn.Module, *inputs: Tensor) -> Any:
+    return model(*inputs)
+
+
+def _check_call(method: str, output: object, forward: object, batch_nodes: object) -> None:
+    """Check before any work what can be checked."""
+    check_choice("method", method, METHODS)
+    if not callable(output):
+        raise LossError(f"output must be a function of what the model returns; got {type(output).__name__}.")
+    if forward is not None and not callable(forward):
+        raise SettingError(f"forward must be a function of the model and its inputs; got {type(forward).__name__}.")
+    if isinstance(batch_nodes, bool) or not isinstance(batch_nodes, int) or batch_nodes < 1:
+        raise SettingError(f"batch_nodes must be a whole number of at least 1; got {batch_nodes!r}.")
+
+
+def _rule(method: Method, quadrature: str, n_steps: int) -> Quadrature:
+    """The nodes; conductance needs one more than it has steps."""
+    extra = method == "conductance" and isinstance(n_steps, int) and n_steps > 0
+    return Quadrature.rule(quadrature, n_steps + 1 if extra else n_steps)
+
+
+def _select_layers(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
+    """Find the chosen layers, each under its first name, in the order of the network."""
+    modules = {without_compiled(path): module for path, module in model.named_modules(remove_duplicate=False)}
+    names = Names(name for name in modules if name)
+    globs = (layers,) if isinstance(layers, str) else () if layers is None or callable(layers) else tuple(layers)
+    unmatched = names.unknown(globs)
+    if unmatched:
+        raise SettingError(
+            f"every name in layers must fit a module; {names.describe_some(unmatched)} fit none of {name_some(names)}."
+        )
+    named = names.first_of(globs)
+    first_names: dict[int, str] = {}
+    chosen: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        first = first_names.setdefault(id(module), name)
+        if layers is None:
+            wanted = KernelProduct.fits(module)
+        else:
+            wanted = bool(layers(name, module)) if callable(layers) else name in named
+        if wanted:
+            chosen.setdefault(first, module)
+    if not chosen:
+        raise SettingError(f"at least one layer is needed; layers={layers!r} leaves none of {type(model).__name__}.")
+    return chosen

@@ -1,0 +1,208 @@
+"""The four methods: what each adds up during a sweep, and the result that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from filterattr.activations.conductance import KernelProduct, StepSum, single
+from filterattr.activations.hooks import Call
+from filterattr.activations.line import between
+from filterattr.activations.passes import Sweep
+from filterattr.activations.result import ChannelAttribution, LayerAttribution, Method
+from filterattr.errors import LossError, NonFiniteError, name_some
+from filterattr.integral.quadrature import Quadrature
+from filterattr.activations.samples import Place, channel_axis
+from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import unit_of
+
+
+@dataclass
+class Found:
+    """What a method found by call, and the changes of the output that layers should sum to."""
+
+    at_inputs: Tensor
+    at_baselines: Tensor | None
+    totals: dict[Call, Tensor]
+    kernels: dict[Call, Tensor]
+    changes: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _conductance(sweep: Sweep, rule: Quadrature) -> Found:
+    """Derivatives times steps of the activations."""
+    at_baselines, at_inputs = sweep.look(0.0), sweep.look(1.0)
+    sweep.find_places(at_inputs)
+    late = 0.5 if rule.method == "riemann_trapezoid" else 0.0
+    sums = {call: StepSum(torch.mul, late) for call in sweep.calls}
+    splits = {call: StepSum(product, late) for call, product in sweep.kernel_products().items()}
+
+    def see(call: Call, output: Tensor, argument: Tensor | None) -> None:
+        sums[call].see(output)
+        if call in splits and argument is not None:
+            splits[call].see(argument)
+
+    for places, _ in sweep.chunks(rule):
+        for call, derivatives in sweep.differentiate(places, see):
+            sums[call].take(derivatives)
+            if call in splits:
+                splits[call].take(derivatives)
+    changes = dict.fromkeys(sweep.cutting or (), at_inputs - at_baselines)
+    totals, kernels = ({call: each.total for call, each in group.items()} for group in (sums, splits))
+    return Found(at_inputs, at_baselines, totals, kernels, changes)
+
+
+def _internal_influence(sweep: Sweep, rule: Quadrature) -> Found:
+    """The mean derivative."""
+    at_inputs = sweep.look(1.0)
+    sweep.find_places(at_inputs)
+    totals: dict[Call, Tensor] = {}
+    for places, coefficients in sweep.chunks(rule):
+        for call, derivatives in sweep.differentiate(places):
+            _add_weighted(totals, call, derivatives, coefficients)
+    return Found(at_inputs, None, totals, {})
+
+
+def _integrated_gradients(sweep: Sweep, rule: Quadrature) -> Found:
+    """Derivatives along a line of activations, one layer after the other."""
+    at_baselines, starts, start_arguments = sweep.look(0.0), sweep.taps.outputs, sweep.taps.arguments
+    at_inputs, ends, end_arguments = sweep.look(1.0), sweep.taps.outputs, sweep.taps.arguments
+    sweep.find_places(at_inputs)
+    products = sweep.kernel_products()
+    changes: dict[str, Tensor] = {}
+    before, remembered = sweep.remember(1), 1
+    for call in sweep.calls:
+        sweep.recall_before(before[call])
+        change = at_inputs - sweep.look(0.0, replaced=call, replacement=starts[call])
+        changes[call.layer] = changes.get(call.layer, torch.zeros_like(change)) + change
+    means: dict[Call, Tensor] = {}
+    for places, coefficients in sweep.chunks(rule):
+        if len(places) != remembered:
+            before, remembered = sweep.remember(len(places)), len(places)
+        for call in sweep.calls:
+            sweep.recall_before(before[call])
+            points = torch.cat([between(starts[call], ends[call], t) for t in places]).requires_grad_()
+            _add_weighted(means, call, sweep.replace(call, places, points), coefficients)
+    totals = {call: mean * (ends[call].double() - starts[call].double()) for call, mean in means.items()}
+    kernels = {
+        call: product(means[call], end_arguments[call].double() - start_arguments[call].double())
+        for call, product in products.items()
+    }
+    return Found(at_inputs, at_baselines, totals, kernels, changes)
+
+
+def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> Found:
+    """One pass at the inputs."""
+    totals: dict[Call, Tensor] = {}
+    kernels: dict[Call, Tensor] = {}
+    derivatives = {call: single(rows[0]) for call, rows in sweep.differentiate((1.0,))}
+    sweep.find_places(sweep.values[0][1])
+    products = sweep.kernel_products()
+    for call, derivative in derivatives.items():
+        totals[call] = derivative.double() * sweep.taps.outputs[call].detach().double()
+        if call in products:
+            kernels[call] = products[call](derivative, single(sweep.taps.arguments[call]))
+    return Found(sweep.values[0][1].double(), None, totals, kernels)
+
+
+def assembled(sweep: Sweep, found: Found, quadrature: str, n_steps: int) -> ChannelAttribution:
+    """Check what was found and put it together by layer."""
+    sweep.check_function(found.at_inputs)
+    _check_finite(found)
+    silent = [name for name in sweep.layers if name not in sweep.reached]
+    if silent:
+        raise LossError(
+            f"a gradient of the output must reach every layer; none reaches {name_some(silent)}. Choose other layers, "
+            "or an output that depends on them."
+        )
+    calls: dict[str, list[Call]] = {name: [] for name in sweep.layers}
+    for call in found.totals:
+        calls[call.layer].append(call)
+    layers = {}
+    for name, module in sweep.layers.items():
+        totals = tuple(found.totals[call] for call in calls[name])
+        places = tuple(sweep.places[call] for call in calls[name])
+        kernels = [found.kernels[call] for call in calls[name] if call in found.kernels]
+        layers[name] = LayerAttribution(
+            calls=totals,
+            channel_axis=channel_axis(module),
+            places=places,
+            completeness_error=_completeness_error(totals, places, found.changes.get(name), sweep.line.n_samples),
+            kernels=torch.stack(kernels).sum(0) if kernels else None,
+            filter_parameter=_scored(name, module, "filter"),
+            kernel_parameter=_scored(name, module, "kernel"),
+        )
+    return ChannelAttribution(
+        method=sweep.method,
+        quadrature=quadrature,
+        n_steps=n_steps,
+        n_samples=sweep.line.n_samples,
+        n_passes=sweep.n_passes,
+        output_inputs=found.at_inputs.cpu(),
+        output_baselines=None if found.at_baselines is None else found.at_baselines.cpu(),
+        layers=layers,
+    )
+
+
+def _check_finite(found: Found) -> None:
+    infinite = [
+        call.layer
+        for group in (found.totals, found.kernels)
+        for call, total in group.items()
+        if not bool(torch.isfinite(total).all())
+    ]
+    if infinite:
+        raise NonFiniteError(
+            "the activations and their derivatives must be finite; they are not for "
+            f"{name_some(dict.fromkeys(infinite))}."
+        )
+
+
+def _completeness_error(
+    calls: Sequence[Tensor], places: Sequence[Place | None], change: Tensor | None, n_samples: int
+) -> float | None:
+    """Compare the sums of the attributions with what they should be, per sample if that is known."""
+    if change is None:
+        return None
+    known = [place for place in places if place is not None]
+    if change.ndim and len(known) == len(calls):
+        rows = [
+            place.samples_first(call, n_samples).reshape(n_samples, -1)
+            for call, place in zip(calls, known, strict=True)
+        ]
+        total = torch.stack([row.sum(1) for row in rows]).sum(0)
+        absolute = torch.stack([row.abs().sum(1) for row in rows]).sum(0)
+    else:
+        change = change.sum()
+        total = torch.stack([call.sum() for call in calls]).sum()
+        absolute = torch.stack([call.abs().sum() for call in calls]).sum()
+    change = change.to(total.device)
+    gap = float((total - change).abs().sum())
+    scale = float(torch.maximum(change.abs(), 1e-3 * absolute).sum())
+    return gap / scale if scale else 0.0
+
+
+def _scored(name: str, module: nn.Module, unit: str) -> ScoredParameter | None:
+    """How the weight of a layer is scored; ``None`` if it has no filters."""
+    if not KernelProduct.fits(module):
+        return None
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return ScoredParameter(unit_of(f"{name}.weight", weight, module, unit), tuple(weight.shape))
+
+
+def _add_weighted(totals: dict[Call, Tensor], call: Call, derivatives: Tensor, coefficients: Sequence[float]) -> None:
+    """Add a few terms of the quadrature, in float64."""
+    if call not in totals:
+        totals[call] = torch.zeros_like(derivatives[0], dtype=torch.float64)
+    for derivative, coefficient in zip(derivatives, coefficients, strict=True):
+        totals[call].add_(derivative, alpha=coefficient)
+
+
+COMPUTE: dict[Method, Callable[[Sweep, Quadrature], Found]] = {
+    "conductance": _conductance,
+    "internal_influence": _internal_influence,
+    "integrated_gradients": _integrated_gradients,
+    "gradient_x_activation": _gradient_x_activation,
+}

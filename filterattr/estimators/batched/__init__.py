@@ -1,0 +1,1 @@
+"""Several samples in one pass."""

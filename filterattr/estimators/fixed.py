@@ -1,0 +1,251 @@
+"""Every sample is integrated by itself and reduced to scores; these are averaged (equation 6 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filterattr.estimators.base import Job, Run
+from filterattr.estimators.batched.batch import Sample
+from filterattr.files.fingerprint import digest_of
+from filterattr.integral.contributions import Attributions
+from filterattr.integral.gradients import GradientSums
+from filterattr.integral.path import Path
+from filterattr.integral.quadrature import Quadrature
+from filterattr.jobs.sums import SampleSums
+from filterattr.results.attribution import FilterAttribution
+from filterattr.units.scored import STATISTICS, Reduction, kept_as, units_of
+
+_UNKNOWN = torch.full((2,), math.nan, device="cpu")
+_TOTALS = ("total", "remainder", "gap", "scale")
+
+
+class PerSampleRun(Run[GradientSums]):
+    """What runs have in common that integrate every sample by itself; memory does not grow with samples nor nodes.
+
+    Args:
+        job: What is to be done.
+        places: The places on the path that every sample visits, with both ends.
+        counts: Name to length of further numbers that are added up over the samples.
+    """
+
+    def __init__(self, job: Job, places: tuple[float, ...], counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(job, GradientSums({name: job.path.base[name] for name in job.path.moved()}))
+        self.places = places
+        self.attributions = Attributions(job.parameters)
+        shapes = {"losses": torch.empty(len(places), device="cpu"), "totals": torch.empty(len(_TOTALS), device="cpu")}
+        shapes |= {name: torch.empty(length, device="cpu") for name, length in (counts or {}).items()}
+        self.units = units_of(job.parameters)
+        self._keys = {name: self._keys_of(name) for name in self.units}
+        for name, shape in self.units.items():
+            shapes |= dict.fromkeys(self._keys[name].values(), torch.empty(shape, device=job.device))
+        shapes["unscored"] = torch.empty(1, device="cpu")
+        if job.path.end_buffers:
+            shapes["true ends"] = torch.empty(2, device="cpu")
+        self.sums = SampleSums(shapes, later=("unscored", "true ends"))
+
+    def _keys_of(self, name: str) -> dict[tuple[str, Reduction], str]:
+        """Names of the sums of a parameter or group; numbers that are equal are kept once."""
+        scored = self.job.parameters.get(name)
+        return {
+            (
+                statistic,
+                reduction,
+            ): f"{statistic}/{kept_as(statistic, reduction, scored) if scored else reduction}/{name}"
+            for statistic, reductions in STATISTICS.items()
+            for reduction in reductions
+        }
+
+    def statistics(self, name: str, scores: Mapping[Reduction, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what samples add to the sums of a parameter or group.
+
+        Args:
+            name: Its name.
+            scores: Its scores.
+        """
+        done: set[str] = set()
+        for (statistic, reduction), key in self._keys[name].items():
+            if key not in done:
+                yield key, scores[reduction] if statistic == "means" else scores[reduction].square()
+            done.add(key)
+
+    @abstractmethod
+    def integrate(self) -> dict[str, Tensor]:
+        """Visit the places of one sample.
+
+        Returns:
+            Further terms of the sums.
+        """
+
+    @abstractmethod
+    def contributions(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the attributions of the present sample, one parameter after the other; they may be used up."""
+
+    def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """See `Run.add_samples`."""
+        losses: list[list[float]] = []
+        for sample in samples:
+            self.path_loss.start(*sample)
+            more = self.integrate()
+            losses.append(self.path_loss.losses_at(self.places))
+            if self.sums.count == 0:
+                self.path_loss.check_used(self.job.allow_unused)
+                self.path_loss.check_repeats()
+            self.sums.add(self._terms(losses[-1], {**more, **self.true_ends(losses[-1])}))
+        return losses
+
+    def true_ends(self, losses: list[float]) -> dict[str, Tensor]:
+        """The losses of the present sample at the ends with their own buffers, if those on the path are others.
+
+        Args:
+            losses: Its losses along the path.
+
+        Returns:
+            A term of the sums, or none.
+        """
+        buffers = self.job.path.end_buffers
+        if not buffers:
+            return {}
+        ends = [
+            self.path_loss.loss_of_end(t) if t in buffers else loss for t, loss in ((0.0, losses[0]), (1.0, losses[-1]))
+        ]
+        return {"true ends": torch.tensor(ends, dtype=torch.float64, device="cpu")}
+
+    def _terms(self, losses: list[float], more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Everything that one sample adds, one after the other."""
+        yield from more.items()
+        for name, scores in self.attributions.per_unit(self.contributions()):
+            yield from self.statistics(name, scores)
+        totals = self.attributions.totals()
+        if not math.isfinite(totals.absolute):
+            self.path_loss.check_gradients()
+        yield "losses", torch.tensor(losses, dtype=torch.float64, device="cpu")
+        yield "unscored", torch.tensor([totals.unscored], dtype=torch.float64, device="cpu")
+        row = [totals.signed, totals.remainder, *totals.gap(losses)]
+        yield "totals", torch.tensor(row, dtype=torch.float64, device="cpu")
+
+    def averages(self) -> dict[str, Any]:
+        """The fields of the result that are means over the samples."""
+        count = self.sums.count
+        averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
+        losses = tuple(averages["losses"].tolist())
+        total, remainder, gap, scale = averages["totals"].tolist()
+        later = [*averages["unscored"].tolist(), *averages.get("true ends", _UNKNOWN).tolist()]
+        unscored, true_base, true_target = (None if math.isnan(value) else value for value in later)
+        means, mean_squares = (
+            {
+                reduction: {name: averages[self._keys[name][statistic, reduction]] for name in self.units}
+                for reduction in reductions
+            }
+            for statistic, reductions in STATISTICS.items()
+        )
+        return {
+            "loss_base": losses[0],
+            "loss_target": losses[-1],
+            "remainder": remainder,
+            "total": total,
+            "completeness_error": gap / scale if scale else 0.0,
+            "path_places": self.places,
+            "path_losses": losses,
+            "precision": self.job.precision,
+            "cosine": self.job.path.cosine(),
+            "n_samples": count,
+            "parameters": dict(self.job.parameters),
+            "means": means,
+            "mean_squares": mean_squares,
+            "unscored_abs": unscored,
+            "true_loss_base": true_base,
+            "true_loss_target": true_target,
+        }
+
+
+class FixedRun(PerSampleRun):
+    r"""The same nodes in every straight segment of the path, for every sample.
+
+    .. math:: A_i = \sum_{k=0}^{K-1} (\theta^{k+1}_i - \theta^k_i) \int_0^1
+       \frac{\partial L}{\partial \theta_i}\bigl(\theta^k + s\,(\theta^{k+1} - \theta^k)\bigr)\, ds
+
+    The signed contributions of the segments add up, for every weight, before any absolute value is taken; that costs
+    one more float64 copy of what moves. With every step of a training among the waypoints this is loss change
+    allocation (Lan et al., "LCA: Loss Change Allocation for Neural Network Training", NeurIPS 2019, equation 3).
+
+    Args:
+        job: What is to be done.
+        quadrature: The nodes of a segment.
+    """
+
+    def __init__(self, job: Job, quadrature: Quadrature) -> None:
+        self.quadrature = quadrature
+        self.coefficients = dict(zip(quadrature.nodes, quadrature.coefficients, strict=True))
+        self.segments = job.path.segments
+        count = len(self.segments)
+        inside = sorted({0.0, 1.0, *quadrature.nodes})
+        super().__init__(job, tuple(sorted({(number + s) / count for number in range(count) for s in inside})))
+        self.passes = count * len(quadrature.nodes)
+        sums = self.path_loss.gradients.sums if count > 1 else {}
+        self._signed = {name: torch.zeros_like(total, dtype=torch.float64) for name, total in sums.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """See `Run.settings`."""
+        settings = {"method": self.quadrature.method, "n_steps": len(self.quadrature.nodes)}
+        waypoints = self.job.path.waypoints
+        return {**settings, "list of waypoints": digest_of(waypoints)} if waypoints else settings
+
+    def integrate(self) -> dict[str, Tensor]:
+        """See `PerSampleRun.integrate`."""
+        # the ends first: what is wrong with the loss shows there, before most backward passes
+        if len(self.segments) == 1:
+            for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
+                self.path_loss.visit(t, self.coefficients.get(t))
+                if t in self.coefficients:
+                    self.advance()
+        else:
+            self._integrate_segments()
+        return {}
+
+    def _integrate_segments(self) -> None:
+        """Integrate one straight part after the other; the sums are then the attributions themselves."""
+        for end in (0.0, 1.0):
+            self.path_loss.visit(end)
+        for signed in self._signed.values():
+            signed.zero_()
+        for number, segment in enumerate(self.segments):
+            for s in sorted({0.0, 1.0, *self.coefficients}):
+                t, coefficient = (number + s) / len(self.segments), self.coefficients.get(s)
+                if coefficient is not None or t not in self.path_loss.losses:
+                    self.path_loss.visit(t, coefficient)
+                if coefficient is not None:
+                    self.advance()
+            self._finish(segment)
+        for name, signed in self._signed.items():
+            self.path_loss.gradients.sums[name].copy_(signed)  # is looked at for what is not finite
+
+    def contributions(self) -> Iterator[tuple[str, Tensor]]:
+        """See `PerSampleRun.contributions`."""
+        if self._signed:
+            yield from self._signed.items()
+            return
+        for name, total in self.path_loss.gradients.sums.items():
+            yield name, self.job.path.times_change(name, total)
+
+    def result(self) -> FilterAttribution:
+        """See `Run.result`."""
+        return FilterAttribution(
+            **self.averages(),
+            n_passes=self.sums.count * len(self.segments) * len(self.quadrature.nodes),
+            method=self.quadrature.method,
+            n_steps=len(self.quadrature.nodes),
+            n_segments=len(self.segments),
+        )
+
+    def _finish(self, segment: Path) -> None:
+        """Add the contributions of a segment, and start the next integral from zero."""
+        sums = self.path_loss.gradients.sums
+        for name in segment.moved():
+            self._signed[name].add_(segment.times_change(name, sums[name]))
+        self.path_loss.gradients.zero()

@@ -1,0 +1,107 @@
+"""The settings of a call, checked against each other before any work, and the run that they ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from filterattr.errors import SettingError
+from filterattr.estimators.adaptive import DEFAULT_LIMIT, DEFAULT_TOLERANCE, AdaptiveRun
+from filterattr.estimators.base import Job, Run
+from filterattr.estimators.batched.estimator import StackedRun
+from filterattr.estimators.fixed import FixedRun
+from filterattr.estimators.pooled import PooledRun, Until
+from filterattr.integral.quadrature import RULES, NestedQuadrature, Quadrature
+
+DEFAULT_METHOD = "gausslegendre"
+DEFAULT_STEPS = 16
+
+
+class Plan:
+    """How the integral is to be estimated.
+
+    Args:
+        method: Name of the rule, or ``None`` for the default.
+        n_steps: Number of nodes, or their limit; ``None`` for the default of the method.
+        tolerance: Of the adaptive rule.
+        aggregate: ``"per_sample"`` or ``"pooled"``.
+        until: When a pooled run stops.
+        samples_per_pass: How many samples may be evaluated at once.
+
+    Raises:
+        SettingError: A setting is unknown, or does not go together with the others.
+    """
+
+    def __init__(
+        self,
+        method: str | None = None,
+        n_steps: int | None = None,
+        tolerance: float | None = None,
+        aggregate: str = "per_sample",
+        until: Until | None = None,
+        samples_per_pass: int = 1,
+    ) -> None:
+        self._tolerance, self._until = tolerance, until
+        self._is_pooled, self._is_adaptive = aggregate == "pooled", method == "adaptive"
+        if method not in (None, "adaptive", *RULES):
+            raise SettingError(f"method must be one of {', '.join((*RULES, 'adaptive'))}; got {method!r}.")
+        if aggregate not in ("per_sample", "pooled"):
+            raise SettingError(f'aggregate must be "per_sample" or "pooled"; got {aggregate!r}.')
+        if self._is_pooled and method is not None:
+            raise SettingError(
+                f'aggregate="pooled" draws its nodes by itself: leave out method={method!r}. n_steps is the number of '
+                "nodes per sample."
+            )
+        if tolerance is not None and not self._is_adaptive:
+            raise SettingError(f'tolerance={tolerance!r} needs method="adaptive"; other rules cannot be refined.')
+        if until is not None and not self._is_pooled:
+            raise SettingError('until needs aggregate="pooled": scores of single samples are averaged over all data.')
+        if until is not None and until != "settled" and not callable(until):
+            raise SettingError(f'until must be "settled" or a function of the result so far; got {until!r}.')
+        self.samples_per_pass = _whole("samples_per_pass", samples_per_pass)
+        if self.samples_per_pass > 1 and (self._is_pooled or self._is_adaptive):
+            raise SettingError(
+                f"samples_per_pass={samples_per_pass} needs the same nodes for all samples; leave it out, or "
+                'aggregate="pooled" and method="adaptive".'
+            )
+        if self._is_pooled:
+            self.n_steps = _whole("n_steps", 1 if n_steps is None else n_steps)
+        elif self._is_adaptive:
+            self.n_steps = DEFAULT_LIMIT if n_steps is None else n_steps
+            NestedQuadrature.up_to(self.n_steps)
+        else:
+            self.n_steps = DEFAULT_STEPS if n_steps is None else n_steps
+            self._quadrature = Quadrature.rule(method or DEFAULT_METHOD, self.n_steps)
+
+    def run(self, job: Job) -> Run[Any]:
+        """Prepare the run.
+
+        Args:
+            job: What is to be done.
+
+        Returns:
+            The run.
+
+        Raises:
+            SettingError: Waypoints need a fixed rule and single samples; the tolerance is out of range.
+        """
+        if job.path.waypoints and (self._is_pooled or self._is_adaptive):
+            raise SettingError(
+                'waypoints need a rule with fixed nodes; leave out aggregate="pooled" and method="adaptive".'
+            )
+        if self._is_pooled:
+            return PooledRun(job, self.n_steps, self._until)
+        if self._is_adaptive:
+            return AdaptiveRun(job, DEFAULT_TOLERANCE if self._tolerance is None else self._tolerance, self.n_steps)
+        if job.path.waypoints and self.samples_per_pass > 1:
+            raise SettingError(
+                f"samples_per_pass={self.samples_per_pass} needs a straight path; leave it out, or the waypoints."
+            )
+        if self.samples_per_pass > 1:
+            return StackedRun(job, self._quadrature, self.samples_per_pass)
+        return FixedRun(job, self._quadrature)
+
+
+def _whole(name: str, number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise SettingError(f"{name} must be a whole number of at least 1; got {number!r}.")
+    return number

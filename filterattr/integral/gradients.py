@@ -1,0 +1,218 @@
+"""Observing hooks with a lifetime: gradients are added up while backward runs, and dropped at once."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filterattr.errors import LossError, name_some
+from filterattr.integral.pieces import PIECE, SMALL, flat_pieces, wide_type
+
+
+class GradientHooks(ABC):
+    """Take every gradient of a backward pass as soon as it is complete, and drop it.
+
+    A hook on each leaf does so, so that at most one gradient is alive, and a parameter that is used several times
+    counts with its full sum. The hooks belong to our own leaves and die with them.
+
+    Attributes:
+        reached: The parameters that got a gradient since the last `reset`.
+        small: The parameters whose gradients are left to `collect`.
+    """
+
+    def __init__(self) -> None:
+        self.reached: set[str] = set()
+        self.small: set[str] = set()
+
+    def watch(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
+        """Observe the next backward pass; call it after the forward pass.
+
+        Args:
+            leaves: Name to leaf parameter; each is a fresh object.
+            coefficient: What the gradients are multiplied with.
+
+        Raises:
+            LossError: Some hold gradients already, so that the loss has run a backward pass of its own.
+        """
+        used = [name for name, leaf in leaves.items() if leaf.grad is not None]
+        if used:
+            raise LossError(
+                f"the loss must not call backward(); it left gradients in {name_some(used)}. Return the scalar, or use "
+                "torch.autograd.grad inside."
+            )
+        for name, leaf in leaves.items():
+            if name not in self.small:
+                leaf.register_post_accumulate_grad_hook(self._taker(name, coefficient))  # type: ignore[no-untyped-call]
+
+    def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:  # noqa: B027 - none are small
+        """Take the gradients that were too small to be taken one by one; call it after the backward pass.
+
+        Args:
+            leaves: As for `watch`.
+            coefficient: As for `watch`.
+        """
+
+    @abstractmethod
+    def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
+        """Take one gradient.
+
+        Args:
+            name: Name of its parameter.
+            gradient: Dense, of the parameter's shape, in any layout; it is dropped afterwards.
+            coefficient: What it is to be multiplied with.
+        """
+
+    @abstractmethod
+    def find_nonfinite(self) -> dict[str, float]:
+        """Name the parameters that got an infinite gradient, or one that is not a number, with a sum over it."""
+
+    def reset(self) -> None:
+        """Start with the next sample."""
+        self.reached = set()
+
+    def _taker(self, name: str, coefficient: float) -> Callable[[Tensor], None]:
+        def take(leaf: Tensor) -> None:
+            gradient = leaf.grad
+            leaf.grad = None
+            if gradient is None:
+                return
+            gradient = gradient.detach()
+            self.take(name, gradient.to_dense() if gradient.is_sparse else gradient, coefficient)
+            self.reached.add(name)
+
+        return take
+
+
+class GradientSums(GradientHooks):
+    r"""Add up :math:`\sum_j c_j\, \partial L / \partial \gamma_j` in float64, one tensor per parameter.
+
+    Args:
+        parameters: Name to a tensor whose shape and device the sums take.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.sums: dict[str, Tensor] = {}
+        self._bundles: list[tuple[list[str], Tensor]] = []
+        for name, tensor in parameters.items():
+            if tensor.numel() > SMALL:
+                self.sums[name] = torch.zeros(tensor.shape, dtype=wide_type(tensor), device=tensor.device)
+        for names in _bundles(parameters):
+            first = parameters[names[0]]
+            total = torch.zeros(
+                sum(parameters[name].numel() for name in names), dtype=wide_type(first), device=first.device
+            )
+            parts = torch.split(total, [parameters[name].numel() for name in names])
+            self.sums |= {name: part.view(parameters[name].shape) for name, part in zip(names, parts, strict=True)}
+            self._bundles.append((names, total))
+        self.small = {name for names, _ in self._bundles for name in names}
+        self.sums = {name: self.sums[name] for name in parameters}
+
+    def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
+        """See `GradientHooks.take`."""
+        for total, part in zip(*map(flat_pieces, (self.sums[name], gradient.contiguous())), strict=True):
+            total.add_(part, alpha=coefficient)  # in pieces, as PyTorch makes a float64 copy of what it adds
+
+    def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
+        """See `GradientHooks.collect`; the gradients of a bundle are added at once."""
+        for names, total in self._bundles:
+            gradients = (leaves[name].grad for name in names)
+            flat = [grad.reshape(-1) for grad in gradients if grad is not None and not grad.is_sparse]
+            if len(flat) < len(names):
+                for name in names:
+                    self._taker(name, coefficient)(leaves[name])
+                continue
+            total.add_(torch.cat(flat), alpha=coefficient)
+            self.reached.update(names)
+
+    def find_nonfinite(self) -> dict[str, float]:
+        """See `GradientHooks.find_nonfinite`."""
+        parts = {name: torch.view_as_real(total) if total.is_complex() else total for name, total in self.sums.items()}
+        found = {name: float(part.sum()) for name, part in parts.items()}
+        return {name: value for name, value in found.items() if not math.isfinite(value)}
+
+    def reset(self) -> None:
+        """Start the next integral from zero."""
+        super().reset()
+        self.zero()
+
+    def zero(self) -> None:
+        """Set all sums to zero."""
+        for _, total in self._bundles:
+            total.zero_()
+        for name, total in self.sums.items():
+            if name not in self.small:
+                total.zero_()
+
+
+def _bundles(parameters: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Cut the small parameters into groups of one type and device, each of at most one piece."""
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, tensor in parameters.items():
+        if tensor.numel() > SMALL:
+            continue
+        names = groups.setdefault((tensor.device, tensor.dtype), [])
+        if sum(parameters[other].numel() for other in names) + tensor.numel() > PIECE:
+            yield names
+            names = groups[tensor.device, tensor.dtype] = []
+        names.append(name)
+    yield from groups.values()
+
+
+def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str | None:
+    """Find the module whose output is the first that is not finite.
+
+    Args:
+        model: The network.
+        run: Runs it.
+
+    Returns:
+        The name of the module (empty for the model itself), or ``None`` if all outputs are finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(1, 1))
+        >>> first_nonfinite_output(model, lambda: model(torch.tensor([float("nan")])))
+        '0'
+    """
+    found: list[str] = []
+
+    def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output)):
+                found.append(path)
+
+        return look
+
+    handles = []
+    try:
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_hook(watch(path)))
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Walk through what a module returns, or what a sample is made of.
+
+    Args:
+        value: Tensors in mappings, lists and tuples; everything else is passed over.
+
+    Yields:
+        The tensors, detached.
+    """
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)

@@ -1,0 +1,1 @@
+"""One call over many samples: shared over processes, kept on disk, taken up where it stopped."""

@@ -1,0 +1,54 @@
+"""Run a model once with copies of its weights, to see how it computes; everything stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from filterattr.model.lock import Claim
+from filterattr.model.random_state import RandomState
+from filterattr.model.restoring import restoring
+from filterattr.model.swap import Slots
+
+
+def rehearse(
+    model: nn.Module, run: Callable[[nn.Module], object], watch: Callable[[], None], *, gradients: bool = False
+) -> None:
+    """Run a model once with copies.
+
+    Args:
+        model: The model, not wrapped.
+        run: Runs it.
+        watch: Called before, to register hooks; these are taken away afterwards.
+        gradients: Whether a gradient reaches every floating parameter; the model is in evaluation mode then.
+    """
+    claim, entered = Claim(model), RandomState()
+    taken: list[Slots] = []
+
+    def observe() -> None:
+        claim.take()
+        taken.append(Slots(model))
+        taken[0].put(_copies(taken[0], gradients=gradients))
+        if gradients:
+            model.eval()  # the flags are given back, too
+        watch()
+        with torch.set_grad_enabled(gradients):
+            run(model)
+
+    restoring(observe, lambda: _restore(taken), entered.restore, claim.release)
+
+
+def _restore(taken: list[Slots]) -> None:
+    for slots in taken:
+        slots.restore()  # takes the hooks away, too
+
+
+def _copies(slots: Slots, *, gradients: bool) -> dict[str, Tensor]:
+    """What a model computes with instead of its own tensors, so that nothing is written to these."""
+    copies: dict[str, Tensor] = {name: own.detach().clone() for name, own in slots.buffers.items()}
+    for name, own in slots.parameters.items():
+        moves = gradients and (own.is_floating_point() or own.is_complex())
+        copies[name] = nn.Parameter(own.detach().clone(), own.requires_grad or moves)
+    return copies

@@ -1,0 +1,1 @@
+"""What an attribution returns: scores, selections, and the numbers that say whether to believe them."""

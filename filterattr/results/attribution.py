@@ -1,0 +1,348 @@
+"""What an attribution returns: scores, and the numbers that say whether to believe them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from filterattr.errors import SettingError
+from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr.results.concerns import PathNumbers, concerns_about
+from filterattr.results.scores import FilterScores
+from filterattr.units.scored import (
+    REDUCTIONS,
+    STATISTICS,
+    ReadOnly,
+    Reduction,
+    ScoredParameter,
+    complete,
+    described,
+    kept_as,
+    kept_by,
+    parameters_of,
+    stored_tensor,
+    units_of,
+)
+
+
+class LayerSummary(NamedTuple):
+    """One row of `FilterAttribution.per_layer`.
+
+    Attributes:
+        name: The parameter.
+        n_units: Its number of units.
+        sum: Signed attribution of the whole parameter.
+        sum_of_abs: Sum of its units' ``sum_of_abs`` scores.
+        share: Its part of that sum over all parameters, in [0, 1].
+    """
+
+    name: str
+    n_units: int
+    sum: float
+    sum_of_abs: float
+    share: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FilterAttribution:
+    """The result of `FilterAttributor.attribute`; it cannot be changed, and the tensors that it hands out are copies.
+
+    Losses and attributions are means over the samples, in the unit of the loss.
+
+    Attributes:
+        loss_base: Loss at t = 0.
+        loss_target: Loss at t = 1.
+        remainder: Signed attribution of everything that is not scored, such as biases.
+        total: Signed attribution of all parameters; completeness says that it is ``loss_target - loss_base``.
+        completeness_error: ``|total - (loss_target - loss_base)| / max(|loss_target - loss_base|, 1e-3 sum |a|)``
+            (the denominator is at least the rounding of the losses, 1e-12 of the largest), numerator and denominator
+            summed over the samples, so that errors of different samples do not cancel.
+        path_places: The places t on the path at which the loss was seen, from 0 to 1.
+        path_losses: The losses there.
+        cosine: Cosine of the angle between all weights of base and target. Below about .9 masking a few filters tends
+            to damage the network rather than to remove one function.
+        n_samples: Number of samples.
+        n_passes: Number of forward-backward passes.
+        method: Name of the quadrature.
+        n_steps: Number of its nodes, in every segment.
+        parameters: Parameter name to how it is scored.
+        means: Reduction to parameter name to mean scores over the samples.
+        mean_squares: The same for the squared scores; ``"sum"`` stands for ``"abs_of_sum"``, too.
+        n_segments: Number of straight parts of the path, 1 without waypoints; each is as long in ``path_places``.
+        aggregate: ``"per_sample"`` or ``"pooled"``. A pooled attribution has seen no sample at both ends, so that its
+            losses and its completeness error are NaN.
+        precision: ``"bf16"`` if the loss was evaluated under autocast by this library.
+        tolerance: What ``method="adaptive"`` was to reach.
+        n_unsettled: Number of samples that did not reach it; ``n_steps`` is then the most nodes that a sample took.
+        agreement: Of a pooled attribution, the share of its top 1 % that infinitely many samples would keep, estimated
+            from two halves of the samples.
+        unscored_abs: Mean over the samples of the absolute attributions of everything that is not scored; ``None`` if
+            it was not kept, as in files of version 0.1.
+        true_loss_base: Loss of base with its own buffers, if ``buffers=`` gives it others on the path; else ``None``.
+        true_loss_target: The same for target.
+    """
+
+    loss_base: float
+    loss_target: float
+    remainder: float
+    total: float
+    completeness_error: float
+    path_places: tuple[float, ...]
+    path_losses: tuple[float, ...]
+    cosine: float
+    n_samples: int
+    n_passes: int
+    method: str
+    n_steps: int
+    parameters: Mapping[str, ScoredParameter]
+    means: Mapping[Reduction, Mapping[str, Tensor]]
+    mean_squares: Mapping[Reduction, Mapping[str, Tensor]]
+    n_segments: int = 1
+    aggregate: str = "per_sample"
+    precision: str | None = None
+    tolerance: float | None = None
+    n_unsettled: int = 0
+    agreement: float | None = None
+    unscored_abs: float | None = None
+    true_loss_base: float | None = None
+    true_loss_target: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in STATISTICS:
+            held = {reduction: dict(kept_by(tensors)) for reduction, tensors in kept_by(getattr(self, name)).items()}
+            self._share_equal(name, held)
+            object.__setattr__(self, name, ReadOnly({reduction: ReadOnly(own) for reduction, own in held.items()}))
+        object.__setattr__(self, "parameters", ReadOnly(self.parameters))
+
+    def _share_equal(self, statistic: str, held: dict[Reduction, dict[str, Tensor]]) -> None:
+        """Keep numbers once that are equal because every weight is a unit."""
+        for name, scored in self.parameters.items():
+            for reduction in held:
+                kept = held[kept_as(statistic, reduction, scored)].get(name)
+                own = held[reduction].get(name)
+                if kept is not None and own is not None and kept is not own and torch.equal(kept, own):
+                    held[reduction][name] = kept
+
+    def __repr__(self) -> str:
+        units = sum(tensor.numel() for tensor in kept_by(self.means["sum"]).values())
+        rule = f"{self.method} {self.n_steps}{f' in each of {self.n_segments} segments' * (self.n_segments > 1)}"
+        if self.tolerance is not None:
+            rule = f"{self.method} to {self.tolerance:g} with {self.mean_steps:.3g} nodes in the mean"
+        if self.aggregate == "pooled":
+            rule += f", pooled, agreement {self.agreement:.3g}"
+        lines = [
+            f"FilterAttribution({units} units in {len(self.parameters)} parameters, {self.n_samples} samples, {rule})",
+            *self._loss_lines(),
+            f"  attribution     {self.total:.6g} in all, {self.remainder:.6g} of it not scored",
+            f"  cosine          {self.cosine:.4f} between base and target",
+            *(f"  concern         {concern}" for concern in self.concerns),
+        ]
+        return "\n".join(lines)
+
+    def _loss_lines(self) -> list[str]:
+        if self.aggregate == "pooled":
+            return ["  loss            not seen at both ends, as samples are pooled"]
+        lines = [
+            f"  loss            {self.loss_base:.6g} (base) -> {self.loss_target:.6g} (target), "
+            f"barrier {self.barrier:.3g}",
+            f"  completeness    relative error {self.completeness_error:.2g}",
+        ]
+        if self.true_loss_base is not None:
+            true = f"{self.true_loss_base:.6g} (base) -> {self.true_loss_target:.6g} (target)"
+            lines.insert(1, f"  own buffers     {true}")
+        return lines
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean number of nodes of a sample; ``n_steps`` unless the nodes are refined."""
+        return self.n_passes / (self.n_samples * self.n_segments)
+
+    @property
+    def barrier(self) -> float:
+        """Height of the loss on the path above the higher of its ends; 0 if there is no barrier.
+
+        End points of unrelated trainings have a high one, and an attribution along such a path means little.
+        """
+        return max(self.path_losses) - max(self.loss_base, self.loss_target)
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What speaks against believing the attribution, in words; empty if nothing does."""
+        return concerns_about(self.path_numbers())
+
+    def path_numbers(self) -> PathNumbers:
+        """The numbers that `concerns` is about."""
+        ends = self.true_loss_base, self.true_loss_target
+        scored = math.fsum(float(one.sum()) for one in kept_by(self.means["sum_of_abs"]).values())
+        unscored = abs(self.remainder) if self.unscored_abs is None else self.unscored_abs
+        return PathNumbers(
+            losses=self.path_losses,
+            true_ends=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
+            cosine=self.cosine,
+            completeness_error=self.completeness_error,
+            remainder_share=unscored / (unscored + scored) if unscored else 0.0,
+        )
+
+    def scores(self, reduction: Reduction = "sum_of_abs") -> FilterScores:
+        r"""Scores of all units.
+
+        Args:
+            reduction: How the weights k of a unit become one number, for every sample before the mean over samples:
+                ``"sum_of_abs"`` is :math:`\sum_k |A_k|` (the paper's), ``"abs_of_sum"`` is :math:`|\sum_k A_k|`,
+                ``"sum"`` is :math:`\sum_k A_k`, which is signed and complete.
+
+        Returns:
+            The scores.
+
+        Raises:
+            SettingError: The reduction is unknown.
+
+        References:
+            Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS
+            2021, equation 6.
+        """
+        if reduction not in REDUCTIONS:
+            raise SettingError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}.")
+        return FilterScores(self.means[reduction], self.parameters)
+
+    def standard_errors(self, reduction: Reduction = "sum_of_abs") -> FilterScores:
+        """Standard error of every score over the samples.
+
+        Args:
+            reduction: As in `scores`.
+
+        Returns:
+            The standard errors of the means.
+
+        Raises:
+            SettingError: There was only one sample, or the reduction is unknown.
+        """
+        scores = self.scores(reduction)
+        if self.n_samples < 2:
+            raise SettingError("a standard error needs at least two samples; got 1.")
+        squares = kept_by(self.mean_squares["sum" if reduction == "abs_of_sum" else reduction])
+        variances = {name: (squares[name] - value.square()).clamp_min(0) for name, value in scores.kept.items()}
+        errors = {name: (value / (self.n_samples - 1)).sqrt() for name, value in variances.items()}
+        return FilterScores(errors, self.parameters)
+
+    def per_layer(self) -> list[LayerSummary]:
+        """Summarise every scored parameter.
+
+        Returns:
+            One row a parameter, in the order of the network.
+        """
+        sizes = {name: float(tensor.sum()) for name, tensor in kept_by(self.means["sum_of_abs"]).items()}
+        whole = math.fsum(sizes.values())
+        return [
+            LayerSummary(
+                name,
+                tensor.numel(),
+                float(tensor.sum()),
+                sizes[name],
+                sizes[name] / whole if whole else 0.0,
+            )
+            for name, tensor in kept_by(self.means["sum"]).items()
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write the result to a file (safetensors with a digest).
+
+        Args:
+            path: Where to write.
+
+        Raises:
+            StorageError: The disk refuses, or the memory does not suffice.
+        """
+        tensors = {
+            f"{statistic}/{reduction}/{name}": tensor
+            for statistic in STATISTICS
+            for reduction, scores in getattr(self, statistic).items()
+            for name, tensor in kept_by(scores).items()
+        }
+        description: dict[str, Any] = {name: getattr(self, name) for name in (*_PLAIN_FIELDS, *_OPTIONAL_FIELDS)}
+        description["parameters"] = described(self.parameters)
+        write_tensors(path, "attribution", tensors, description)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FilterAttribution:
+        """Read a result that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            An equal result, on the CPU.
+
+        Raises:
+            StorageError: The file is missing, damaged, or holds something else.
+        """
+        tensors, description = read_tensors(path, "attribution")
+        with complete(path, "attribution"):
+            parameters = parameters_of(description)
+            fields = {name: _plain(name, description[name]) for name in _PLAIN_FIELDS}
+            fields |= {name: _optional(name, description.get(name)) for name in _OPTIONAL_FIELDS}
+            means, mean_squares = (
+                {
+                    reduction: {
+                        name: stored_tensor(tensors, f"{statistic}/{reduction}/{name}", shape, torch.float64)
+                        for name, shape in units_of(parameters).items()
+                    }
+                    for reduction in reductions
+                }
+                for statistic, reductions in STATISTICS.items()
+            )
+            return cls(**fields, parameters=parameters, means=means, mean_squares=mean_squares)
+
+
+# name to what a file must hold for it; a list becomes a tuple
+_PLAIN_FIELDS: dict[str, type] = {
+    "loss_base": float,
+    "loss_target": float,
+    "remainder": float,
+    "total": float,
+    "completeness_error": float,
+    "path_places": list,
+    "path_losses": list,
+    "cosine": float,
+    "n_samples": int,
+    "n_passes": int,
+    "method": str,
+    "n_steps": int,
+    "n_segments": int,
+    "aggregate": str,
+    "n_unsettled": int,
+}
+
+# those after agreement came after version 0.1
+_OPTIONAL_FIELDS: dict[str, type] = {
+    "precision": str,
+    "tolerance": float,
+    "agreement": float,
+    "unscored_abs": float,
+    "true_loss_base": float,
+    "true_loss_target": float,
+}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Check one plain field of a file."""
+    items = value if isinstance(value, list) else [value]
+    kind = _PLAIN_FIELDS[name]
+    if isinstance(value, list) != (kind is list) or not all(
+        type(item) is (float if kind is list else kind) for item in items
+    ):
+        raise TypeError(f"{name} must be {kind.__name__}")
+    return tuple(value) if kind is list else value
+
+
+def _optional(name: str, value: Any) -> Any:
+    """Check one field that may be missing in the result, and in the file of an older version."""
+    if value is not None and type(value) is not _OPTIONAL_FIELDS[name]:
+        raise TypeError(f"{name} must be {_OPTIONAL_FIELDS[name].__name__}")
+    return value

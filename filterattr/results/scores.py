@@ -1,0 +1,630 @@
+"""Scores of units, sets of them, and the contrast between the scores of several functions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from filterattr.errors import FilterAttrWarning, SettingError, gathered, name_some
+from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr.names import Names
+from filterattr.units.scored import (
+    ReadOnly,
+    ScoredParameter,
+    complete,
+    described,
+    parameters_of,
+    stored_tensor,
+    units_of,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MANY = 2**20  # below, sets are drawn as in all versions before
+Scale: TypeAlias = Literal["loss", "share", "strict"]
+
+
+class _PerParameter(ReadOnly[str, Tensor]):
+    """Name of a parameter or group to a tensor with one entry per unit; the common part of scores and selections.
+
+    The tensors that it hands out are copies: take one once where it is needed often.
+    """
+
+    _kind: ClassVar[str]
+    _dtype: ClassVar[torch.dtype | None] = None
+
+    def __init__(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, ScoredParameter]) -> None:
+        units = units_of(parameters)
+        if list(tensors) != list(units):
+            raise SettingError(
+                f"every scored parameter needs one tensor; got {name_some(tensors)} for {name_some(units)}."
+            )
+        super().__init__(tensors)
+        self.parameters = ReadOnly(parameters)
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file (safetensors with a digest).
+
+        Args:
+            path: Where to write.
+
+        Raises:
+            StorageError: The disk refuses, or the memory does not suffice.
+        """
+        write_tensors(path, self._kind, self.kept, {"parameters": described(self.parameters)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The same, on the CPU.
+
+        Raises:
+            StorageError: The file is missing, damaged, or holds something else.
+        """
+        tensors, description = read_tensors(path, cls._kind)
+        with complete(path, cls._kind):
+            parameters = parameters_of(description)
+            units = units_of(parameters)
+            return cls(
+                {name: stored_tensor(tensors, name, shape, cls._dtype) for name, shape in units.items()}, parameters
+            )
+
+    @property
+    def n_units(self) -> int:
+        """Number of units over all parameters."""
+        return sum(tensor.numel() for tensor in self.kept.values())
+
+    def only(self, *globs: str) -> Self:
+        """Narrow to some parameters and groups: a fraction of what is left, a ranking or a null is then among these.
+
+        Args:
+            *globs: Names as they stand in the scores, such as ``"blocks.*.attention"``; a parameter or group stays
+                if one of them matches.
+
+        Returns:
+            The same, in the same order, for those alone.
+
+        Raises:
+            SettingError: A glob matches nothing, or there is none.
+
+        Example:
+            >>> from filterattr.units.scored import ScoredParameter
+            >>> from filterattr import Unit
+            >>> one = ScoredParameter(Unit("... -> ..."), (2,))
+            >>> like = {"0.attention": one, "0.mlp": one, "1.attention": one}
+            >>> scores = FilterScores({name: torch.rand(2) for name in like}, like)
+            >>> list(scores.only("*.attention"))
+            ['0.attention', '1.attention']
+            >>> scores.only("*.mlp").top(0.5)
+            FilterSelection(1 of 2 units in 1 parameters)
+        """
+        names = Names(self)
+        unmatched = names.unknown(globs)
+        if unmatched or not globs:
+            raise SettingError(
+                f"only() needs globs that each match a name of {name_some(self)}; got "
+                f"{names.describe_some(unmatched) or 'none'}."
+            )
+        wanted = names.first_of(globs)
+        kept = {name: tensor for name, tensor in self.kept.items() if name in wanted}
+        parameters = {name: scored for name, scored in self.parameters.items() if scored.key(name) in kept}
+        return type(self)(kept, parameters)
+
+    def flat(self) -> Tensor:
+        """Join all entries in the order of parameter, output, input: shape ``(n_units,)``."""
+        return torch.cat([tensor.reshape(-1) for tensor in self.kept.values()])
+
+    def _split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Undo `flat`."""
+        sizes = [tensor.numel() for tensor in self.kept.values()]
+        parts = torch.split(flat, sizes)
+        return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.kept.items(), parts, strict=True)}
+
+    def _check_same_units(self, other: _PerParameter) -> None:
+        if self.parameters != other.parameters:
+            different = [
+                name
+                for name in {**self.parameters, **other.parameters}
+                if self.parameters.get(name) != other.parameters.get(name)
+            ]
+            raise SettingError(
+                "both sides must score the same parameters by the same units; they differ in "
+                f"{name_some(different) or 'their order'}."
+            )
+
+
+class FilterScores(_PerParameter):
+    """One score per unit: parameter name to a ``float64`` tensor, in the unit of the loss.
+
+    A kernel of any convolution is found at ``scores[name][o, i]``. Scores of equal layout can be added, subtracted
+    (the discriminative score of equation 7 of the paper) and multiplied by numbers.
+
+    Args:
+        tensors: Parameter name to scores.
+        parameters: Parameter name to how it is scored, in the same order.
+
+    Example:
+        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import Unit
+        >>> scores = FilterScores(
+        ...     {"conv.weight": torch.tensor([[3.0, 1.0], [2.0, 5.0]], dtype=torch.float64)},
+        ...     {"conv.weight": ScoredParameter(Unit("o i ... -> o i"), (2, 2, 3, 3))},
+        ... )
+        >>> scores.top(2)["conv.weight"]
+        tensor([[ True, False],
+                [False,  True]])
+        >>> scores.to_index()
+        array([3, 0, 2, 1])
+    """
+
+    _kind = "scores"
+
+    def __repr__(self) -> str:
+        return f"FilterScores({self.n_units} units in {len(self)} parameters)"
+
+    def __sub__(self, other: FilterScores) -> FilterScores:
+        self._check_same_units(other)
+        return FilterScores({name: kept - other.kept[name] for name, kept in self.kept.items()}, self.parameters)
+
+    def __add__(self, other: FilterScores) -> FilterScores:
+        self._check_same_units(other)
+        return FilterScores({name: kept + other.kept[name] for name, kept in self.kept.items()}, self.parameters)
+
+    def __mul__(self, factor: float) -> FilterScores:
+        return FilterScores({name: kept * factor for name, kept in self.kept.items()}, self.parameters)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> FilterScores:
+        return self * -1.0
+
+    def order(self) -> Tensor:
+        """Flat places of the units from the highest to the lowest score; ties by parameter, output, input."""
+        return torch.sort(self.flat(), descending=True, stable=True).indices
+
+    def top(self, amount: float) -> FilterSelection:
+        """Select the units with the highest scores.
+
+        Args:
+            amount: A ``float`` in [0, 1] is a fraction of all units (rounded to the nearest whole number), an ``int``
+                their number. So ``top(1)`` is one unit and ``top(1.0)`` is all of them.
+
+        Returns:
+            The selection. Among equal scores the earlier parameter, output and input channel win; where it takes some
+            of the units whose score is exactly 0 and leaves others, a `FilterAttrWarning` says so.
+
+        Raises:
+            SettingError: The fraction is outside [0, 1], the number is negative or larger than all, or scores are NaN.
+
+        Example:
+            >>> from filterattr.units.scored import ScoredParameter
+            >>> from filterattr import Unit
+            >>> like = {"w": ScoredParameter(Unit("... -> ..."), (4,))}
+            >>> FilterScores({"w": torch.tensor([0.1, 0.4, 0.3, 0.2])}, like).top(0.5)["w"]
+            tensor([False,  True,  True, False])
+        """
+        count = _count(amount, self.n_units)
+        scores = self._rankable()
+        chosen = mark_top(scores, count)
+        self._check_zeros(scores, chosen, count)
+        return FilterSelection(self._split(chosen), self.parameters)
+
+    def tops(self, amounts: Iterable[float]) -> Iterator[FilterSelection]:
+        """Select the units with the highest scores several times; one sort serves all.
+
+        Args:
+            amounts: As in `top`, ascending.
+
+        Yields:
+            For every amount, what `top` returns.
+
+        Raises:
+            SettingError: As in `top`, or the amounts do not ascend.
+
+        Example:
+            >>> from filterattr import Unit
+            >>> from filterattr.units.scored import ScoredParameter
+            >>> like = {"w": ScoredParameter(Unit("... -> ..."), (3,))}
+            >>> scores = FilterScores({"w": torch.tensor([0.1, 0.4, 0.3])}, like)
+            >>> [selection["w"].tolist() for selection in scores.tops([1, 2])]
+            [[False, True, False], [False, True, True]]
+        """
+        counts = [_count(amount, self.n_units) for amount in amounts]
+        if counts != sorted(counts):
+            raise SettingError(f"the amounts must ascend; got {counts} units.")
+        scores, order = self._rankable(), self.order().cpu()
+        chosen = torch.zeros(len(scores), dtype=torch.bool, device="cpu")
+        for before, count in pairwise([0, *counts]):
+            chosen[order[before:count]] = True
+            self._check_zeros(scores, chosen, count)
+            yield FilterSelection(self._split(chosen.clone()), self.parameters)
+
+    def _rankable(self) -> Tensor:
+        """All scores on the CPU, none of them NaN."""
+        scores = self.flat().cpu()
+        n_unknown = int(torch.isnan(scores).sum())
+        if n_unknown:
+            raise SettingError(f"scores must be numbers to be ranked; {n_unknown} are NaN.")
+        return scores
+
+    def _check_zeros(self, scores: Tensor, chosen: Tensor, count: int) -> None:
+        """Make sure that scores, and not the order of the network, say which units are the highest."""
+        if not 0 < count < len(scores) or bool(torch.count_nonzero(scores) == len(scores)):
+            return  # nothing to tell apart, found without a copy
+        if scores[chosen].min() != 0 or scores[~chosen].max() != 0:
+            return
+        n_positive = int((scores > 0).sum())
+        if n_positive or scores.min() == 0:  # not the least of a reversed ranking
+            cure = f"Select no more than top({n_positive})." if n_positive else "There is nothing to select."
+            warnings.warn(
+                f"{count - n_positive} of the {count} selected units have score 0 and are taken for their place in the "
+                f"network alone; {n_positive} of all have more. {cure}",
+                FilterAttrWarning,
+                stacklevel=3,
+            )
+
+    def select(self, places: Mapping[str, Iterable[int | tuple[int, ...]]]) -> FilterSelection:
+        """Select units by hand.
+
+        Args:
+            places: Name of a parameter or group to the places of its units: numbers, or tuples as in the column
+                ``unit`` of `to_frame`. A place that names the first axes only takes all units there: of kernels, ``3``
+                is every kernel of output channel 3, ``(3, 0)`` is one. Negative numbers count from the end.
+
+        Returns:
+            The selection.
+
+        Raises:
+            SettingError: A name or place does not exist.
+
+        Example:
+            >>> from filterattr.units.scored import ScoredParameter
+            >>> from filterattr import Unit
+            >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (3, 2, 3, 3))}
+            >>> FilterScores({"w": torch.zeros(3, 2)}, like).select({"w": [0, (2, 1)]})["w"]
+            tensor([[ True,  True],
+                    [False, False],
+                    [False,  True]])
+        """
+        chosen = {name: torch.zeros(tensor.shape, dtype=torch.bool, device="cpu") for name, tensor in self.kept.items()}
+        findings = []
+        for name, wanted in places.items():
+            if name not in chosen:
+                findings.append(f"there is no {Names(self).describe(name)}, only {name_some(self)}")
+                continue
+            shape = tuple(chosen[name].shape)
+            for place in wanted:
+                inside = place if isinstance(place, tuple) else (place,)
+                if _exists(inside, shape):
+                    chosen[name][inside] = True
+                else:
+                    findings.append(f"'{name}' has units of shape {shape} and none at {place!r}")
+        if findings:
+            raise SettingError(f"every place must be that of a unit: {gathered(findings)}.")
+        return FilterSelection(chosen, self.parameters)
+
+    def to_index(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Flat places from the most to the least important, as in the index files of the published code.
+
+        Parameters follow each other in the order of the network, output channels inside a parameter, input channels
+        inside an output channel. ``numpy.savetxt(path, scores.to_index(), fmt="%d")`` writes such a file.
+
+        Returns:
+            ``int64`` of shape ``(n_units,)``.
+        """
+        index: np.ndarray[tuple[int], np.dtype[np.int64]] = self.order().numpy()
+        return index
+
+    @classmethod
+    def from_index(cls, index: str | Path | Sequence[int], like: _PerParameter) -> FilterScores:
+        """Make scores from a flat index file: the first place gets the highest score, the last one 0.
+
+        Args:
+            index: A text file with one place per line, or the places themselves.
+            like: Scores or a selection with the same units.
+
+        Returns:
+            Scores whose order is that of the file: ``n_units - 1`` down to 0.
+
+        Raises:
+            SettingError: It is no permutation of all places.
+
+        Example:
+            >>> from filterattr.units.scored import ScoredParameter
+            >>> from filterattr import Unit
+            >>> parameters = {"w": ScoredParameter(Unit("... -> ..."), (3,))}
+            >>> like = FilterSelection({"w": torch.zeros(3, dtype=torch.bool)}, parameters)
+            >>> FilterScores.from_index([2, 0, 1], like).to_index()
+            array([2, 0, 1])
+        """
+        if isinstance(index, str | Path):
+            try:
+                index = np.loadtxt(index, dtype=np.int64, ndmin=1).tolist()
+            except (OSError, ValueError) as error:
+                raise SettingError(f"an index file must hold one whole number a line: {error}.") from error
+        places = torch.tensor(index, dtype=torch.int64, device="cpu")
+        total = like.n_units
+        if len(places) != total or not torch.equal(places.sort().values, torch.arange(total, device="cpu")):
+            raise SettingError(
+                f"an index must name each of the {total} units once; got {len(places)} places"
+                + (f" from {int(places.min())} to {int(places.max())}" if len(places) else "")
+                + ". It belongs to a network with other units."
+            )
+        flat = torch.empty(total, dtype=torch.float64, device="cpu")
+        flat[places] = torch.arange(total - 1, -1, -1, dtype=torch.float64, device="cpu")
+        return cls(like._split(flat), like.parameters)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Table with one row per unit; needs pandas.
+
+        Returns:
+            Columns ``parameter``, ``unit`` (its place in the parameter's scores, such as ``(3, 0)``) and ``score``,
+            from the highest to the lowest score.
+        """
+        import pandas as pd  # noqa: PLC0415 - optional
+
+        rows = [
+            (name, place, float(value))
+            for name, tensor in self.kept.items()
+            for place, value in np.ndenumerate(tensor.numpy())
+        ]
+        frame = pd.DataFrame(rows, columns=["parameter", "unit", "score"])
+        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+class FilterSelection(_PerParameter):
+    """A set of units: parameter name to a boolean tensor with one entry per unit.
+
+    ``|``, ``&``, ``-`` and ``~`` are those of sets. ``len(selection)`` is the number of parameters, as for every
+    mapping; `count` is the number of chosen units.
+
+    Args:
+        tensors: Parameter name to booleans.
+        parameters: Parameter name to how it is scored, in the same order.
+
+    Example:
+        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import Unit
+        >>> like = {"w": ScoredParameter(Unit("... -> ..."), (4,))}
+        >>> first = FilterSelection({"w": torch.tensor([True, True, False, False])}, like)
+        >>> second = FilterSelection({"w": torch.tensor([False, True, True, False])}, like)
+        >>> (first & second).count, (first | second).count, (first - second).count, (~first).count
+        (1, 3, 1, 2)
+        >>> first.overlap(second), round(first.jaccard(second), 3)
+        (0.5, 0.333)
+    """
+
+    _kind = "selection"
+    _dtype = torch.bool
+
+    def __repr__(self) -> str:
+        return f"FilterSelection({self.count} of {self.n_units} units in {len(self)} parameters)"
+
+    def __or__(self, other: FilterSelection) -> FilterSelection:
+        self._check_same_units(other)
+        return FilterSelection({name: kept | other.kept[name] for name, kept in self.kept.items()}, self.parameters)
+
+    def __and__(self, other: FilterSelection) -> FilterSelection:
+        self._check_same_units(other)
+        return FilterSelection({name: kept & other.kept[name] for name, kept in self.kept.items()}, self.parameters)
+
+    def __sub__(self, other: FilterSelection) -> FilterSelection:
+        self._check_same_units(other)
+        return FilterSelection({name: kept & ~other.kept[name] for name, kept in self.kept.items()}, self.parameters)
+
+    def __invert__(self) -> FilterSelection:
+        return FilterSelection({name: ~kept for name, kept in self.kept.items()}, self.parameters)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FilterSelection):
+            return NotImplemented
+        return self.parameters == other.parameters and torch.equal(self.flat(), other.flat())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def count(self) -> int:
+        """Number of chosen units."""
+        return sum(int(tensor.sum()) for tensor in self.kept.values())
+
+    def overlap(self, other: FilterSelection) -> float:
+        """Share of the smaller set that is also in the other.
+
+        Args:
+            other: A selection of the same units.
+
+        Returns:
+            A number in [0, 1]; 1 if one of them is empty.
+        """
+        smaller = min(self.count, other.count)
+        return (self & other).count / smaller if smaller else 1.0
+
+    def jaccard(self, other: FilterSelection) -> float:
+        """Size of the intersection over size of the union.
+
+        Args:
+            other: A selection of the same units.
+
+        Returns:
+            A number in [0, 1]; 1 if both are empty.
+        """
+        union = (self | other).count
+        return (self & other).count / union if union else 1.0
+
+    def per_layer(self) -> dict[str, int]:
+        """Count the chosen units of every parameter."""
+        return {name: int(tensor.sum()) for name, tensor in self.kept.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Mark the weights of the chosen units.
+
+        Returns:
+            Parameter name to a boolean tensor of the parameter's own shape.
+        """
+        return {
+            name: scored.unit.expand(self.kept[scored.key(name)], scored.shape)
+            for name, scored in self.parameters.items()
+        }
+
+    def random(self, generator: torch.Generator, *, layer_matched: bool = False) -> FilterSelection:
+        """Draw as many units at random: the null that a selection has to beat.
+
+        Args:
+            generator: Source of randomness, on the CPU.
+            layer_matched: Draw as many in each parameter as this selection has there, so that only the choice inside
+                the layers is random.
+
+        Returns:
+            A selection of the same size.
+
+        Example:
+            >>> from filterattr.units.scored import ScoredParameter
+            >>> from filterattr import Unit
+            >>> like = {"w": ScoredParameter(Unit("... -> ..."), (100,))}
+            >>> chosen = FilterSelection({"w": torch.arange(100) < 7}, like)
+            >>> chosen.random(torch.Generator().manual_seed(0)).count
+            7
+        """
+        if layer_matched:
+            drawn = {
+                name: _draw(tensor.numel(), int(tensor.sum()), generator).reshape(tensor.shape)
+                for name, tensor in self.kept.items()
+            }
+            return FilterSelection(drawn, self.parameters)
+        return FilterSelection(self._split(_draw(self.n_units, self.count, generator)), self.parameters)
+
+
+def contrast(
+    scores: Mapping[str, FilterScores], of: str, against: str | None = None, *, scale: Scale = "loss"
+) -> FilterScores:
+    r"""Discriminative score of one function against others: what its filters do more for it than for the rest.
+
+    :math:`S_D = F_D - \lambda R_D` with :math:`R_D = \frac{1}{K - 1} \sum_{D' \ne D} F_{D'}` the mean of the other
+    functions, or the one named by ``against``. Sort it in descending order with `FilterScores.top`.
+
+    Args:
+        scores: Name of a function (a degradation, a task) to the scores found with its samples; every function on the
+            same number of samples, as the differences are taken between means.
+        of: The function in question.
+        against: The one to compare with; ``None`` means the mean of all others.
+        scale: ``"loss"`` is the paper's, :math:`\lambda = 1`. Where a function has larger scores in all (noise, say),
+            units that matter for everything come out as its own. ``"share"`` compares parts of the whole,
+            :math:`\lambda = \sum F_D / \sum R_D`. ``"strict"`` takes the larger :math:`\lambda` of both: a unit is
+            specific only if it does more for the function in the unit of the loss and as a part of the whole.
+
+    Returns:
+        The difference, in the unit of the loss.
+
+    Raises:
+        SettingError: A name or scale is unknown, there is nothing to compare with, or the units differ.
+
+    Example:
+        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import Unit
+        >>> like = {"w": ScoredParameter(Unit("... -> ..."), (2,))}
+        >>> scores = {
+        ...     "blur": FilterScores({"w": torch.tensor([3.0, 1.0])}, like),
+        ...     "noise": FilterScores({"w": torch.tensor([4.0, 4.0])}, like),
+        ... }
+        >>> contrast(scores, "noise")["w"]
+        tensor([1., 3.])
+        >>> contrast(scores, "noise", scale="strict")["w"]
+        tensor([-2.,  2.])
+
+    References:
+        Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS 2021,
+        equation 7 (``scale="loss"``).
+    """
+    others = [name for name in scores if name != of] if against is None else [against]
+    unknown = [name for name in (of, *others) if name not in scores]
+    if unknown or of in others or not others:
+        raise SettingError(
+            f"contrast needs a function and another one to compare with, both among {name_some(scores)}; "
+            f"got of={of!r}, against={against!r}."
+        )
+    if scale not in get_args(Scale):
+        raise SettingError(f"scale must be one of {', '.join(get_args(Scale))}; got {scale!r}.")
+    rest = scores[others[0]]
+    for name in others[1:]:
+        rest = rest + scores[name]
+    rest = rest * (1 / len(others))
+    own_sum, rest_sum = (float(one.flat().abs().sum()) for one in (scores[of], rest))
+    ratio = own_sum / rest_sum if rest_sum else 1.0
+    factor = {"loss": 1.0, "share": ratio, "strict": max(1.0, ratio)}[scale]
+    return scores[of] - rest * factor
+
+
+def _count(amount: float, total: int) -> int:
+    """Turn a fraction or a number of units into a number."""
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise SettingError(f"the amount must be a fraction (float) or a number (int); got {amount!r}.")
+    if isinstance(amount, int):
+        if not 0 <= amount <= total:
+            raise SettingError(f"the number of units must lie in [0, {total}]; got {amount}.")
+        return amount
+    if not 0 <= amount <= 1:
+        raise SettingError(
+            f"a fraction of units must lie in [0, 1]; got {amount}. One per cent is 0.01; a number of units is an int."
+        )
+    return math.floor(amount * total + 0.5)
+
+
+def _exists(place: tuple[object, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a place, or the start of one, lies in a shape."""
+    return len(place) <= len(shape) and all(
+        isinstance(number, int | np.integer) and not isinstance(number, bool) and -size <= number < size
+        for number, size in zip(place, shape, strict=False)
+    )
+
+
+def mark_top(scores: Tensor, count: int) -> Tensor:
+    """Mark the highest scores; the earlier one wins among equals. Takes linear time, as nothing is sorted.
+
+    Args:
+        scores: One-dimensional, without NaN.
+        count: How many.
+
+    Returns:
+        Booleans of the same shape.
+
+    Example:
+        >>> mark_top(torch.tensor([0.3, 0.1, 0.3, 0.3]), 2)
+        tensor([ True, False,  True, False])
+    """
+    if not 0 < count < len(scores):
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
+    rank = len(scores) - count
+    if scores.device.type == "cpu":  # several times as fast as PyTorch's
+        least = float(np.partition(scores.detach().numpy(), rank)[rank])
+    else:
+        least = float(scores.kthvalue(rank + 1).values)
+    chosen = scores > least
+    ties = (scores == least).nonzero().flatten()
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def _draw(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Choose ``count`` of ``total`` places uniformly, without repetition."""
+    if total < _MANY:
+        places = torch.randperm(total, generator=generator, device="cpu")[:count]
+        return torch.zeros(total, dtype=torch.bool, device="cpu").index_fill_(0, places, value=True)
+    # a permutation of all would take most of the time of a null; the smaller part is drawn, in or out
+    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator, device="cpu")))
+    drawn = random.choice(total, min(count, total - count), replace=False, shuffle=False)
+    chosen = torch.full((total,), count > total - count, device="cpu")
+    return chosen.index_fill_(0, torch.from_numpy(drawn), value=count <= total - count)

@@ -1,0 +1,1 @@
+"""What is scored: units of one parameter, groups over several, and the layouts of layers."""
