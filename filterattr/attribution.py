@@ -6,10 +6,8 @@ r"""The integral of the loss gradient along the path, times the weight change, p
 
 from __future__ import annotations
 
-import inspect
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from os import PathLike
 from pathlib import Path as FilePath
 from typing import Any, Literal, TypeAlias
@@ -19,41 +17,35 @@ from torch import nn
 
 from filterattr.errors import (
     FilterAttrWarning,
-    LossError,
     SettingError,
-    UnitError,
-    name_some,
 )
 from filterattr.estimators.base import Job, Precision, Run, check_precision
 from filterattr.estimators.pooled import Until
 from filterattr.estimators.settings import Plan
-from filterattr.files.safetensors import JobFile
-from filterattr.integral.node import Loss as Loss
-from filterattr.integral.path import Path, Side
+from filterattr.integral.path import Path
+from filterattr.jobs.checkpoint import JobFile
 from filterattr.jobs.distributed import Message, Ranks
 from filterattr.jobs.progress import Progress as Progress
 from filterattr.jobs.progress import counted
 from filterattr.jobs.sample_loop import Walk, job_environment
 from filterattr.jobs.samples import pair_note, series
+from filterattr.loss.checks import Loss as Loss
+from filterattr.loss.checks import check_call
+from filterattr.model.fitting import Side, fit_states, rounding_warning
 from filterattr.model.lock import Claim
 from filterattr.model.modes import GradientMode
 from filterattr.model.random_state import CallersRandomness
 from filterattr.model.restoring import restoring
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
 from filterattr.model.swap import Slots
-from filterattr.model.training import modules_in_training
-from filterattr.names import Names
+from filterattr.model.training import training_warning
 from filterattr.results.attribution import FilterAttribution
-from filterattr.results.concerns import COMPLETENESS, barrier_concern, buffers_concern, concerns_about
-from filterattr.units.scored import ScoredParameter, units_of
-from filterattr.units.unit import UnitLike, assigned, has_only_groups, is_guess, unit_of
+from filterattr.results.warnings import warning_text
+from filterattr.units.scored import ScoredParameter
+from filterattr.units.select import Select, doubts_of_units, first_names, scored_parameters, single_weights
+from filterattr.units.unit import UnitLike
 
-Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
 Aggregate: TypeAlias = Literal["per_sample", "pooled"]
-
-_ROUNDED_LIMIT = 0.1  # of the changes of a parameter
-_MANY_UNITS = 10_000_000
-_NUMBERS_OF_A_UNIT = 6, 4  # float64 numbers that a run holds, and for a single weight
 
 
 class FilterAttributor:
@@ -101,12 +93,12 @@ class FilterAttributor:
         self.select = select
         slots = Slots(self.model)
         guesses: list[str] = []
-        scored = self._scored(slots, guesses)
-        single = _single_weights(scored) if unit is None else []
+        scored = scored_parameters(self.model, slots, self.unit, select, guesses)
+        single = single_weights(scored) if unit is None else []
         if single:
             self.unit = {**dict.fromkeys(single, "filter"), "*": "kernel"}
-            scored = self._scored(slots)
-        for doubt in _doubts_of_units(scored, single, guesses):
+            scored = scored_parameters(self.model, slots, self.unit, select)
+        for doubt in doubts_of_units(scored, single, guesses):
             warnings.warn(doubt, FilterAttrWarning, stacklevel=2)
 
     def attribute(
@@ -236,7 +228,7 @@ class FilterAttributor:
         def compute() -> Run[Any]:
             (run, file), answers = ranks.together(prepare)
             ranks.agree(answers, "a shared job")
-            for reason in (_rounding(run.job.path), _training(self.model)):
+            for reason in (rounding_warning(run.job.path.rounded, run.job.path.base), training_warning(self.model)):
                 if reason:
                     warnings.warn(reason, FilterAttrWarning, stacklevel=4)
             shown = progress if callable(progress) or not ranks.rank else False  # only the first rank has a bar
@@ -254,7 +246,7 @@ class FilterAttributor:
                 error.add_note(note)
             raise
         attribution = run.result()
-        reason = run.path_loss.doubt or _doubt(attribution)
+        reason = run.path_loss.doubt or warning_text(attribution)
         if reason:
             warnings.warn(reason, FilterAttrWarning, stacklevel=2)
         return attribution
@@ -272,10 +264,10 @@ class FilterAttributor:
     ) -> Job:
         """Check and clone what a run needs."""
         slots = Slots(self.model)
-        parameters = self._scored(slots)
+        parameters = scored_parameters(self.model, slots, self.unit, self.select)
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
-        path = Path.between(
+        states = fit_states(
             plain_state(base, "base", slots.aliases),
             plain_state(target, "target", slots.aliases),
             parameters=slots.parameters,
@@ -284,10 +276,13 @@ class FilterAttributor:
             keep_buffers=buffers,
             waypoints=[plain_state(state, f"waypoint {index}", slots.aliases) for index, state in enumerate(waypoints)],
         )
+        path = Path.through(states)
         check_precision(precision, path.base)
-        _check_call(loss, data)
+        check_call(loss, with_data=data is not None)
+        if data is not None:
+            series(data)  # before any work
         globs = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        unused = _first_names(slots, globs)  # names of nothing do no harm here
+        unused = first_names(slots, globs)  # names of nothing do no harm here
         return Job(self.model, slots, path, loss, parameters, unused, precision)
 
     def scored_parameters(self) -> dict[str, ScoredParameter]:
@@ -303,180 +298,7 @@ class FilterAttributor:
             >>> FilterAttributor(nn.Conv2d(2, 3, 5)).scored_parameters()["weight"].units_shape
             torch.Size([3, 2])
         """
-        return self._scored(Slots(self.model))
-
-    def _scored(self, slots: Slots, guesses: list[str] | None = None) -> dict[str, ScoredParameter]:
-        """Find the parameters that are scored; those whose outputs and inputs nothing tells are added to a list."""
-        scored: dict[str, ScoredParameter] = {}
-        findings = []
-        unit = assigned(self.unit, slots.parameters, slots.aliases)
-        named = self._named(slots)
-        keys = list(self.unit) if isinstance(self.unit, Mapping) else []
-        for name, parameter in slots.parameters.items():
-            owner = slots.owners[name]
-            module = _computing_module(self.model, owner.path, owner.module)
-            member = unit.members.get(name)
-            if not self._is_selected(name, module, parameter, named, is_member=member is not None):
-                continue
-            if member is not None:
-                scored[name] = ScoredParameter(member.unit, tuple(parameter.shape), member.group)
-                continue
-            try:
-                if name not in unit.choices:
-                    raise UnitError(
-                        f"every scored parameter needs a unit; no glob of {name_some(keys)} matches '{name}'. "
-                        "Add '*' as the last key, or leave the parameter out with select=."
-                    )
-                choice = unit.choices[name]
-                scored[name] = ScoredParameter(unit_of(name, parameter, module, choice), tuple(parameter.shape))
-                if guesses is not None and is_guess(name, parameter, module, choice):
-                    guesses.append(f"{name} {tuple(parameter.shape)} of {type(module).__name__}")
-            except UnitError as error:
-                findings.append(str(error))
-        if findings:
-            findings = list(dict.fromkeys(findings))  # an unknown name is found once for every parameter
-            more = f" (and {len(findings) - 5} more)" if len(findings) > 5 else ""
-            raise UnitError(" ".join(findings[:5]) + more)
-        if not scored:
-            raise UnitError(
-                f"at least one parameter must be scored; select={self.select!r} leaves none of "
-                f"{name_some(slots.parameters) or 'no parameters'}."
-            )
-        return scored
-
-    def _named(self, slots: Slots) -> frozenset[str]:
-        """First names of the parameters that ``select`` names."""
-        if self.select is None or callable(self.select):
-            return frozenset()
-        texts = (self.select,) if isinstance(self.select, str) else tuple(self.select)
-        unknown = _names(slots).unknown(texts)
-        if unknown:
-            raise UnitError(
-                f"select={repr(self.select)[:200]} must name parameters of the model; nothing is like "
-                f"{_names(slots).describe_some(unknown)}. Names are those of model.named_parameters()."
-            )
-        return _first_names(slots, texts)
-
-    def _is_selected(
-        self, name: str, module: nn.Module, parameter: nn.Parameter, named: frozenset[str], *, is_member: bool
-    ) -> bool:
-        is_packed = hasattr(parameter, "quant_state")  # bitsandbytes keeps packed bits, also in floating types
-        if is_packed or not (parameter.is_floating_point() or parameter.is_complex()):
-            return False
-        if self.select is None:
-            return is_member or (parameter.ndim >= 2 and not has_only_groups(self.unit))
-        if callable(self.select):
-            return bool(self.select(name, module, parameter))
-        return name in named
-
-
-def _single_weights(scored: Mapping[str, ScoredParameter]) -> list[str]:
-    """Parameters whose kernels are single weights, where these are too many to be scored each by default."""
-    single = {name: one for name, one in scored.items() if len(one.shape) > 1 and one.is_weight_by_weight}
-    return list(single) if sum(math.prod(one.shape) for one in single.values()) > _MANY_UNITS else []
-
-
-def _doubts_of_units(
-    scored: Mapping[str, ScoredParameter], single: Sequence[str], guesses: Sequence[str]
-) -> Iterator[str]:
-    """Yield what must be known about the units before any work."""
-    if single:
-        count = sum(math.prod(scored[name].shape) for name in single)
-        yield (
-            f"unit= was not given, and the kernels of {name_some(single)} are single weights, {count:,} in all: these "
-            'are scored by filter (output neuron). Say unit="filter", or unit="kernel" for single weights.'
-        )
-    if guesses:
-        yield (
-            f"nothing tells which axes are outputs and inputs of {name_some(guesses)}; experts are taken as (expert, "
-            "output, input), others as (output, input, window). Say it with filterattr.register_layout, or give them "
-            "a pattern with unit={...}."
-        )
-    sizes = {name: shape.numel() for name, shape in units_of(scored).items()}
-    units = sum(sizes.values())
-    weights = sum(math.prod(one.shape) for one in scored.values())
-    if units > _MANY_UNITS and units > weights / 4:
-        alone = sum(sizes.get(name, 0) for name, one in scored.items() if one.is_weight_by_weight)
-        size = 8 * (_NUMBERS_OF_A_UNIT[1] * alone + _NUMBERS_OF_A_UNIT[0] * (units - alone))
-        yield (
-            f"{units:,} units for {weights:,} weights: their scores take {size / 2**30:.1f} GiB, "
-            f'{size / (4 * weights):.1f} times the weights in float32. unit="filter" has one score an output, and '
-            "select= scores less."
-        )
-
-
-def _names(slots: Slots) -> Names:
-    """All names of all parameters."""
-    return Names(name for name, first in slots.aliases.items() if first in slots.parameters)
-
-
-def _first_names(slots: Slots, texts: Sequence[str]) -> frozenset[str]:
-    """First names of the parameters that names and globs mean, whichever of its names a tied one is given."""
-    return frozenset(slots.aliases[name] for name in _names(slots).first_of(texts))
-
-
-def _rounding(path: Path) -> str | None:
-    """What the model's types make of the changes, where they round many of them away."""
-    hit = {name: one for name, one in path.rounded.items() if one.n_lost > _ROUNDED_LIMIT * one.n_moved}
-    if not hit:
-        return None
-    n_moved, n_lost = (sum(counts) for counts in zip(*hit.values(), strict=True))
-    kinds = ", ".join(sorted({str(path.base[name].dtype) for name in hit}))
-    return (
-        f"{n_lost / n_moved:.0%} of the changes between base and target round away in the model's {kinds} "
-        f"({n_lost} of {n_moved} weights, in {name_some(hit)}): these weights count 0, and the others have changed by "
-        'other amounts. Load the model in float32, the type of the weights, and use precision="bf16" for speed.'
-    )
-
-
-def _training(model: nn.Module) -> str | None:
-    """Which modules compute as in training, if any."""
-    found = modules_in_training(model)
-    if not found:
-        return None
-    kinds = ", ".join(dict.fromkeys(found.values()))
-    return (
-        f"{name_some(found)} ({kinds}) are in train mode: the loss that is attributed is that of a network in training,"
-        " with units dropped at random or statistics of the sample alone. Call model.eval() unless that is meant."
-    )
-
-
-def _doubt(attribution: FilterAttribution) -> str | None:
-    """What a reader of the numbers must know first."""
-    if not attribution.remainder and not any(bool(one.any()) for one in attribution.scores().kept.values()):
-        return (
-            "every attribution is 0: the loss does not change with any weight that differs between base and target. If "
-            "both are one model that was trained in place, keep its weights from before: copy.deepcopy(model)."
-        )
-    if attribution.n_unsettled:
-        return (
-            f"{attribution.n_unsettled} of {attribution.n_samples} samples have not reached the tolerance "
-            f"{attribution.tolerance} with {attribution.n_steps} nodes (completeness error "
-            f"{attribution.completeness_error:.2g} over all); allow more with n_steps, or a larger tolerance."
-        )
-    path = attribution.path_numbers()
-    barrier = barrier_concern(path)
-    if attribution.completeness_error > COMPLETENESS and attribution.n_steps > 1:
-        change = attribution.loss_target - attribution.loss_base
-        gap = (
-            f"the attributions should sum to the loss change {change:.4g} but sum to {attribution.total:.4g} (relative "
-            f"error {attribution.completeness_error:.2g})"
-            if attribution.n_samples == 1
-            else "the attributions should sum to the loss change of every sample, but miss it (relative error "
-            f"{attribution.completeness_error:.2g} over {attribution.n_samples} samples, whose errors do not cancel; "
-            f"in the mean they sum to {attribution.total:.4g} for a change of {change:.4g})"
-        )
-        cure = f"use more steps than {attribution.n_steps} or another method than {attribution.method!r}."
-        return f"{gap}; {cure if barrier is None else _at_its_beginning(barrier)}"
-    # a training may well go over a hill; that base and target are far apart is seen on the straight way
-    barrier = barrier if attribution.n_segments == 1 else None
-    if barrier or buffers_concern(path):
-        return f"the path from base to target can hardly be believed. {' '.join(concerns_about(path))}"
-    return None
-
-
-def _at_its_beginning(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
+        return scored_parameters(self.model, Slots(self.model), self.unit, self.select)
 
 
 def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: Run[Any]) -> JobFile:
@@ -488,34 +310,6 @@ def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ra
         path = path.with_name(f"{path.stem}.rank{ranks.rank}{path.suffix}")
     share = {"rank": f"{ranks.rank} of {ranks.size}" if ranks is not None else "0 of 1"}
     return JobFile(path, {**job, **share}, job_environment(run.job.device, run.samples_per_pass))
-
-
-def _computing_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """The module that computes with a parameter: not the list that holds a parametrized weight."""
-    parent, found, _ = path.partition(".parametrizations.")
-    if path.startswith("parametrizations."):
-        return model
-    return model.get_submodule(parent) if found else module
-
-
-def _check_call(loss: Loss, data: Iterable[Any] | None) -> None:
-    """Check before any work that the loss can be called and the data iterated."""
-    if not callable(loss):
-        raise LossError(f"loss must be a function; got {type(loss).__name__}.")
-    if data is not None:
-        series(data)
-    expected = "loss(model)" if data is None else "loss(model, sample)"
-    try:
-        signature = inspect.signature(loss)
-    except (TypeError, ValueError):  # builtins have no signature
-        return
-    try:
-        signature.bind(*(("model",) if data is None else ("model", "sample")))
-    except TypeError as error:
-        hint = "no data was given" if data is None else "data was given"
-        raise LossError(
-            f"loss must be callable as {expected}, because {hint}; its signature is {signature} ({error})."
-        ) from error
 
 
 def _passes(ranks: Ranks, data: Iterable[Any] | None, passes: int | None) -> int | None:

@@ -13,9 +13,9 @@ from filterattr.activations.hooks import Call
 from filterattr.activations.line import between
 from filterattr.activations.passes import Sweep
 from filterattr.activations.result import ChannelAttribution, LayerAttribution, Method
+from filterattr.activations.samples import Place, channel_axis
 from filterattr.errors import LossError, NonFiniteError, name_some
 from filterattr.integral.quadrature import Quadrature
-from filterattr.activations.samples import Place, channel_axis
 from filterattr.units.scored import ScoredParameter
 from filterattr.units.unit import unit_of
 

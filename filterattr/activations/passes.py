@@ -13,7 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from filterattr.activations.conductance import KernelProduct
 from filterattr.activations.hooks import Call, Recall, Taps, cutting
 from filterattr.activations.line import Line
+from filterattr.activations.parts import parts_of
 from filterattr.activations.result import Method
+from filterattr.activations.samples import Arguments, Place, Places, agree, channel_axis, find_places
 from filterattr.errors import (
     LossError,
     ModelChangedError,
@@ -27,8 +29,6 @@ from filterattr.model.lock import Claim
 from filterattr.model.modes import GradientMode
 from filterattr.model.random_state import CallersRandomness, Turn, has_drawn, seed_all
 from filterattr.model.swap import Slots
-from filterattr.activations.parts import parts_of
-from filterattr.activations.samples import Arguments, Place, Places, agree, channel_axis, find_places
 
 Output: TypeAlias = Callable[[Any], Tensor]
 Forward: TypeAlias = Callable[..., Any]

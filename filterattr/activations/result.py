@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from filterattr.activations.samples import Place
 from filterattr.errors import SettingError, gathered, name_some
 from filterattr.results.scores import FilterScores
-from filterattr.activations.samples import Place
 from filterattr.units.scored import REDUCTIONS, Reduction, ScoredParameter
 
 Method: TypeAlias = Literal["conductance", "internal_influence", "integrated_gradients", "gradient_x_activation"]

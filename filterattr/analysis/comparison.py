@@ -14,9 +14,9 @@ from filterattr.analysis.gradients import Along, fisher, input_path, taylor
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
 from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, UnitError, name_some
-from filterattr.integral.node import Loss
 from filterattr.intervention import swapped
 from filterattr.jobs.samples import series
+from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, completed, state_for
 from filterattr.results.scores import FilterScores
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from filterattr.attribution import FilterAttributor
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
-from filterattr.integral.node import Loss
 from filterattr.integral.quadrature import Quadrature
 from filterattr.intervention import swapped
 from filterattr.jobs.samples import series
+from filterattr.loss.checks import Loss
 from filterattr.model.modes import GradientMode
 from filterattr.model.restoring import restoring
 from filterattr.model.state_dict import StateLike, completed, state_for

@@ -17,7 +17,7 @@ from filterattr.analysis.resampling import Array, p_value
 from filterattr.analysis.stability import SampleScores
 from filterattr.attribution import FilterAttributor
 from filterattr.errors import FilterAttrWarning, SettingError
-from filterattr.integral.node import Loss
+from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, shared_names, state_for
 from filterattr.model.swap import Slots
 from filterattr.results.attribution import FilterAttribution

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, StateMismatchError, StorageError, name_some
 from filterattr.files.fingerprint import digest_of
-from filterattr.files.safetensors import JobFile
-from filterattr.integral.node import Loss
 from filterattr.intervention import swapped
+from filterattr.jobs.checkpoint import JobFile
 from filterattr.jobs.progress import Progress, counted
 from filterattr.jobs.samples import series
+from filterattr.loss.checks import Loss
 from filterattr.model.random_state import seed_all
 from filterattr.model.state_dict import StateLike, completed, state_for
 from filterattr.model.swap import Slots

@@ -19,10 +19,10 @@ from filterattr.analysis.record import Estimate
 from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
 from filterattr.errors import LossError, SettingError, name_some
-from filterattr.integral.node import Loss
-from filterattr.integral.path import Side
 from filterattr.intervention import EditableState, blend, check_selection, swapped
 from filterattr.jobs.samples import series
+from filterattr.loss.checks import Loss
+from filterattr.model.fitting import Side
 from filterattr.model.random_state import seed_all
 from filterattr.model.state_dict import StateLike, copied, state_for, unwrap_model
 from filterattr.results.scores import FilterSelection

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, StateMismatchError, name_some
-from filterattr.integral.node import Loss
+from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, state_for
 from filterattr.results.scores import FilterScores
 from filterattr.units.scored import ScoredParameter, sum_over_units

@@ -19,12 +19,13 @@ from filterattr.analysis.results import spread
 from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, name_some
 from filterattr.files.safetensors import read_tensors, write_tensors
-from filterattr.integral.node import Loss
 from filterattr.jobs.progress import Progress, counted
 from filterattr.jobs.samples import series
+from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike
 from filterattr.results.scores import FilterScores, FilterSelection
-from filterattr.units.scored import Reduction, complete, described, parameters_of
+from filterattr.results.stored import complete, described, parameters_of
+from filterattr.units.scored import Reduction
 
 _KIND = "per-sample scores"
 _NUMBERS_AT_ONCE = 2**24  # of the results of one matrix product

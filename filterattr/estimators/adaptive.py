@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import SettingError
-from filterattr.estimators.base import Job
+from filterattr.estimators.base import Job, top_set
 from filterattr.estimators.fixed import PerSampleRun
-from filterattr.integral.contributions import top_set
 from filterattr.integral.quadrature import NestedQuadrature
 from filterattr.results.attribution import FilterAttribution
 

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from filterattr.errors import SettingError, name_some
-from filterattr.estimators.batched.batch import Sample
 from filterattr.files.fingerprint import digest_of
-from filterattr.integral.node import G, Loss, PathLoss
+from filterattr.integral.node import G, PathLoss
 from filterattr.integral.path import Path
+from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
+from filterattr.loss.checks import Loss
 from filterattr.model.modes import Autocast
 from filterattr.model.swap import Slots
 from filterattr.results.attribution import FilterAttribution
+from filterattr.results.scores import mark_top
 from filterattr.units.scored import ScoredParameter
 
 AddUp: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -189,3 +191,23 @@ def check_precision(precision: object, parameters: Mapping[str, torch.Tensor]) -
     unknown = sorted(device for device in devices if not torch.amp.is_autocast_available(device))
     if unknown:
         raise SettingError(f"precision={precision!r} needs autocast, which {', '.join(unknown)} does not have.")
+
+
+TOP = 0.01
+
+
+def top_set(scores: Tensor, n_units: int) -> Tensor:
+    """Mark the 1 % of the units with the highest scores, at least one; the earlier one wins among equals.
+
+    Args:
+        scores: One number per unit that can have a score.
+        n_units: Number of all units.
+
+    Returns:
+        Booleans of the same shape.
+
+    Example:
+        >>> top_set(torch.tensor([0.1, 0.4, 0.3]), 3)
+        tensor([False,  True, False])
+    """
+    return mark_top(scores, min(len(scores), max(1, round(TOP * n_units))))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from filterattr.estimators.base import Job, Run
-from filterattr.estimators.batched.batch import Sample
 from filterattr.files.fingerprint import digest_of
 from filterattr.integral.contributions import Attributions
 from filterattr.integral.gradients import GradientSums
 from filterattr.integral.path import Path
 from filterattr.integral.quadrature import Quadrature
+from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
 from filterattr.units.scored import STATISTICS, Reduction, kept_as, units_of

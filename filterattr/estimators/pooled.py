@@ -14,11 +14,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from filterattr.estimators.base import AddUp, Job, Run
-from filterattr.estimators.batched.batch import Sample
-from filterattr.integral.contributions import top_set
+from filterattr.estimators.base import AddUp, Job, Run, top_set
 from filterattr.integral.gradients import GradientHooks
 from filterattr.integral.path import Path
+from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
 from filterattr.units.scored import REDUCTIONS, Reduction, ScoredParameter, units_of

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from filterattr.results.scores import mark_top
 from filterattr.units.scored import REDUCTIONS, Reduction, ScoredParameter
 from filterattr.units.unit import Unit
-
-TOP = 0.01
 
 
 class Totals(NamedTuple):
@@ -141,20 +138,3 @@ class StackedAttributions(Attributions):
 def _with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:
     known: dict[Reduction, Tensor] = {"abs_of_sum": scores["sum"].abs(), **scores}
     return {reduction: known[reduction] for reduction in REDUCTIONS}
-
-
-def top_set(scores: Tensor, n_units: int) -> Tensor:
-    """Mark the 1 % of the units with the highest scores, at least one; the earlier one wins among equals.
-
-    Args:
-        scores: One number per unit that can have a score.
-        n_units: Number of all units.
-
-    Returns:
-        Booleans of the same shape.
-
-    Example:
-        >>> top_set(torch.tensor([0.1, 0.4, 0.3]), 3)
-        tensor([False,  True, False])
-    """
-    return mark_top(scores, min(len(scores), max(1, round(TOP * n_units))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,57 +161,3 @@ def _bundles(parameters: Mapping[str, Tensor]) -> Iterator[list[str]]:
             names = groups[tensor.device, tensor.dtype] = []
         names.append(name)
     yield from groups.values()
-
-
-def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str | None:
-    """Find the module whose output is the first that is not finite.
-
-    Args:
-        model: The network.
-        run: Runs it.
-
-    Returns:
-        The name of the module (empty for the model itself), or ``None`` if all outputs are finite.
-
-    Example:
-        >>> model = nn.Sequential(nn.Identity(), nn.Linear(1, 1))
-        >>> first_nonfinite_output(model, lambda: model(torch.tensor([float("nan")])))
-        '0'
-    """
-    found: list[str] = []
-
-    def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output)):
-                found.append(path)
-
-        return look
-
-    handles = []
-    try:
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_hook(watch(path)))
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else None
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Walk through what a module returns, or what a sample is made of.
-
-    Args:
-        value: Tensors in mappings, lists and tuples; everything else is passed over.
-
-    Yields:
-        The tensors, detached.
-    """
-    if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_in(part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
-from filterattr.integral.gradients import GradientHooks, first_nonfinite_output
+from filterattr.integral.gradients import GradientHooks
 from filterattr.integral.path import Path
-from filterattr.integral.shortage import advice, sizes_of
+from filterattr.loss.checks import Loss, check_scalar, first_nonfinite_output
+from filterattr.loss.out_of_memory import advice, sizes_of
 from filterattr.loss.repeats import changed_by, roots_of
 from filterattr.loss.sample_watch import SampleWatch, fresh
 from filterattr.model.modes import Autocast
@@ -23,7 +24,6 @@ from filterattr.model.random_state import RandomState, Turn, seed_all
 from filterattr.model.restoring import restoring
 from filterattr.model.swap import Slots
 
-Loss: TypeAlias = Callable[..., Tensor]
 Leaves: TypeAlias = Mapping[str, nn.Parameter]
 G = TypeVar("G", bound=GradientHooks)
 
@@ -297,7 +297,7 @@ class PathLoss(Generic[G]):
         value = self._loss(self._model, *fresh(arguments))
         if self._autocast is not None:
             self._autocast.restore()
-        self._check_loss(value)
+        check_scalar(value, is_lowered=self._autocast is not None)
         if differentiable and not value.requires_grad:
             raise LossError(
                 f"the loss depends on no parameter of the path ({name_some(self.path.base)}). It must call the model "
@@ -372,23 +372,6 @@ class PathLoss(Generic[G]):
                 "the gradient must reach every parameter, but reentrant activation checkpointing cuts it off from some "
                 f"of {name_some(silent)}. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             ) from error
-
-    def _check_loss(self, value: object) -> None:
-        """Refuse everything but one real scalar."""
-        if not isinstance(value, Tensor):
-            raise LossError(
-                f"loss must return one scalar tensor; got {type(value).__name__}. Return the tensor itself, without "
-                ".item()."
-            )
-        if value.ndim != 0:
-            raise LossError(f"loss must return one scalar; got shape {tuple(value.shape)}. Sum or average it.")
-        if not value.is_floating_point():
-            raise LossError(f"loss must be real and floating; got {value.dtype}.")
-        if self._autocast is not None and value.dtype.itemsize < torch.float32.itemsize:
-            raise LossError(
-                f"with a precision below float32 the loss itself must come out in float32; got {value.dtype}, of which "
-                "three digits are left. Compute it from the float32 output of the network: model(x).float()."
-            )
 
     def _first_trouble(self, t: float) -> str:
         """Name the module whose output is the first that is not finite."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import FilterAttrWarning, SettingError, StorageError
-from filterattr.estimators.batched.batch import Sample
 from filterattr.files.fingerprint import digest_of
-from filterattr.files.safetensors import JobFile, StoredJob
+from filterattr.jobs.checkpoint import JobFile, StoredJob
 from filterattr.jobs.distributed import Message, Ranks
+from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.model.random_state import RandomState, Turn
 from filterattr.model.restoring import restoring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import Tensor
 
@@ -80,3 +80,17 @@ def _are_columns(data: object) -> TypeGuard[list[Tensor]]:
     if not isinstance(data, list) or len(data) < 2 or not all(isinstance(one, Tensor) and one.ndim for one in data):
         return False
     return len({len(one) for one in data}) == 1 and len({(one.dtype, one.shape[1:]) for one in data}) > 1
+
+
+class Sample(NamedTuple):
+    """One sample on its way to a computation.
+
+    Attributes:
+        arguments: What the loss gets after the model.
+        seed: Seed of its randomness.
+        number: Its place in the data.
+    """
+
+    arguments: tuple[Any, ...]
+    seed: int
+    number: int

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from filterattr.errors import name_some
+
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -39,3 +41,22 @@ def _is_in_training(module: nn.Module) -> bool:
 def _dropout_of(module: nn.Module) -> object:
     """The rate of layers that drop inside."""
     return module.dropout if isinstance(module, nn.RNNBase | nn.MultiheadAttention) else 0
+
+
+def training_warning(model: nn.Module) -> str | None:
+    """Say which modules compute as in training.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The text of a warning, or ``None`` if there are none.
+    """
+    found = modules_in_training(model)
+    if not found:
+        return None
+    kinds = ", ".join(dict.fromkeys(found.values()))
+    return (
+        f"{name_some(found)} ({kinds}) are in train mode: the loss that is attributed is that of a network in training,"
+        " with units dropped at random or statistics of the sample alone. Call model.eval() unless that is meant."
+    )

@@ -15,18 +15,15 @@ from filterattr.errors import SettingError
 from filterattr.files.safetensors import read_tensors, write_tensors
 from filterattr.results.concerns import PathNumbers, concerns_about
 from filterattr.results.scores import FilterScores
+from filterattr.results.stored import complete, described, parameters_of, stored_tensor
 from filterattr.units.scored import (
     REDUCTIONS,
     STATISTICS,
     ReadOnly,
     Reduction,
     ScoredParameter,
-    complete,
-    described,
     kept_as,
     kept_by,
-    parameters_of,
-    stored_tensor,
     units_of,
 )
 

@@ -16,15 +16,8 @@ from torch import Tensor
 from filterattr.errors import FilterAttrWarning, SettingError, gathered, name_some
 from filterattr.files.safetensors import read_tensors, write_tensors
 from filterattr.names import Names
-from filterattr.units.scored import (
-    ReadOnly,
-    ScoredParameter,
-    complete,
-    described,
-    parameters_of,
-    stored_tensor,
-    units_of,
-)
+from filterattr.results.stored import complete, described, parameters_of, stored_tensor
+from filterattr.units.scored import ReadOnly, ScoredParameter, units_of
 
 if TYPE_CHECKING:
     import pandas as pd

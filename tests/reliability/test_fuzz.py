@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from filterattr import attribution
-from filterattr.integral import node
 from filterattr.activations import passes, samples
+from filterattr.activations.samples import Place
+from filterattr.integral import node
 from filterattr.loss.sample_watch import SampleWatch
 from filterattr.model.holdings import Holdings
 from filterattr.model.random_state import Turn
 from filterattr.model.swap import Slots
-from filterattr.activations.samples import Place
 from tests.reliability.fuzzing import channel_differences, differences
 
 QUICK, ALL, PART = 50, 2_000, 100

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from filterattr.jobs.samples import Sample
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-
-
-class Sample(NamedTuple):
-    """One sample on its way to a computation.
-
-    Attributes:
-        arguments: What the loss gets after the model.
-        seed: Seed of its randomness.
-        number: Its place in the data.
-    """
-
-    arguments: tuple[Any, ...]
-    seed: int
-    number: int
 
 
 class Stack:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from filterattr.errors import FilterAttrWarning, LossError, ModelChangedError
 from filterattr.estimators.base import Job
-from filterattr.estimators.batched.batch import Sample, runs_of_alike
+from filterattr.estimators.batched.batch import runs_of_alike
 from filterattr.estimators.batched.node import StackedLoss, refusal
 from filterattr.estimators.fixed import FixedRun
 from filterattr.integral.contributions import StackedAttributions
-from filterattr.integral.out_of_memory import may_be_out_of_memory
 from filterattr.integral.quadrature import Quadrature
+from filterattr.jobs.samples import Sample
+from filterattr.loss.out_of_memory import may_be_out_of_memory
 
 
 class StackedRun(FixedRun):

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from filterattr.errors import LossError
-from filterattr.estimators.batched.batch import Sample, Stack
+from filterattr.estimators.batched.batch import Stack
 from filterattr.integral.gradients import GradientSums
 from filterattr.integral.node import PathLoss
+from filterattr.jobs.samples import Sample
 from filterattr.model.random_state import RandomState, Turn, seed_all
 from filterattr.model.restoring import restoring
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, PathRecorder, StateMismatchError, StorageError
+from filterattr.integral.path import Path as WeightPath
+from filterattr.model.fitting import fit_states
 from filterattr.model.swap import Slots
 from filterattr.results.attribution import FilterAttribution
 from tests.networks import image, smooth_network, squared_sum
@@ -193,9 +195,7 @@ def test_what_does_not_move_is_kept_once() -> None:
     for other in (middle, target):
         other[0].load_state_dict(base[0].state_dict())
     slots = Slots(base)
-    from filterattr.integral.path import Path as WeightPath
-
-    path = WeightPath.between(
+    states = fit_states(
         base.state_dict(),
         target.state_dict(),
         parameters=slots.parameters,
@@ -203,6 +203,7 @@ def test_what_does_not_move_is_kept_once() -> None:
         aliases=slots.aliases,
         waypoints=[middle.state_dict()],
     )
+    path = WeightPath.through(states)
     assert path.waypoints[0]["0.weight"] is path.base["0.weight"]
     assert "0.weight" not in path.moved()
     point = {name: torch.empty_like(value) for name, value in path.base.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from filterattr import FilterAttributor
 from filterattr.integral import out_of_memory as memory
-from filterattr.integral.out_of_memory import available_bytes
+from filterattr.loss.out_of_memory import available_bytes
 from tests.reliability.fingerprint import Fingerprint
 
 ERRORS = [

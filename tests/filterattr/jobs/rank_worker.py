@@ -1,4 +1,6 @@
-"""One rank of the jobs in test_distributed.py: ``python -m tests.filterattr.jobs.rank_worker FOLDER RANK SIZE CASE...``.
+"""One rank of the jobs in test_distributed.py.
+
+``python -m tests.filterattr.jobs.rank_worker FOLDER RANK SIZE CASE...``.
 
 Every case leaves ``CASE.RANK.json`` with the error or nothing, and ``CASE.RANK`` with the result.
 """

@@ -1,6 +1,7 @@
 """Every kind of module and unit against the slow reference and against knocking units out; makes the table of the docs.
 
-``python -m tests.filterattr.units.test_units_table`` prints the table; a test fails where docs/explanation/units.md differs.
+``python -m tests.filterattr.units.test_units_table`` prints the table; a test fails where docs/explanation/units.md
+differs.
 """
 
 from __future__ import annotations
