@@ -11,48 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# what each room of `filterattr` may import from the library; engine modules know nothing of each other
-SCORES = ("parameters", "scores")
+# the rooms of `filterattr`, each with those below it that it may import from; inside of a folder modules know each other
 ALLOWED = {
     "errors": set(),
-    "pieces": set(),
     "names": set(),
-    "layouts": {"errors"},
-    "holdings": set(),
-    "files": {"errors", "files"},
-    "engine": {"errors", "pieces", "files", "holdings", "names", "layouts"},
-    "parameters": {"errors", "engine"},
-    "scores": {"errors", "engine", "names", "parameters"},
-    "concerns": set(),
-    "result": {"errors", "engine", "concerns", *SCORES},
-    "intervention": {"errors", "engine", *SCORES},
-    "rehearsal": {"engine"},
-    "heads": {"errors", "engine", "layouts", "rehearsal"},
-    "groups": {"errors", "engine", "heads", "layouts", "names", "rehearsal"},
-    "loading": {"errors", "engine"},
-    "recorder": {"errors", "engine"},
-    "shortage": {"errors", "engine"},
-    "pathloss": {"errors", "engine", "shortage"},
-    "stackedloss": {"errors", "engine", "pathloss"},
-    "walk": {"errors", "engine"},
-    "estimates": {"errors", "engine", *SCORES, "result", "pathloss", "stackedloss", "estimates"},
-    "attribution": {"errors", "concerns", "engine", "names", *SCORES, "result", "pathloss", "walk", "estimates"},
-    "sweep": {"errors", "engine", *SCORES, "sweep"},
-    "channels": {"errors", "engine", "names", *SCORES, "sweep"},
-    "analysis": {"errors", "engine", *SCORES, "result", "intervention", "attribution", "channels", "analysis", "files"},
-    "display": {
-        "errors",
-        "files",
-        *SCORES,
-        "result",
-        "intervention",
-        "attribution",
-        "channels",
-        "analysis",
-        "display",
-        "engine",
-    },
+    "model": {"errors", "names"},
+    "loss": {"errors"},
+    "files": {"errors", "model"},
+    "units": {"errors", "names", "model"},
+    "jobs": {"errors", "model", "files"},
+    "results": {"errors", "names", "files", "units"},
+    "integral": {"errors", "model", "loss", "units"},
+    "estimators": {"errors", "model", "loss", "files", "units", "jobs", "results", "integral"},
+    "activations": {"errors", "names", "model", "units", "jobs", "results", "integral"},
+    "recorder": {"errors", "model"},
+    "intervention": {"errors", "model", "results"},
 }
+ALLOWED["attribution"] = {*ALLOWED} - {"activations", "recorder", "intervention"}
+ALLOWED["analysis"] = {*ALLOWED} - {"recorder"}
+ALLOWED["display"] = {"errors", "files", "results", "intervention", "attribution", "activations", "analysis"}
 IMAGE_LIBRARIES = {"PIL", "skimage", "cv2", "imageio", "torchvision"}
 
 
@@ -73,9 +50,16 @@ MODULES = sorted(path for path in (ROOT / "filterattr").rglob("*.py") if path.na
 def test_imports_point_one_way(path: Path) -> None:
     room = path.relative_to(ROOT / "filterattr").parts[0].removesuffix(".py")
     assert room in ALLOWED, f"{path.name} lives in no room of the table"
-    own = {name for name in imports_of(path) if name.split(".")[0] == "filterattr"}
-    rooms = {[*name.split("."), "__init__"][1] for name in own}
+    imported = {name for name in imports_of(path) if name.split(".")[0] == "filterattr"}
+    rooms = {[*name.split("."), "__init__"][1] for name in imported} - {room}
     assert rooms <= ALLOWED[room], f"{path.name} imports {sorted(rooms - ALLOWED[room])}"
+
+
+def test_every_room_is_there_and_imports_from_rooms_before_it_alone() -> None:
+    rooms = {path.name.removesuffix(".py") for path in (ROOT / "filterattr").iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__init__", "__pycache__"} == set(ALLOWED)
+    for place, (room, below) in enumerate(ALLOWED.items()):
+        assert below <= set(list(ALLOWED)[:place]), f"{room} comes before {sorted(below)}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
