@@ -19,25 +19,25 @@ from filterattr.errors import (
     FilterAttrWarning,
     SettingError,
 )
-from filterattr.estimators.base import Job, Precision, Run, check_precision
+from filterattr.estimators.base import AttributionTask, Estimator, Precision, check_precision
 from filterattr.estimators.pooled import Until
-from filterattr.estimators.settings import Plan
+from filterattr.estimators.settings import EstimatorSettings
 from filterattr.integral.path import Path
 from filterattr.jobs.checkpoint import JobFile
-from filterattr.jobs.distributed import Message, Ranks
+from filterattr.jobs.distributed import Message, ProcessGroup
 from filterattr.jobs.progress import Progress as Progress
 from filterattr.jobs.progress import counted
-from filterattr.jobs.sample_loop import Walk, job_environment
+from filterattr.jobs.sample_loop import SampleLoop, job_environment
 from filterattr.jobs.samples import pair_note, series
 from filterattr.loss.checks import Loss as Loss
 from filterattr.loss.checks import check_call
 from filterattr.model.fitting import Side, fit_states, rounding_warning
-from filterattr.model.lock import Claim
+from filterattr.model.lock import ModelLock
 from filterattr.model.modes import GradientMode
 from filterattr.model.random_state import CallersRandomness
 from filterattr.model.restoring import restoring
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.model.training import training_warning
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.warnings import warning_text
@@ -91,7 +91,7 @@ class FilterAttributor:
         self.model = unwrap_model(model)
         self.unit: UnitLike = "kernel" if unit is None else unit
         self.select = select
-        slots = Slots(self.model)
+        slots = ParameterSwap(self.model)
         guesses: list[str] = []
         scored = scored_parameters(self.model, slots, self.unit, select, guesses)
         single = single_weights(scored) if unit is None else []
@@ -209,14 +209,14 @@ class FilterAttributor:
             dies, the others raise at the latest after the timeout of the process group. Other weights, settings or
             samples on some rank are refused. The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
         """
-        ranks = Ranks.joined() if distributed else Ranks()
-        claim, mode, caller = Claim(self.model), GradientMode(), CallersRandomness()
+        ranks = ProcessGroup.joined() if distributed else ProcessGroup()
+        claim, mode, caller = ModelLock(self.model), GradientMode(), CallersRandomness()
 
-        def prepare() -> tuple[tuple[Run[Any], JobFile | None], Message]:
+        def prepare() -> tuple[tuple[Estimator[Any], JobFile | None], Message]:
             claim.take()
             mode.enter()
             caller.enter()
-            plan = Plan(method, n_steps, tolerance, aggregate, until, samples_per_pass)
+            plan = EstimatorSettings(method, n_steps, tolerance, aggregate, until, samples_per_pass)
             run = plan.run(self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision))
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
@@ -225,15 +225,15 @@ class FilterAttributor:
             more = {"checkpoint": file is not None, "until": until is None, "samples_per_pass": samples_per_pass}
             return (run, file), {**identity, **more}
 
-        def compute() -> Run[Any]:
-            (run, file), answers = ranks.together(prepare)
+        def compute() -> Estimator[Any]:
+            (run, file), answers = ranks.run_on_all(prepare)
             ranks.agree(answers, "a shared job")
             for reason in (rounding_warning(run.job.path.rounded, run.job.path.base), training_warning(self.model)):
                 if reason:
                     warnings.warn(reason, FilterAttrWarning, stacklevel=4)
             shown = progress if callable(progress) or not ranks.rank else False  # only the first rank has a bar
             with counted(shown, _passes(ranks, data, run.passes), "pass", title="attributing") as run.advance:
-                Walk(run, ranks, file, caller.state).through(None if data is None else series(data))
+                SampleLoop(run, ranks, file, caller.state).run(None if data is None else series(data))
             return run
 
         # threads that Python starts would otherwise split the work differently than the main thread does
@@ -246,7 +246,7 @@ class FilterAttributor:
                 error.add_note(note)
             raise
         attribution = run.result()
-        reason = run.path_loss.doubt or warning_text(attribution)
+        reason = run.node.doubt or warning_text(attribution)
         if reason:
             warnings.warn(reason, FilterAttrWarning, stacklevel=2)
         return attribution
@@ -261,9 +261,9 @@ class FilterAttributor:
         buffers: Side | None,
         allow_unused: str | Sequence[str],
         precision: Precision | None,
-    ) -> Job:
+    ) -> AttributionTask:
         """Check and clone what a run needs."""
-        slots = Slots(self.model)
+        slots = ParameterSwap(self.model)
         parameters = scored_parameters(self.model, slots, self.unit, self.select)
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
@@ -283,7 +283,7 @@ class FilterAttributor:
             series(data)  # before any work
         globs = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
         unused = first_names(slots, globs)  # names of nothing do no harm here
-        return Job(self.model, slots, path, loss, parameters, unused, precision)
+        return AttributionTask(self.model, slots, path, loss, parameters, unused, precision)
 
     def scored_parameters(self) -> dict[str, ScoredParameter]:
         """Find the parameters that are scored, and their units.
@@ -298,10 +298,12 @@ class FilterAttributor:
             >>> FilterAttributor(nn.Conv2d(2, 3, 5)).scored_parameters()["weight"].units_shape
             torch.Size([3, 2])
         """
-        return scored_parameters(self.model, Slots(self.model), self.unit, self.select)
+        return scored_parameters(self.model, ParameterSwap(self.model), self.unit, self.select)
 
 
-def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ranks | None, run: Run[Any]) -> JobFile:
+def _job_file(
+    checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: ProcessGroup | None, run: Estimator[Any]
+) -> JobFile:
     """The file that keeps a job; each rank has its own."""
     if not isinstance(checkpoint, str | PathLike):
         raise SettingError(f"checkpoint must be a path; got {type(checkpoint).__name__}.")
@@ -312,7 +314,7 @@ def _job_file(checkpoint: str | PathLike[str], job: Mapping[str, Any], ranks: Ra
     return JobFile(path, {**job, **share}, job_environment(run.job.device, run.samples_per_pass))
 
 
-def _passes(ranks: Ranks, data: Iterable[Any] | None, passes: int | None) -> int | None:
+def _passes(ranks: ProcessGroup, data: Iterable[Any] | None, passes: int | None) -> int | None:
     """How many passes this rank has before it, as far as that is known."""
     count = 1 if data is None else len(data) if isinstance(data, Sized) else None
     return None if count is None or passes is None else len(range(ranks.rank, count, ranks.size)) * passes

@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from filterattr.errors import SettingError, StateMismatchError, gathered, name_some
 from filterattr.model.fitting import by_first_name, lost_values
-from filterattr.model.lock import Claim
+from filterattr.model.lock import ModelLock
 from filterattr.model.random_state import CallersRandomness, Turn, seed_all
 from filterattr.model.state_dict import StateLike, copied, plain_state, shared_names, unwrap_model
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.results.scores import FilterSelection
 
 
@@ -111,12 +111,12 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
         0.0
     """
     inner = unwrap_model(model)
-    claim, caller, turn = Claim(inner), CallersRandomness(), Turn()
-    slots: Slots | None = None
+    claim, caller, turn = ModelLock(inner), CallersRandomness(), Turn()
+    slots: ParameterSwap | None = None
     try:
         try:  # no `restoring`, as the block lies in between; for the same reason everything is given back twice
             claim.take()
-            slots = Slots(inner)
+            slots = ParameterSwap(inner)
             slots.put(state.tensors() if isinstance(state, EditableState) else _fitting(state, slots))
             if seed is not None:
                 caller.enter()
@@ -152,7 +152,7 @@ class EditableState:
     """
 
     def __init__(self, model: nn.Module, state: StateLike) -> None:
-        slots = Slots(unwrap_model(model))
+        slots = ParameterSwap(unwrap_model(model))
         self._aliases = slots.aliases
         self._tensors = _fitting(state, slots)
 
@@ -186,7 +186,7 @@ def _marked(places: Tensor, like: Tensor) -> Tensor:
     return marked.reshape(like.shape)
 
 
-def _give_back(slots: Slots | None, turn: Turn, caller: CallersRandomness, claim: Claim) -> None:
+def _give_back(slots: ParameterSwap | None, turn: Turn, caller: CallersRandomness, claim: ModelLock) -> None:
     if slots is not None:
         slots.restore()
     turn.release()
@@ -194,7 +194,7 @@ def _give_back(slots: Slots | None, turn: Turn, caller: CallersRandomness, claim
     claim.release()
 
 
-def _fitting(state: StateLike, slots: Slots) -> dict[str, Tensor]:
+def _fitting(state: StateLike, slots: ParameterSwap) -> dict[str, Tensor]:
     """Copy the weights of a state in the model's types and layouts."""
     entries = plain_state(state, "state", slots.aliases)
     values, findings = by_first_name("state", entries, slots.parameters, slots.buffers, slots.aliases, is_partial=True)
@@ -261,7 +261,7 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
         >>> (layer.weight == before).all(1)
         tensor([False,  True])
     """
-    slots = Slots(unwrap_model(model))
+    slots = ParameterSwap(unwrap_model(model))
     freezer = _Freezer(_frozen_weights(slots, selection, optimizer))
     try:
         try:
@@ -281,7 +281,7 @@ class _Frozen(NamedTuple):
     values: Tensor
 
 
-def _frozen_weights(slots: Slots, selection: FilterSelection, optimizer: Optimizer) -> list[_Frozen]:
+def _frozen_weights(slots: ParameterSwap, selection: FilterSelection, optimizer: Optimizer) -> list[_Frozen]:
     """Check that the selection can be trained, and copy what must not be."""
     chosen: dict[str, Tensor] = {}
     findings = []

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from filterattr.errors import SettingError
 from filterattr.model.state_dict import unwrap_model
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 
 
 class PathRecorder:
@@ -61,7 +61,7 @@ class PathRecorder:
         self._limit = limit
         self._dtype = dtype
         self._model = unwrap_model(model)
-        self.base = {name: _copy(own) for name, own in Slots(self._model).parameters.items()}
+        self.base = {name: _copy(own) for name, own in ParameterSwap(self._model).parameters.items()}
         self._kept: dict[int, dict[str, Tensor]] = {}
 
     def __repr__(self) -> str:
@@ -92,7 +92,7 @@ class PathRecorder:
     @torch.no_grad()
     def _changes(self) -> dict[str, Tensor]:
         kept = {}
-        for name, own in Slots(self._model).parameters.items():
+        for name, own in ParameterSwap(self._model).parameters.items():
             now, before = own.detach().cpu(), self.base[name]
             if torch.equal(now, before):
                 continue

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from filterattr.activations.conductance import KernelProduct
+from filterattr.activations.conductance import KernelSplit
 from filterattr.activations.line import Baselines, Line, Tensors
 from filterattr.activations.methods import COMPUTE, assembled
 from filterattr.activations.passes import Forward, Output, Sweep
@@ -27,7 +27,7 @@ from filterattr.errors import LossError, SettingError, name_some
 from filterattr.integral.quadrature import Quadrature
 from filterattr.model.restoring import restoring
 from filterattr.model.state_dict import unwrap_model
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.names import Names, without_compiled
 
 Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -92,7 +92,7 @@ class ChannelAttributor:
 
     def __init__(self, model: nn.Module, layers: Layers | None = None) -> None:
         self.model = unwrap_model(model)
-        Slots(self.model)
+        ParameterSwap(self.model)
         self.layers = _select_layers(self.model, layers)
 
     def attribute(
@@ -184,7 +184,7 @@ class ChannelAttributor:
             raise SettingError(
                 "kernels=True needs a method that multiplies with activations; internal_influence does not."
             )
-        if not any(map(KernelProduct.fits, self.layers.values())):
+        if not any(map(KernelSplit.fits, self.layers.values())):
             raise SettingError(
                 f"kernels=True needs convolutions or linear layers; got {name_some(self.layers)}, without kernels."
             )
@@ -227,7 +227,7 @@ def _select_layers(model: nn.Module, layers: Layers | None) -> dict[str, nn.Modu
     for name, module in modules.items():
         first = first_names.setdefault(id(module), name)
         if layers is None:
-            wanted = KernelProduct.fits(module)
+            wanted = KernelSplit.fits(module)
         else:
             wanted = bool(layers(name, module)) if callable(layers) else name in named
         if wanted:

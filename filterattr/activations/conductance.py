@@ -20,7 +20,7 @@ _WITH_KERNELS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _WEIGHT_GRADIENTS = {3: grad.conv1d_weight, 4: grad.conv2d_weight, 5: grad.conv3d_weight}
 
 
-class StepSum:
+class ConductanceSum:
     r"""Add up :math:`\sum_j ((1 - \lambda)\, g_j + \lambda\, g_{j+1}) \cdot (v_{j+1} - v_j)` in float64.
 
     Values come first and derivatives second, for one or more nodes at a time. With :math:`\lambda = 0` it is the left
@@ -32,7 +32,7 @@ class StepSum:
         late: :math:`\lambda`, the share of the derivative at the far end of a step.
 
     Example:
-        >>> sums = StepSum(torch.mul)
+        >>> sums = ConductanceSum(torch.mul)
         >>> for value, derivative in ((0.0, 1.0), (2.0, 3.0), (3.0, 5.0)):
         ...     sums.see(torch.tensor([[value]]))
         ...     sums.take(torch.tensor([[derivative]]))
@@ -85,7 +85,7 @@ class StepSum:
         self._total.add_(term, alpha=coefficient)
 
 
-class KernelProduct:
+class KernelSplit:
     r"""The product that splits a layer's output over its input channels: one number per sample and kernel.
 
     A convolution or linear layer puts out :math:`y_o = \sum_i W_{oi} * x_i + b_o`, so a step of its input moves its
@@ -104,7 +104,7 @@ class KernelProduct:
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> step, derivative = torch.tensor([[1.0, 10.0]]), torch.tensor([[2.0]])
-        >>> kernels = KernelProduct(layer, 1)(derivative, step)
+        >>> kernels = KernelSplit(layer, 1)(derivative, step)
         >>> torch.testing.assert_close(kernels[0], 2 * layer.weight.detach() * step)
     """
 

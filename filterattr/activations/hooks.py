@@ -25,7 +25,7 @@ class Call(NamedTuple):
     number: int
 
 
-class Taps:
+class ActivationHooks:
     """Forward hooks on layers that keep what every call puts out.
 
     The model goes on with a clone of it. So an in-place activation behind the layer changes the clone only, and the
@@ -38,7 +38,7 @@ class Taps:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
-        >>> taps = Taps({"0": model[0]})
+        >>> taps = ActivationHooks({"0": model[0]})
         >>> try:
         ...     taps.attach()
         ...     taps.listen()
@@ -149,7 +149,7 @@ class Taps:
         return observe
 
 
-class Recall:
+class ActivationCache:
     """Let convolutions and linear layers remember what they put out, and put it out again instead of computing it.
 
     Everything that runs before the output of a layer is replaced does so on the same input every time. The first
@@ -163,7 +163,7 @@ class Recall:
 
     Example:
         >>> layer = nn.Linear(1, 1)
-        >>> recall = Recall(layer)
+        >>> recall = ActivationCache(layer)
         >>> try:
         ...     recall.attach()
         ...     first = layer(torch.ones(1, 1))

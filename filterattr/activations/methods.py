@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from filterattr.activations.conductance import KernelProduct, StepSum, single
+from filterattr.activations.conductance import ConductanceSum, KernelSplit, single
 from filterattr.activations.hooks import Call
 from filterattr.activations.line import between
 from filterattr.activations.passes import Sweep
@@ -21,7 +21,7 @@ from filterattr.units.unit import unit_of
 
 
 @dataclass
-class Found:
+class MethodSums:
     """What a method found by call, and the changes of the output that layers should sum to."""
 
     at_inputs: Tensor
@@ -31,13 +31,13 @@ class Found:
     changes: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _conductance(sweep: Sweep, rule: Quadrature) -> Found:
+def _conductance(sweep: Sweep, rule: Quadrature) -> MethodSums:
     """Derivatives times steps of the activations."""
     at_baselines, at_inputs = sweep.look(0.0), sweep.look(1.0)
     sweep.find_places(at_inputs)
     late = 0.5 if rule.method == "riemann_trapezoid" else 0.0
-    sums = {call: StepSum(torch.mul, late) for call in sweep.calls}
-    splits = {call: StepSum(product, late) for call, product in sweep.kernel_products().items()}
+    sums = {call: ConductanceSum(torch.mul, late) for call in sweep.calls}
+    splits = {call: ConductanceSum(product, late) for call, product in sweep.kernel_products().items()}
 
     def see(call: Call, output: Tensor, argument: Tensor | None) -> None:
         sums[call].see(output)
@@ -51,10 +51,10 @@ def _conductance(sweep: Sweep, rule: Quadrature) -> Found:
                 splits[call].take(derivatives)
     changes = dict.fromkeys(sweep.cutting or (), at_inputs - at_baselines)
     totals, kernels = ({call: each.total for call, each in group.items()} for group in (sums, splits))
-    return Found(at_inputs, at_baselines, totals, kernels, changes)
+    return MethodSums(at_inputs, at_baselines, totals, kernels, changes)
 
 
-def _internal_influence(sweep: Sweep, rule: Quadrature) -> Found:
+def _internal_influence(sweep: Sweep, rule: Quadrature) -> MethodSums:
     """The mean derivative."""
     at_inputs = sweep.look(1.0)
     sweep.find_places(at_inputs)
@@ -62,10 +62,10 @@ def _internal_influence(sweep: Sweep, rule: Quadrature) -> Found:
     for places, coefficients in sweep.chunks(rule):
         for call, derivatives in sweep.differentiate(places):
             _add_weighted(totals, call, derivatives, coefficients)
-    return Found(at_inputs, None, totals, {})
+    return MethodSums(at_inputs, None, totals, {})
 
 
-def _integrated_gradients(sweep: Sweep, rule: Quadrature) -> Found:
+def _integrated_gradients(sweep: Sweep, rule: Quadrature) -> MethodSums:
     """Derivatives along a line of activations, one layer after the other."""
     at_baselines, starts, start_arguments = sweep.look(0.0), sweep.taps.outputs, sweep.taps.arguments
     at_inputs, ends, end_arguments = sweep.look(1.0), sweep.taps.outputs, sweep.taps.arguments
@@ -90,10 +90,10 @@ def _integrated_gradients(sweep: Sweep, rule: Quadrature) -> Found:
         call: product(means[call], end_arguments[call].double() - start_arguments[call].double())
         for call, product in products.items()
     }
-    return Found(at_inputs, at_baselines, totals, kernels, changes)
+    return MethodSums(at_inputs, at_baselines, totals, kernels, changes)
 
 
-def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> Found:
+def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> MethodSums:
     """One pass at the inputs."""
     totals: dict[Call, Tensor] = {}
     kernels: dict[Call, Tensor] = {}
@@ -104,10 +104,10 @@ def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> Found:
         totals[call] = derivative.double() * sweep.taps.outputs[call].detach().double()
         if call in products:
             kernels[call] = products[call](derivative, single(sweep.taps.arguments[call]))
-    return Found(sweep.values[0][1].double(), None, totals, kernels)
+    return MethodSums(sweep.values[0][1].double(), None, totals, kernels)
 
 
-def assembled(sweep: Sweep, found: Found, quadrature: str, n_steps: int) -> ChannelAttribution:
+def assembled(sweep: Sweep, found: MethodSums, quadrature: str, n_steps: int) -> ChannelAttribution:
     """Check what was found and put it together by layer."""
     sweep.check_function(found.at_inputs)
     _check_finite(found)
@@ -146,7 +146,7 @@ def assembled(sweep: Sweep, found: Found, quadrature: str, n_steps: int) -> Chan
     )
 
 
-def _check_finite(found: Found) -> None:
+def _check_finite(found: MethodSums) -> None:
     infinite = [
         call.layer
         for group in (found.totals, found.kernels)
@@ -186,7 +186,7 @@ def _completeness_error(
 
 def _scored(name: str, module: nn.Module, unit: str) -> ScoredParameter | None:
     """How the weight of a layer is scored; ``None`` if it has no filters."""
-    if not KernelProduct.fits(module):
+    if not KernelSplit.fits(module):
         return None
     weight: Tensor = module.weight  # type: ignore[assignment]
     return ScoredParameter(unit_of(f"{name}.weight", weight, module, unit), tuple(weight.shape))
@@ -200,7 +200,7 @@ def _add_weighted(totals: dict[Call, Tensor], call: Call, derivatives: Tensor, c
         totals[call].add_(derivative, alpha=coefficient)
 
 
-COMPUTE: dict[Method, Callable[[Sweep, Quadrature], Found]] = {
+COMPUTE: dict[Method, Callable[[Sweep, Quadrature], MethodSums]] = {
     "conductance": _conductance,
     "internal_influence": _internal_influence,
     "integrated_gradients": _integrated_gradients,

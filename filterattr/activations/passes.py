@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from filterattr.activations.conductance import KernelProduct
-from filterattr.activations.hooks import Call, Recall, Taps, cutting
+from filterattr.activations.conductance import KernelSplit
+from filterattr.activations.hooks import ActivationCache, ActivationHooks, Call, cutting
 from filterattr.activations.line import Line
 from filterattr.activations.parts import parts_of
 from filterattr.activations.result import Method
@@ -25,10 +25,10 @@ from filterattr.errors import (
     name_some,
 )
 from filterattr.integral.quadrature import Quadrature
-from filterattr.model.lock import Claim
+from filterattr.model.lock import ModelLock
 from filterattr.model.modes import GradientMode
 from filterattr.model.random_state import CallersRandomness, Turn, has_drawn, seed_all
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 
 Output: TypeAlias = Callable[[Any], Tensor]
 Forward: TypeAlias = Callable[..., Any]
@@ -57,11 +57,11 @@ class Sweep:
         self.forward = forward
         self.batch_nodes = batch_nodes
         self.method = method
-        self.split = {name for name, layer in self.layers.items() if kernels and KernelProduct.fits(layer)}
-        self.taps = Taps(self.layers, with_arguments=bool(self.split))
-        self.recall: Recall | None = None
-        self.slots: Slots | None = None
-        self.claim, self.mode = Claim(self.model), GradientMode()
+        self.split = {name for name, layer in self.layers.items() if kernels and KernelSplit.fits(layer)}
+        self.taps = ActivationHooks(self.layers, with_arguments=bool(self.split))
+        self.recall: ActivationCache | None = None
+        self.slots: ParameterSwap | None = None
+        self.claim, self.mode = ModelLock(self.model), GradientMode()
         self.random, self.turn = CallersRandomness(), Turn()
         self.seed = 0
         # hooks do not fire in compiled submodules, unless these are told to run as they are
@@ -81,7 +81,7 @@ class Sweep:
         self.mode.enter()
         self.random.enter()
         self.seed = self.random.state.derive_seed()
-        self.slots = Slots(self.model)
+        self.slots = ParameterSwap(self.model)
         # the same memory, but no gradient of the weights is ever computed, nor kept for
         self.frozen = {
             name: nn.Parameter(_usable(parameter), requires_grad=False)
@@ -178,7 +178,7 @@ class Sweep:
     def remember(self, count: int) -> dict[Call, int]:
         """Run the model at the inputs and remember what is costly; return how much of it comes before each call."""
         self.forget()
-        self.recall = recall = Recall(self.model)
+        self.recall = recall = ActivationCache(self.model)
         before: dict[Call, int] = {}
         with torch.no_grad():
             self._forward((1.0,) * count, lambda call: before.__setitem__(call, recall.count))
@@ -195,14 +195,14 @@ class Sweep:
             self.recall.remove()
         self.recall = None
 
-    def kernel_products(self) -> dict[Call, KernelProduct]:
+    def kernel_products(self) -> dict[Call, KernelSplit]:
         """The products that split the calls of the last pass, if kernels are wanted and the layers have them."""
-        products: dict[Call, KernelProduct] = {}
+        products: dict[Call, KernelSplit] = {}
         foreign: list[str] = []
         for call in self.calls:
             if call.layer not in self.split:
                 continue
-            products[call] = product = KernelProduct(
+            products[call] = product = KernelSplit(
                 self.layers[call.layer], self.line.n_samples, self._arrangement(call)
             )
             argument = self.taps.arguments.get(call)

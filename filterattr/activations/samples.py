@@ -17,7 +17,7 @@ from filterattr.activations.line import Line
 from filterattr.errors import SettingError, gathered
 
 Arguments: TypeAlias = tuple[Tensor, ...]
-Run: TypeAlias = Callable[[Arguments], Mapping[Call, Tensor]]
+Estimator: TypeAlias = Callable[[Arguments], Mapping[Call, Tensor]]
 
 CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding)
 # what a layer puts out for a batch has at least so many axes; with fewer it got a single sample without the axis of it
@@ -74,7 +74,7 @@ def channel_axis(module: nn.Module) -> int:
 
 
 def find_places(
-    outputs: Mapping[Call, Tensor], layers: Mapping[str, nn.Module], line: Line, run: Run, *, is_random: bool
+    outputs: Mapping[Call, Tensor], layers: Mapping[str, nn.Module], line: Line, run: Estimator, *, is_random: bool
 ) -> Places:
     """Find where the samples stand in what every call put out.
 
@@ -127,7 +127,7 @@ def _is_sure(output: Tensor, layer: nn.Module, line: Line) -> bool:
 class _Search:
     """Some calls whose shapes leave it open."""
 
-    def __init__(self, outputs: Mapping[Call, Tensor], line: Line, run: Run, is_random: bool) -> None:
+    def __init__(self, outputs: Mapping[Call, Tensor], line: Line, run: Estimator, is_random: bool) -> None:
         self._outputs = outputs
         self._line = line
         self._run = run

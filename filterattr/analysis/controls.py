@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from filterattr.analysis.knockout import unit_labels
 from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.model.state_dict import StateLike, copied, plain_state, shared_names, unwrap_model
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.results.scores import FilterSelection
 from filterattr.units.scored import ScoredParameter
 from filterattr.units.unit import Unit
@@ -142,7 +142,7 @@ def with_biases(selection: FilterSelection, model: nn.Module) -> FilterSelection
         >>> with_biases(channels, layer).per_layer()
         {'weight': 2, 'bias': 2}
     """
-    inner = Slots(unwrap_model(model)).parameters
+    inner = ParameterSwap(unwrap_model(model)).parameters
     tensors, parameters, findings = {}, {}, []
     for name, chosen in selection.items():
         tensors[name], parameters[name] = chosen, selection.parameters[name]

@@ -21,7 +21,7 @@ from filterattr.loss.checks import Loss
 from filterattr.model.modes import GradientMode
 from filterattr.model.restoring import restoring
 from filterattr.model.state_dict import StateLike, completed, state_for
-from filterattr.model.swap import Slots, refuse_behind
+from filterattr.model.swap import ParameterSwap, refuse_behind
 from filterattr.results.scores import FilterScores
 from filterattr.units.scored import sum_over_units
 
@@ -239,7 +239,7 @@ def sample_gradient(
     def differentiate() -> dict[str, Tensor]:
         mode.enter()
         with swapped(model, whole, seed=seed) as inner:
-            parameters = Slots(inner).parameters
+            parameters = ParameterSwap(inner).parameters
             return _gradient(inner, {name: parameters[name] for name in names}, own, loss, arguments)
 
     return restoring(differentiate, mode.restore)

@@ -19,7 +19,7 @@ from filterattr.attribution import FilterAttributor
 from filterattr.errors import FilterAttrWarning, SettingError
 from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, shared_names, state_for
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores
 
@@ -205,7 +205,7 @@ def sanity_checks(
         >>> [row.holds for row in table.entries[:4]]
         [True, True, True, True]
     """
-    slots = Slots(attributor.model)
+    slots = ParameterSwap(attributor.model)
     ends = {role: state_for(attributor.model, end, role) for role, end in (("base", base), ("target", target))}
     moving = [name for name, value in slots.parameters.items() if value.is_floating_point()]
     generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, StateMismatchError, StorageError, name_some
-from filterattr.files.fingerprint import digest_of
+from filterattr.files.fingerprint import fingerprint
 from filterattr.intervention import swapped
 from filterattr.jobs.checkpoint import JobFile
 from filterattr.jobs.progress import Progress, counted
@@ -23,7 +23,7 @@ from filterattr.jobs.samples import series
 from filterattr.loss.checks import Loss
 from filterattr.model.random_state import seed_all
 from filterattr.model.state_dict import StateLike, completed, state_for
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.units.scored import ScoredParameter, units_of
 
@@ -255,7 +255,7 @@ class KnockOutJob:
     def _losses_with(self, values: Mapping[str, Tensor]) -> Tensor:
         """Losses of target with other values of some parameters, one a row."""
         with swapped(self._model, self._whole_target(), seed=0) as model:
-            parameters = Slots(model).parameters
+            parameters = ParameterSwap(model).parameters
             held = [parameters[name] for name in values]  # copies, which may be written to
             if self._batch > 1:
                 return self._batched(model, held, tuple(values.values()))
@@ -296,10 +296,10 @@ class KnockOutJob:
         if checkpoint is None:
             return None
         identity = {
-            "base": digest_of({name: self._base[name] for name in self._parameters}),
-            "target": digest_of(self._target),
-            "set of units": digest_of({name: chosen.clone() for name, chosen in self.units.items()}),
-            "samples": digest_of(self._samples, "data"),
+            "base": fingerprint({name: self._base[name] for name in self._parameters}),
+            "target": fingerprint(self._target),
+            "set of units": fingerprint({name: chosen.clone() for name, chosen in self.units.items()}),
+            "samples": fingerprint(self._samples, "data"),
         }
         file = JobFile(Path(checkpoint), identity, {"torch": str(torch.__version__)})
         stored = file.read()

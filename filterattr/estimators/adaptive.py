@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import SettingError
-from filterattr.estimators.base import Job, top_set
-from filterattr.estimators.fixed import PerSampleRun
+from filterattr.estimators.base import AttributionTask, top_set
+from filterattr.estimators.fixed import PerSampleEstimator
 from filterattr.integral.quadrature import NestedQuadrature
 from filterattr.results.attribution import FilterAttribution
 
@@ -19,7 +19,7 @@ DEFAULT_TOLERANCE = 0.01
 DEFAULT_LIMIT = 127
 
 
-class AdaptiveRun(PerSampleRun):
+class AdaptiveEstimator(PerSampleEstimator):
     """Refine the nodes of every sample by itself; every gradient that was computed counts in the end.
 
     A sample is done when its completeness error is at most the tolerance, and at most that share of its top 1 % would
@@ -35,7 +35,7 @@ class AdaptiveRun(PerSampleRun):
         SettingError: The tolerance or the number of nodes is out of range.
     """
 
-    def __init__(self, job: Job, tolerance: float, n_steps: int) -> None:
+    def __init__(self, job: AttributionTask, tolerance: float, n_steps: int) -> None:
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
             raise SettingError(f"the tolerance must lie between 0 and 1; got {tolerance!r}.")
         self.tolerance = float(tolerance)
@@ -47,18 +47,18 @@ class AdaptiveRun(PerSampleRun):
         super().__init__(job, tuple(sorted({0.0, 1.0} | common)), {"refinements": len(self.rule.nodes), "unsettled": 1})
 
     def settings(self) -> dict[str, Any]:
-        """See `Run.settings`."""
+        """See `Estimator.settings`."""
         return {"method": "adaptive", "tolerance": self.tolerance, "n_steps": self.limit}
 
     def integrate(self) -> dict[str, Tensor]:
-        """See `PerSampleRun.integrate`."""
+        """See `PerSampleEstimator.integrate`."""
         for end in (0.0, 1.0):
-            self.path_loss.visit(end)
-        losses = self.path_loss.losses_at((0.0, 1.0))
+            self.node.evaluate(end)
+        losses = self.node.losses_at((0.0, 1.0))
         level, known, settled = 0, None, False
         for level, nodes in enumerate(self.rule.nodes):
             for t, density in zip(nodes, self.rule.densities[level], strict=True):
-                self.path_loss.visit(t, density)
+                self.node.evaluate(t, density)
                 self.advance()
             self._scale = self.rule.scales[level]
             top, gap = self._look(losses)
@@ -76,9 +76,9 @@ class AdaptiveRun(PerSampleRun):
         return counts
 
     def contributions(self) -> Iterator[tuple[str, Tensor]]:
-        """See `PerSampleRun.contributions`; the sums stay, as they may go on."""
-        for name, total in self.path_loss.gradients.sums.items():
-            yield name, self.job.path.times_change(name, total, keep=True).mul_(self._scale)
+        """See `PerSampleEstimator.contributions`; the sums stay, as they may go on."""
+        for name, total in self.node.gradients.sums.items():
+            yield name, self.job.path.times_displacement(name, total, keep=True).mul_(self._scale)
 
     def _look(self, losses: list[float]) -> tuple[Tensor, float]:
         """The top set and the completeness error of the sums so far."""
@@ -90,7 +90,7 @@ class AdaptiveRun(PerSampleRun):
         return top_set(flat, sum(map(math.prod, self.units.values()))), gap / size if size else 0.0
 
     def result(self) -> FilterAttribution:
-        """See `Run.result`."""
+        """See `Estimator.result`."""
         refinements, (unsettled,) = (self.sums.tensors[name].tolist() for name in ("refinements", "unsettled"))
         sizes = [sum(map(len, self.rule.nodes[: level + 1])) for level in range(len(refinements))]
         return FilterAttribution(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import SettingError, name_some
-from filterattr.files.fingerprint import digest_of
-from filterattr.integral.node import G, PathLoss
+from filterattr.files.fingerprint import fingerprint
+from filterattr.integral.node import G, PathNode
 from filterattr.integral.path import Path
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.loss.checks import Loss
 from filterattr.model.modes import Autocast
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import mark_top
 from filterattr.units.scored import ScoredParameter
@@ -29,7 +29,7 @@ PRECISIONS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Job:
+class AttributionTask:
     """What one call was asked to do.
 
     Attributes:
@@ -43,7 +43,7 @@ class Job:
     """
 
     model: nn.Module
-    slots: Slots
+    slots: ParameterSwap
     path: Path
     loss: Loss
     parameters: Mapping[str, ScoredParameter]
@@ -72,18 +72,18 @@ class Job:
             for name, one in self.parameters.items()
         }
         return {
-            "base": digest_of(self.path.base),
-            "target": digest_of(self.path.target),
-            "set of buffers": digest_of(self.path.fixed),
-            "model (modules or their train flags)": digest_of(modules),
-            "unit or selection of parameters": digest_of(units),
+            "base": fingerprint(self.path.base),
+            "target": fingerprint(self.path.target),
+            "set of buffers": fingerprint(self.path.fixed),
+            "model (modules or their train flags)": fingerprint(modules),
+            "unit or selection of parameters": fingerprint(units),
             "precision": self.precision,
             "autocast": {device: _autocast_type(device) for device in ("cpu", "cuda")},
             "kind of data": "samples" if with_data else "none",
         }
 
 
-class Run(ABC, Generic[G]):
+class Estimator(ABC, Generic[G]):
     """One call on its way: samples come in one after the other, the result comes out at the end.
 
     Attributes:
@@ -103,9 +103,9 @@ class Run(ABC, Generic[G]):
     samples_per_pass = 1
     keeps_every = 1  # number of samples after which it is worth while to put the sums on the disk
 
-    def __init__(self, job: Job, gradients: G) -> None:
+    def __init__(self, job: AttributionTask, gradients: G) -> None:
         self.job = job
-        self.path_loss = PathLoss(job.model, job.slots, job.path, job.loss, gradients, job.autocast())
+        self.node = PathNode(job.model, job.slots, job.path, job.loss, gradients, job.autocast())
         self.advance: Callable[[], None] = lambda: None
 
     @abstractmethod
@@ -151,8 +151,8 @@ class Run(ABC, Generic[G]):
 
     def losses_at_ends(self, arguments: tuple[Any, ...], seed: int, index: int) -> tuple[float, float]:
         """Evaluate the loss of a sample at base and at target, as `add_samples` does."""
-        self.path_loss.start(arguments, seed, index)
-        return float(self.path_loss.visit(0.0)), float(self.path_loss.visit(1.0))
+        self.node.start(arguments, seed, index)
+        return float(self.node.evaluate(0.0)), float(self.node.evaluate(1.0))
 
     def identity(self, *, with_data: bool) -> dict[str, Any]:
         """Everything that the numbers of this run depend on, but for samples and loss."""

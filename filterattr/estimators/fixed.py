@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filterattr.estimators.base import Job, Run
-from filterattr.files.fingerprint import digest_of
-from filterattr.integral.contributions import Attributions
+from filterattr.estimators.base import AttributionTask, Estimator
+from filterattr.files.fingerprint import fingerprint
+from filterattr.integral.contributions import Contributions
 from filterattr.integral.gradients import GradientSums
 from filterattr.integral.path import Path
 from filterattr.integral.quadrature import Quadrature
@@ -25,7 +25,7 @@ _UNKNOWN = torch.full((2,), math.nan, device="cpu")
 _TOTALS = ("total", "remainder", "gap", "scale")
 
 
-class PerSampleRun(Run[GradientSums]):
+class PerSampleEstimator(Estimator[GradientSums]):
     """What runs have in common that integrate every sample by itself; memory does not grow with samples nor nodes.
 
     Args:
@@ -34,10 +34,12 @@ class PerSampleRun(Run[GradientSums]):
         counts: Name to length of further numbers that are added up over the samples.
     """
 
-    def __init__(self, job: Job, places: tuple[float, ...], counts: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, job: AttributionTask, places: tuple[float, ...], counts: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(job, GradientSums({name: job.path.base[name] for name in job.path.moved()}))
         self.places = places
-        self.attributions = Attributions(job.parameters)
+        self.attributions = Contributions(job.parameters)
         shapes = {"losses": torch.empty(len(places), device="cpu"), "totals": torch.empty(len(_TOTALS), device="cpu")}
         shapes |= {name: torch.empty(length, device="cpu") for name, length in (counts or {}).items()}
         self.units = units_of(job.parameters)
@@ -87,15 +89,15 @@ class PerSampleRun(Run[GradientSums]):
         """Yield the attributions of the present sample, one parameter after the other; they may be used up."""
 
     def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """See `Run.add_samples`."""
+        """See `Estimator.add_samples`."""
         losses: list[list[float]] = []
         for sample in samples:
-            self.path_loss.start(*sample)
+            self.node.start(*sample)
             more = self.integrate()
-            losses.append(self.path_loss.losses_at(self.places))
+            losses.append(self.node.losses_at(self.places))
             if self.sums.count == 0:
-                self.path_loss.check_used(self.job.allow_unused)
-                self.path_loss.check_repeats()
+                self.node.check_used(self.job.allow_unused)
+                self.node.check_repeats()
             self.sums.add(self._terms(losses[-1], {**more, **self.true_ends(losses[-1])}))
         return losses
 
@@ -111,9 +113,7 @@ class PerSampleRun(Run[GradientSums]):
         buffers = self.job.path.end_buffers
         if not buffers:
             return {}
-        ends = [
-            self.path_loss.loss_of_end(t) if t in buffers else loss for t, loss in ((0.0, losses[0]), (1.0, losses[-1]))
-        ]
+        ends = [self.node.loss_of_end(t) if t in buffers else loss for t, loss in ((0.0, losses[0]), (1.0, losses[-1]))]
         return {"true ends": torch.tensor(ends, dtype=torch.float64, device="cpu")}
 
     def _terms(self, losses: list[float], more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -123,7 +123,7 @@ class PerSampleRun(Run[GradientSums]):
             yield from self.statistics(name, scores)
         totals = self.attributions.totals()
         if not math.isfinite(totals.absolute):
-            self.path_loss.check_gradients()
+            self.node.check_gradients()
         yield "losses", torch.tensor(losses, dtype=torch.float64, device="cpu")
         yield "unscored", torch.tensor([totals.unscored], dtype=torch.float64, device="cpu")
         row = [totals.signed, totals.remainder, *totals.gap(losses)]
@@ -164,7 +164,7 @@ class PerSampleRun(Run[GradientSums]):
         }
 
 
-class FixedRun(PerSampleRun):
+class FixedEstimator(PerSampleEstimator):
     r"""The same nodes in every straight segment of the path, for every sample.
 
     .. math:: A_i = \sum_{k=0}^{K-1} (\theta^{k+1}_i - \theta^k_i) \int_0^1
@@ -179,7 +179,7 @@ class FixedRun(PerSampleRun):
         quadrature: The nodes of a segment.
     """
 
-    def __init__(self, job: Job, quadrature: Quadrature) -> None:
+    def __init__(self, job: AttributionTask, quadrature: Quadrature) -> None:
         self.quadrature = quadrature
         self.coefficients = dict(zip(quadrature.nodes, quadrature.coefficients, strict=True))
         self.segments = job.path.segments
@@ -187,21 +187,21 @@ class FixedRun(PerSampleRun):
         inside = sorted({0.0, 1.0, *quadrature.nodes})
         super().__init__(job, tuple(sorted({(number + s) / count for number in range(count) for s in inside})))
         self.passes = count * len(quadrature.nodes)
-        sums = self.path_loss.gradients.sums if count > 1 else {}
+        sums = self.node.gradients.sums if count > 1 else {}
         self._signed = {name: torch.zeros_like(total, dtype=torch.float64) for name, total in sums.items()}
 
     def settings(self) -> dict[str, Any]:
-        """See `Run.settings`."""
+        """See `Estimator.settings`."""
         settings = {"method": self.quadrature.method, "n_steps": len(self.quadrature.nodes)}
         waypoints = self.job.path.waypoints
-        return {**settings, "list of waypoints": digest_of(waypoints)} if waypoints else settings
+        return {**settings, "list of waypoints": fingerprint(waypoints)} if waypoints else settings
 
     def integrate(self) -> dict[str, Tensor]:
-        """See `PerSampleRun.integrate`."""
+        """See `PerSampleEstimator.integrate`."""
         # the ends first: what is wrong with the loss shows there, before most backward passes
         if len(self.segments) == 1:
             for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
-                self.path_loss.visit(t, self.coefficients.get(t))
+                self.node.evaluate(t, self.coefficients.get(t))
                 if t in self.coefficients:
                     self.advance()
         else:
@@ -211,30 +211,30 @@ class FixedRun(PerSampleRun):
     def _integrate_segments(self) -> None:
         """Integrate one straight part after the other; the sums are then the attributions themselves."""
         for end in (0.0, 1.0):
-            self.path_loss.visit(end)
+            self.node.evaluate(end)
         for signed in self._signed.values():
             signed.zero_()
         for number, segment in enumerate(self.segments):
             for s in sorted({0.0, 1.0, *self.coefficients}):
                 t, coefficient = (number + s) / len(self.segments), self.coefficients.get(s)
-                if coefficient is not None or t not in self.path_loss.losses:
-                    self.path_loss.visit(t, coefficient)
+                if coefficient is not None or t not in self.node.losses:
+                    self.node.evaluate(t, coefficient)
                 if coefficient is not None:
                     self.advance()
             self._finish(segment)
         for name, signed in self._signed.items():
-            self.path_loss.gradients.sums[name].copy_(signed)  # is looked at for what is not finite
+            self.node.gradients.sums[name].copy_(signed)  # is looked at for what is not finite
 
     def contributions(self) -> Iterator[tuple[str, Tensor]]:
-        """See `PerSampleRun.contributions`."""
+        """See `PerSampleEstimator.contributions`."""
         if self._signed:
             yield from self._signed.items()
             return
-        for name, total in self.path_loss.gradients.sums.items():
-            yield name, self.job.path.times_change(name, total)
+        for name, total in self.node.gradients.sums.items():
+            yield name, self.job.path.times_displacement(name, total)
 
     def result(self) -> FilterAttribution:
-        """See `Run.result`."""
+        """See `Estimator.result`."""
         return FilterAttribution(
             **self.averages(),
             n_passes=self.sums.count * len(self.segments) * len(self.quadrature.nodes),
@@ -245,7 +245,7 @@ class FixedRun(PerSampleRun):
 
     def _finish(self, segment: Path) -> None:
         """Add the contributions of a segment, and start the next integral from zero."""
-        sums = self.path_loss.gradients.sums
+        sums = self.node.gradients.sums
         for name in segment.moved():
-            self._signed[name].add_(segment.times_change(name, sums[name]))
-        self.path_loss.gradients.zero()
+            self._signed[name].add_(segment.times_displacement(name, sums[name]))
+        self.node.gradients.zero()

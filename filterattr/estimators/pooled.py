@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from filterattr.estimators.base import AddUp, Job, Run, top_set
-from filterattr.integral.gradients import GradientHooks
+from filterattr.estimators.base import AddUp, AttributionTask, Estimator, top_set
+from filterattr.integral.gradients import GradientAccumulator
 from filterattr.integral.path import Path
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
@@ -30,7 +30,7 @@ _KINDS = ("signed", "signs")
 _QUARTERS = 4
 
 
-class PooledGradients(GradientHooks):
+class PooledGradients(GradientAccumulator):
     r"""Add up the signed attributions of all samples, and the half of them with the other sign.
 
     :math:`S_k = \sum_x v_k(x)` is kept in float64 and :math:`D_k = \sum_x \pm v_k(x)`, whose sign tells the half that
@@ -54,8 +54,8 @@ class PooledGradients(GradientHooks):
         self._checks: dict[str, Tensor] = {}
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
-        """See `GradientHooks.take`."""
-        values = self._path.times_change(name, gradient, coefficient, keep=True)
+        """See `GradientAccumulator.take`."""
+        values = self._path.times_displacement(name, gradient, coefficient, keep=True)
         check = values.sum()
         self._checks[name] = self._checks[name] + check if name in self._checks else check
         total, difference = (self._sums.tensors[f"{kind}/{name}"] for kind in ("sum", "difference"))
@@ -70,19 +70,19 @@ class PooledGradients(GradientHooks):
         difference.add_(values, alpha=self.half)
 
     def find_nonfinite(self) -> dict[str, float]:
-        """See `GradientHooks.find_nonfinite`; the device is waited for once."""
+        """See `GradientAccumulator.find_nonfinite`; the device is waited for once."""
         if not self._checks:
             return {}
         found = dict(zip(self._checks, torch.stack(list(self._checks.values())).tolist(), strict=True))
         return {name: value for name, value in found.items() if not math.isfinite(value)}
 
     def reset(self) -> None:
-        """See `GradientHooks.reset`; what was added up over the samples stays."""
+        """See `GradientAccumulator.reset`; what was added up over the samples stays."""
         super().reset()
         self._checks, self.units = {}, {}
 
 
-class PooledRun(Run[PooledGradients]):
+class PooledEstimator(Estimator[PooledGradients]):
     """One or a few drawn nodes per sample, and the mean over samples before any absolute value.
 
     Args:
@@ -93,7 +93,7 @@ class PooledRun(Run[PooledGradients]):
 
     keeps_every = _BLOCK
 
-    def __init__(self, job: Job, n_steps: int, until: Until | None = None) -> None:
+    def __init__(self, job: AttributionTask, n_steps: int, until: Until | None = None) -> None:
         self.passes = n_steps
         self.until = until
         self.units = units_of(job.parameters)
@@ -109,31 +109,31 @@ class PooledRun(Run[PooledGradients]):
         super().__init__(job, PooledGradients(job.path, job.parameters, self.sums))
 
     def settings(self) -> dict[str, Any]:
-        """See `Run.settings`."""
+        """See `Estimator.settings`."""
         return {"method": "stratified", "n_steps": self.passes, "aggregate": "pooled"}
 
     def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """See `Run.add_samples`."""
+        """See `Estimator.add_samples`."""
         return [self._add(sample) for sample in samples]
 
     def _add(self, sample: Sample) -> list[float]:
         """Add one sample; only the first is seen at the ends, to tell what is wrong with the loss."""
-        self.path_loss.start(*sample)
+        self.node.start(*sample)
         ends = (0.0, 1.0) if self.sums.count == 0 else ()
         for end in ends:
-            self.path_loss.visit(end)
+            self.node.evaluate(end)
         count = self.passes or 1
-        place, self.path_loss.gradients.half = self.draw(sample.seed - sample.number, sample.number)
+        place, self.node.gradients.half = self.draw(sample.seed - sample.number, sample.number)
         for stratum in range(count):
-            self.path_loss.visit((stratum + place) / count, 1 / count)
+            self.node.evaluate((stratum + place) / count, 1 / count)
             self.advance()
-        losses = self.path_loss.losses_at(ends)
-        self.path_loss.check_gradients()
+        losses = self.node.losses_at(ends)
+        self.node.check_gradients()
         if self.sums.count == 0:
-            self.path_loss.check_used(self.job.allow_unused)
-            self.path_loss.check_repeats()
+            self.node.check_used(self.job.allow_unused)
+            self.node.check_repeats()
         quarter = int(_QUARTERS * place)
-        for name, parts in self.path_loss.gradients.units.items():
+        for name, parts in self.node.gradients.units.items():
             for kind, part in parts.items():
                 self.sums.tensors[f"{kind}/{name}"][quarter].add_(part)
                 self.sums.tensors[f"{kind} squared/{name}"].addcmul_(part, part)
@@ -156,7 +156,7 @@ class PooledRun(Run[PooledGradients]):
             A place in [0, 1), and 1 or -1.
 
         Example:
-            >>> places, halves = zip(*(PooledRun.draw(0, index) for index in range(16)))
+            >>> places, halves = zip(*(PooledEstimator.draw(0, index) for index in range(16)))
             >>> sorted(int(16 * place) for place in places) == list(range(16)), sum(halves)
             (True, 0.0)
         """
@@ -168,21 +168,21 @@ class PooledRun(Run[PooledGradients]):
         return (part + float(inside)) / _BLOCK, 1.0 if part % 2 == int(first_of_pair) else -1.0
 
     def is_due(self, before: int, count: int) -> bool:
-        """See `Run.is_due`: at 16, 24, 32, 48, 64, 96, ... samples."""
+        """See `Estimator.is_due`: at 16, 24, 32, 48, 64, 96, ... samples."""
         if self.until is None:
             return False
         places = (size for power in range(4, 60) for size in (2**power, 3 * 2 ** (power - 1)))
         return any(before < place <= count for place in places)
 
     def is_enough(self, add_up: AddUp) -> bool:
-        """See `Run.is_enough`."""
+        """See `Estimator.is_enough`."""
         so_far = self._result(add_up)
         if callable(self.until):
             return bool(self.until(so_far))
         return so_far.agreement is not None and so_far.agreement >= SETTLED
 
     def result(self) -> FilterAttribution:
-        """See `Run.result`."""
+        """See `Estimator.result`."""
         return self._result(lambda tensor: tensor)
 
     def _result(self, add_up: AddUp) -> FilterAttribution:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from filterattr.errors import SettingError
-from filterattr.estimators.adaptive import DEFAULT_LIMIT, DEFAULT_TOLERANCE, AdaptiveRun
-from filterattr.estimators.base import Job, Run
-from filterattr.estimators.batched.estimator import StackedRun
-from filterattr.estimators.fixed import FixedRun
-from filterattr.estimators.pooled import PooledRun, Until
+from filterattr.estimators.adaptive import DEFAULT_LIMIT, DEFAULT_TOLERANCE, AdaptiveEstimator
+from filterattr.estimators.base import AttributionTask, Estimator
+from filterattr.estimators.batched.estimator import BatchedEstimator
+from filterattr.estimators.fixed import FixedEstimator
+from filterattr.estimators.pooled import PooledEstimator, Until
 from filterattr.integral.quadrature import RULES, NestedQuadrature, Quadrature
 
 DEFAULT_METHOD = "gausslegendre"
 DEFAULT_STEPS = 16
 
 
-class Plan:
+class EstimatorSettings:
     """How the integral is to be estimated.
 
     Args:
@@ -72,7 +72,7 @@ class Plan:
             self.n_steps = DEFAULT_STEPS if n_steps is None else n_steps
             self._quadrature = Quadrature.rule(method or DEFAULT_METHOD, self.n_steps)
 
-    def run(self, job: Job) -> Run[Any]:
+    def run(self, job: AttributionTask) -> Estimator[Any]:
         """Prepare the run.
 
         Args:
@@ -89,16 +89,18 @@ class Plan:
                 'waypoints need a rule with fixed nodes; leave out aggregate="pooled" and method="adaptive".'
             )
         if self._is_pooled:
-            return PooledRun(job, self.n_steps, self._until)
+            return PooledEstimator(job, self.n_steps, self._until)
         if self._is_adaptive:
-            return AdaptiveRun(job, DEFAULT_TOLERANCE if self._tolerance is None else self._tolerance, self.n_steps)
+            return AdaptiveEstimator(
+                job, DEFAULT_TOLERANCE if self._tolerance is None else self._tolerance, self.n_steps
+            )
         if job.path.waypoints and self.samples_per_pass > 1:
             raise SettingError(
                 f"samples_per_pass={self.samples_per_pass} needs a straight path; leave it out, or the waypoints."
             )
         if self.samples_per_pass > 1:
-            return StackedRun(job, self._quadrature, self.samples_per_pass)
-        return FixedRun(job, self._quadrature)
+            return BatchedEstimator(job, self._quadrature, self.samples_per_pass)
+        return FixedEstimator(job, self._quadrature)
 
 
 def _whole(name: str, number: object) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from filterattr.errors import StateMismatchError, name_some
 from filterattr.files.safetensors import is_own_file, read_tensors
-from filterattr.files.untrusted import read_checkpoint
+from filterattr.files.untrusted import read_untrusted
 from filterattr.model.state_dict import plain_state
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str | None]
@@ -47,7 +47,7 @@ def load_state(
         >>> load_state(path, prefix="net.", rename={"body": "layers.0"})
         {'layers.0.weight': tensor([0., 0.])}
     """
-    content = read_tensors(path, None)[0] if is_own_file(path) else read_checkpoint(path)
+    content = read_tensors(path, None)[0] if is_own_file(path) else read_untrusted(path)
     for part in key.split(".") if key else ():
         if not isinstance(content, Mapping) or part not in content:
             found = name_some(content) if isinstance(content, Mapping) else type(content).__name__

@@ -17,7 +17,7 @@ from filterattr.errors import SettingError
 _Digest: TypeAlias = "hashlib._Hash"
 
 
-def digest_of(value: object, place: str = "the value") -> str:
+def fingerprint(value: object, place: str = "the value") -> str:
     """SHA-256 of a value's content: equal content gives equal digests, also in another process.
 
     Tensors count with type, shape and bytes, wherever they live; so do arrays and everything that turns itself into an
@@ -35,11 +35,11 @@ def digest_of(value: object, place: str = "the value") -> str:
         SettingError: The value, or something in it, is none of these; its place is named.
 
     Example:
-        >>> digest_of({"a": torch.ones(2)}) == digest_of({"a": torch.ones(2)})
+        >>> fingerprint({"a": torch.ones(2)}) == fingerprint({"a": torch.ones(2)})
         True
-        >>> digest_of(torch.tensor(0.0)) == digest_of(torch.tensor(-0.0))
+        >>> fingerprint(torch.tensor(0.0)) == fingerprint(torch.tensor(-0.0))
         False
-        >>> digest_of([object()], "sample 3")
+        >>> fingerprint([object()], "sample 3")
         Traceback (most recent call last):
         ...
         filterattr.errors.SettingError: sample 3[0] is an object, whose content cannot be compared. ...

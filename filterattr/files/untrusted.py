@@ -27,7 +27,7 @@ _ACTING = frozenset(
 _Leaf: TypeAlias = Tensor | NotPlain | Storage
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_untrusted(path: str | Path) -> Any:
     """Read a file of somebody else, or refuse it with the reason; its first bytes tell of which format it is.
 
     Args:
@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> Any:
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "bomb.pth"
         >>> torch.save({"weight": torch.zeros(1).expand(10**9)}, path)
-        >>> read_checkpoint(path)
+        >>> read_untrusted(path)
         Traceback (most recent call last):
         ...
         filterattr.errors.StorageError: the tensors in '...bomb.pth' must be plain: 'weight' shows 4000000000 bytes ...

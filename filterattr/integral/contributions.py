@@ -42,7 +42,7 @@ class Totals(NamedTuple):
         return abs(self.signed - change), max(abs(change), 1e-3 * self.absolute, 1e-12 * max(map(abs, losses)))
 
 
-class Attributions:
+class Contributions:
     """The attributions of all weights, one parameter after the other, and what they sum to.
 
     Nothing waits for the device until `totals` is asked for.
@@ -112,7 +112,7 @@ class Attributions:
         return unit.reduce(values)
 
 
-class StackedAttributions(Attributions):
+class BatchedContributions(Contributions):
     """The attributions of several samples at once; they and the scores have one more dimension in front.
 
     Args:

@@ -13,7 +13,7 @@ from filterattr.errors import LossError, name_some
 from filterattr.integral.pieces import PIECE, SMALL, flat_pieces, wide_type
 
 
-class GradientHooks(ABC):
+class GradientAccumulator(ABC):
     """Take every gradient of a backward pass as soon as it is complete, and drop it.
 
     A hook on each leaf does so, so that at most one gradient is alive, and a parameter that is used several times
@@ -28,7 +28,7 @@ class GradientHooks(ABC):
         self.reached: set[str] = set()
         self.small: set[str] = set()
 
-    def watch(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
+    def register(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
         """Observe the next backward pass; call it after the forward pass.
 
         Args:
@@ -87,7 +87,7 @@ class GradientHooks(ABC):
         return take
 
 
-class GradientSums(GradientHooks):
+class GradientSums(GradientAccumulator):
     r"""Add up :math:`\sum_j c_j\, \partial L / \partial \gamma_j` in float64, one tensor per parameter.
 
     Args:
@@ -113,12 +113,12 @@ class GradientSums(GradientHooks):
         self.sums = {name: self.sums[name] for name in parameters}
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
-        """See `GradientHooks.take`."""
+        """See `GradientAccumulator.take`."""
         for total, part in zip(*map(flat_pieces, (self.sums[name], gradient.contiguous())), strict=True):
             total.add_(part, alpha=coefficient)  # in pieces, as PyTorch makes a float64 copy of what it adds
 
     def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
-        """See `GradientHooks.collect`; the gradients of a bundle are added at once."""
+        """See `GradientAccumulator.collect`; the gradients of a bundle are added at once."""
         for names, total in self._bundles:
             gradients = (leaves[name].grad for name in names)
             flat = [grad.reshape(-1) for grad in gradients if grad is not None and not grad.is_sparse]
@@ -130,7 +130,7 @@ class GradientSums(GradientHooks):
             self.reached.update(names)
 
     def find_nonfinite(self) -> dict[str, float]:
-        """See `GradientHooks.find_nonfinite`."""
+        """See `GradientAccumulator.find_nonfinite`."""
         parts = {name: torch.view_as_real(total) if total.is_complex() else total for name, total in self.sums.items()}
         found = {name: float(part.sum()) for name, part in parts.items()}
         return {name: value for name, value in found.items() if not math.isfinite(value)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
-from filterattr.integral.gradients import GradientHooks
+from filterattr.integral.gradients import GradientAccumulator
 from filterattr.integral.path import Path
 from filterattr.loss.checks import Loss, check_scalar, first_nonfinite_output
 from filterattr.loss.out_of_memory import advice, sizes_of
@@ -22,15 +22,15 @@ from filterattr.loss.sample_watch import SampleWatch, fresh
 from filterattr.model.modes import Autocast
 from filterattr.model.random_state import RandomState, Turn, seed_all
 from filterattr.model.restoring import restoring
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 
 Leaves: TypeAlias = Mapping[str, nn.Parameter]
-G = TypeVar("G", bound=GradientHooks)
+G = TypeVar("G", bound=GradientAccumulator)
 
 _LARGEST_BLOCK = 30 * 2**20  # glibc looks no further than 32 MiB
 
 
-class PathLoss(Generic[G]):
+class PathNode(Generic[G]):
     """The user's loss at places of the path, one sample at a time; the model is given back after every place.
 
     Args:
@@ -54,7 +54,7 @@ class PathLoss(Generic[G]):
     def __init__(
         self,
         model: nn.Module,
-        slots: Slots,
+        slots: ParameterSwap,
         path: Path,
         loss: Loss,
         gradients: G,
@@ -102,7 +102,7 @@ class PathLoss(Generic[G]):
         self.losses, self._coefficients, self._is_quiet = {}, {}, False
         self.gradients.reset()
 
-    def visit(self, t: float, coefficient: float | None = None) -> Tensor:
+    def evaluate(self, t: float, coefficient: float | None = None) -> Tensor:
         """Evaluate the loss at one place, and add its gradient to the sums.
 
         Args:
@@ -118,15 +118,15 @@ class PathLoss(Generic[G]):
             RuntimeError: PyTorch's own error for lack of memory passes through; a note at it says what would help.
         """
         try:
-            leaves, tensors = self.weights_at(t)
+            leaves, tensors = self.leaves_at(t)
 
             def one_pass() -> Tensor:
                 seeded = self._begin()
-                with self.holding(tensors):
-                    value = self.evaluate(self._arguments)
+                with self.with_weights(tensors):
+                    value = self.compute(self._arguments)
                     if coefficient is not None and self.moved:
                         moved = {name: leaves[name] for name in self.moved}
-                        self.gradients.watch(moved, coefficient)
+                        self.gradients.register(moved, coefficient)
                         self._backward(value, moved)
                         self.gradients.collect(moved, coefficient)
                     # draws of other threads cannot lie in between: this one has its turn
@@ -155,13 +155,13 @@ class PathLoss(Generic[G]):
         Returns:
             The loss.
         """
-        leaves, rest = self.weights_at(t)
+        leaves, rest = self.leaves_at(t)
         rest |= {name: value.clone() for name, value in self.path.end_buffers.get(t, {}).items()}
         tensors = {**leaves, **rest}
 
         def one_pass() -> float:
-            with self.holding(tensors):
-                return float(self.evaluate(self._arguments).detach())
+            with self.with_weights(tensors):
+                return float(self.compute(self._arguments).detach())
 
         seed_all(self._seed)
         value = restoring(one_pass, *self.give_back, tensors.clear, leaves.clear)
@@ -202,7 +202,7 @@ class PathLoss(Generic[G]):
         place = ""
         for t, coefficient in list(self._coefficients.items()):
             self.gradients.reset()
-            self.visit(t, coefficient)
+            self.evaluate(t, coefficient)
             there = self.gradients.find_nonfinite()
             if there:
                 found, place = there, f" at t = {t:.4g}"
@@ -239,7 +239,7 @@ class PathLoss(Generic[G]):
         """
         t, first = next(iter(self.losses.items()))
         count = len(self.losses)
-        values = [first, *self.losses.values(), self.visit(t)]
+        values = [first, *self.losses.values(), self.evaluate(t)]
         self.losses[t] = first
         before, *known, again = torch.stack(values).tolist()
         gap, size, change = abs(again - before), max(map(abs, known)), max(known) - min(known)
@@ -257,7 +257,7 @@ class PathLoss(Generic[G]):
     def _cause(self, t: float, known: Tensor) -> str:
         """Say why two evaluations at one place differ, as far as another one can tell."""
         state = RandomState()
-        changed = changed_by(lambda: self.visit(t), roots_of(self._loss, self._model, self._arguments))
+        changed = changed_by(lambda: self.evaluate(t), roots_of(self._loss, self._model, self._arguments))
         is_same_draw = state.is_untouched()
         self.losses[t] = known
         if changed:
@@ -279,7 +279,7 @@ class PathLoss(Generic[G]):
         rounding = math.sqrt(max(torch.finfo(kind).eps for kind in kinds))
         return rounding if next(iter(self.path.base.values())).device.type == "cpu" else max(rounding, 1e-3)
 
-    def evaluate(self, arguments: tuple[Any, ...], *, differentiable: bool = True) -> Tensor:
+    def compute(self, arguments: tuple[Any, ...], *, differentiable: bool = True) -> Tensor:
         """Run the loss in its precision, while the model holds what it shall; `give_back` brings the user's back.
 
         Args:
@@ -319,7 +319,7 @@ class PathLoss(Generic[G]):
             seed_all(self._seed)
         return RandomState() if not self.losses and threading.active_count() > 1 else None
 
-    def weights_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    def leaves_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
         """The weights of one place; their memory is that of every place, as fresh memory costs more than to fill it.
 
         Args:
@@ -339,7 +339,7 @@ class PathLoss(Generic[G]):
         return leaves, tensors
 
     @contextmanager
-    def holding(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+    def with_weights(self, tensors: dict[str, Tensor]) -> Iterator[None]:
         """Put tensors into the model, and find at the end of the block that it still holds them.
 
         Nothing is undone: the block belongs into the work of `restoring`, with `give_back`.
@@ -375,12 +375,12 @@ class PathLoss(Generic[G]):
 
     def _first_trouble(self, t: float) -> str:
         """Name the module whose output is the first that is not finite."""
-        leaves, tensors = self.weights_at(t)
+        leaves, tensors = self.leaves_at(t)
 
         def search() -> str | None:
             self._begin()
-            with self.holding(tensors):
-                return first_nonfinite_output(self._model, lambda: self.evaluate(self._arguments))
+            with self.with_weights(tensors):
+                return first_nonfinite_output(self._model, lambda: self.compute(self._arguments))
 
         name = restoring(search, *self.give_back, tensors.clear, leaves.clear)
         if name is None:

@@ -122,7 +122,7 @@ class Path:
         """Return clones of what stays fixed, so that no point sees what another wrote."""
         return {name: value.clone() for name, value in self.fixed.items()}
 
-    def times_change(self, name: str, values: Tensor, factor: float = 1.0, *, keep: bool = False) -> Tensor:
+    def times_displacement(self, name: str, values: Tensor, factor: float = 1.0, *, keep: bool = False) -> Tensor:
         r"""Multiply with ``target - base``, in float64 and in pieces, so that no whole change is held.
 
         Args:
@@ -137,7 +137,7 @@ class Path:
 
         Example:
             >>> path = Path({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.5, 4.0])}, {})
-            >>> path.times_change("w", torch.tensor([10.0, 10.0], dtype=torch.float64))
+            >>> path.times_displacement("w", torch.tensor([10.0, 10.0], dtype=torch.float64))
             tensor([ 5., 20.], dtype=torch.float64)
         """
         base, target = self.base[name], self.target[name]

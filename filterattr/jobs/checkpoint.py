@@ -37,6 +37,7 @@ class JobFile:
 
     Example:
         >>> import tempfile, pathlib
+        >>> import torch
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "job.safetensors"
         >>> JobFile(path, {"n_steps": 16}, {}).write({"sums": torch.ones(2)}, {"n_samples": 3})
         >>> JobFile(path, {"n_steps": 16}, {}).read().numbers

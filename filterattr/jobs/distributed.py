@@ -24,7 +24,7 @@ _MESSAGE_BYTES = 4096
 _TEXT_LIMIT = 600
 
 
-class Ranks:
+class ProcessGroup:
     """The processes that share a job; the default is this one alone.
 
     Attributes:
@@ -37,7 +37,7 @@ class Ranks:
         device: Where tensors must be for the backend to send them.
 
     Example:
-        >>> Ranks().together(lambda: ("done", {"steps": 3}))
+        >>> ProcessGroup().run_on_all(lambda: ("done", {"steps": 3}))
         ('done', [{'steps': 3}])
     """
 
@@ -47,7 +47,7 @@ class Ranks:
         self._device = device
 
     @classmethod
-    def joined(cls) -> Ranks:
+    def joined(cls) -> ProcessGroup:
         """Join the default process group.
 
         Returns:
@@ -64,7 +64,7 @@ class Ranks:
         device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
-    def together(self, work: Callable[[], tuple[T, Message]]) -> tuple[T, list[Message]]:
+    def run_on_all(self, work: Callable[[], tuple[T, Message]]) -> tuple[T, list[Message]]:
         """Do a piece of work on every rank, and go on only if it went well on all of them.
 
         An interrupt or an exit is not reported, so that nothing holds it up; the others notice when the process ends.

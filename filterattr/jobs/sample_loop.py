@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import FilterAttrWarning, SettingError, StorageError
-from filterattr.files.fingerprint import digest_of
+from filterattr.files.fingerprint import fingerprint
 from filterattr.jobs.checkpoint import JobFile, StoredJob
-from filterattr.jobs.distributed import Message, Ranks
+from filterattr.jobs.distributed import Message, ProcessGroup
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.model.random_state import RandomState, Turn
@@ -25,7 +25,7 @@ _LOSS_ROUNDING = 1e-5  # of the larger loss: what a small difference of large nu
 _DIGEST_BYTES = 32
 
 
-class SampleRun(Protocol):
+class SampleEstimator(Protocol):
     """What a walk needs of the computation."""
 
     sums: SampleSums
@@ -48,7 +48,7 @@ class SampleRun(Protocol):
         """Whether further samples are not needed."""
 
 
-class Walk:
+class SampleLoop:
     """Feed samples to a computation, each exactly once over all processes and all interrupted calls.
 
     Rank r of n takes the samples r, r + n, r + 2 n and so on, in every round as many as the computation wants at once.
@@ -56,14 +56,16 @@ class Walk:
     of its own that does not depend on who computes it.
 
     Args:
-        run: The computation.
+        estimator: The computation.
         ranks: The processes.
         file: Where the state of this process is kept, if anywhere.
         caller: The random state that the job begins with.
     """
 
-    def __init__(self, run: SampleRun, ranks: Ranks, file: JobFile | None, caller: RandomState) -> None:
-        self.run = run
+    def __init__(
+        self, estimator: SampleEstimator, ranks: ProcessGroup, file: JobFile | None, caller: RandomState
+    ) -> None:
+        self.estimator = estimator
         self.ranks = ranks
         self.file = file
         self._caller = caller
@@ -74,7 +76,7 @@ class Walk:
         self._unwritten = False
         self._met = 0  # samples of this process that the walk has come to
 
-    def through(self, data: Iterable[Any] | None) -> None:
+    def run(self, data: Iterable[Any] | None) -> None:
         """Walk through all samples; the sums then hold those of all processes.
 
         Args:
@@ -85,34 +87,34 @@ class Walk:
             StorageError: The file cannot be written, is damaged, or belongs to another job.
             DistributedError: Another process failed, or was given other samples.
         """
-        stored, answers = self.ranks.together(self._take_up)
+        stored, answers = self.ranks.run_on_all(self._take_up)
         self._share_random_state(stored, answers)
         stream, samples = restoring(partial(self._begun, data), self._turn.release)
         seed = stream.derive_seed()
-        whole = self.ranks.size * self.run.samples_per_pass
+        whole = self.ranks.size * self.estimator.samples_per_pass
         begin, number = 0, whole
         while number == whole:
-            number, answers = self.ranks.together(partial(self._round, samples, stream, begin, seed))
+            number, answers = self.ranks.run_on_all(partial(self._round, samples, stream, begin, seed))
             self.ranks.agree(answers, "data")
             begin += number
-            if self.run.is_due(begin - number, begin) and self._is_enough():
+            if self.estimator.is_due(begin - number, begin) and self._is_enough():
                 break
         if begin == 0:
             raise SettingError("data must hold at least one sample; it is empty.")
         if self._unwritten:
             self._write()
         if self.ranks.size > 1:
-            self.run.sums.merge(self.ranks.add_up)
+            self.estimator.sums.merge(self.ranks.add_up)
 
     def _is_enough(self) -> bool:
         """Ask the computation whether it can stop; all processes come to the same answer.
 
         Sums that hold more samples than the walk has come to were taken from a file, and were not enough at this point.
         """
-        _, answers = self.ranks.together(lambda: (None, {"ahead": self.run.sums.count > self._met}))
+        _, answers = self.ranks.run_on_all(lambda: (None, {"ahead": self.estimator.sums.count > self._met}))
         if any(answer["ahead"] for answer in answers):
             return False
-        _, answers = self.ranks.together(lambda: (None, {"enough": self.run.is_enough(self.ranks.add_up)}))
+        _, answers = self.ranks.run_on_all(lambda: (None, {"enough": self.estimator.is_enough(self.ranks.add_up)}))
         return any(answer["enough"] for answer in answers)
 
     def _take_up(self) -> tuple[bool, Message]:
@@ -136,11 +138,11 @@ class Walk:
                 FilterAttrWarning,
                 stacklevel=7,  # that of the caller of FilterAttributor.attribute
             )
-        return True, {"random state": digest_of(self._random_state)}
+        return True, {"random state": fingerprint(self._random_state)}
 
     def _load(self, stored: StoredJob, file: JobFile) -> None:
         count, losses = stored.numbers.get("n_samples"), stored.numbers.get("first_losses")
-        self.run.sums.load(stored.tensors, count)
+        self.estimator.sums.load(stored.tensors, count)
         digests, random_state = (stored.tensors.get(name) for name in ("samples", "random_state"))
         try:
             if digests is None or digests.shape != (count, _DIGEST_BYTES) or digests.dtype != torch.uint8:
@@ -166,7 +168,7 @@ class Walk:
         """Take samples for every process and work on the own ones."""
         digests: list[str] = []
         own: list[tuple[Sample, str]] = []
-        whole = self.ranks.size * self.run.samples_per_pass
+        whole = self.ranks.size * self.estimator.samples_per_pass
         for place in range(whole):
             arguments = restoring(partial(self._next, samples, stream), self._turn.release)
             if arguments is None:
@@ -177,10 +179,10 @@ class Walk:
                 own.append((Sample(arguments, seed + index, index), digests[-1]))
         new = [(sample, digest) for sample, digest in own if not self._is_done(sample, digest)]
         if new:
-            self._keep([digest for _, digest in new], self.run.add_samples([sample for sample, _ in new]))
+            self._keep([digest for _, digest in new], self.estimator.add_samples([sample for sample, _ in new]))
         if len(digests) < whole and self._met < len(self._digests):
             raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
-        return len(digests), {"number of samples": len(digests), "sample": digest_of(digests)}
+        return len(digests), {"number of samples": len(digests), "sample": fingerprint(digests)}
 
     def _begun(self, data: Iterable[Any] | None) -> tuple[RandomState, Iterator[tuple[Any, ...]]]:
         """Begin with the data; the random state is what their source sees first."""
@@ -202,7 +204,7 @@ class Walk:
         """Digest of a sample, where somebody will compare it."""
         if self.file is None and self.ranks.size == 1:
             return ""
-        return digest_of(arguments[0] if arguments else None, f"sample {index}")
+        return fingerprint(arguments[0] if arguments else None, f"sample {index}")
 
     def _keep(self, digests: list[str], losses: list[list[float]]) -> None:
         """Note what was added to the sums, and put them on the disk."""
@@ -212,7 +214,7 @@ class Walk:
             self._first_losses = losses[0][0], losses[0][-1]
         self._digests += digests
         self._unwritten = True
-        if self._met % self.run.keeps_every == 0:
+        if self._met % self.estimator.keeps_every == 0:
             self._write()
 
     def _is_done(self, sample: Sample, digest: str) -> bool:
@@ -226,8 +228,8 @@ class Walk:
                 "shuffles)"
             )
         if place == 0:
-            self._check_losses(self.run.losses_at_ends(*sample))
-        self.run.skip_sample()
+            self._check_losses(self.estimator.losses_at_ends(*sample))
+        self.estimator.skip_sample()
         return True
 
     def _check_losses(self, values: tuple[float, float]) -> None:
@@ -248,14 +250,14 @@ class Walk:
         """Put the present state on the disk."""
         if self.file is None:
             return
-        tensors: dict[str, Tensor] = dict(self.run.sums.tensors)
+        tensors: dict[str, Tensor] = dict(self.estimator.sums.tensors)
         flat = bytearray.fromhex("".join(self._digests))
         tensors["samples"] = (
             torch.frombuffer(flat, dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8, device="cpu")
         ).reshape(-1, _DIGEST_BYTES)
         tensors["random_state"] = self._random_state
         self._unwritten = False
-        self.file.write(tensors, {"n_samples": self.run.sums.count, "first_losses": list(self._first_losses)})
+        self.file.write(tensors, {"n_samples": self.estimator.sums.count, "first_losses": list(self._first_losses)})
 
 
 def job_environment(device: torch.device, samples_per_pass: int = 1) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from filterattr.errors import ModelChangedError, name_some
 
-_HOLDERS: dict[int, Claim] = {}
+_HOLDERS: dict[int, ModelLock] = {}
 
 
-class Claim:
+class ModelLock:
     """The right of one thread to exchange the weights of a model; it is taken before the slots are looked at.
 
     Calls of one thread may lie inside each other, because the inner one ends first. Calls of two threads may not: each
@@ -26,7 +26,7 @@ class Claim:
         model: The model, not wrapped.
 
     Example:
-        >>> claim = Claim(nn.Linear(1, 1))
+        >>> claim = ModelLock(nn.Linear(1, 1))
         >>> try:
         ...     claim.take()
         ... finally:
@@ -91,7 +91,7 @@ class Claim:
             )
 
 
-def _step_guard(claim: weakref.ref[Claim]) -> Callable[[Optimizer, Any, Any], None]:
+def _step_guard(claim: weakref.ref[ModelLock]) -> Callable[[Optimizer, Any, Any], None]:
     """A hook that keeps nothing alive, should an interrupt leave it behind."""
 
     def guard(optimizer: Optimizer, _arguments: Any, _keywords: Any) -> None:

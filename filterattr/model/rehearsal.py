@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from filterattr.model.lock import Claim
+from filterattr.model.lock import ModelLock
 from filterattr.model.random_state import RandomState
 from filterattr.model.restoring import restoring
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 
 
 def rehearse(
@@ -24,12 +24,12 @@ def rehearse(
         watch: Called before, to register hooks; these are taken away afterwards.
         gradients: Whether a gradient reaches every floating parameter; the model is in evaluation mode then.
     """
-    claim, entered = Claim(model), RandomState()
-    taken: list[Slots] = []
+    claim, entered = ModelLock(model), RandomState()
+    taken: list[ParameterSwap] = []
 
     def observe() -> None:
         claim.take()
-        taken.append(Slots(model))
+        taken.append(ParameterSwap(model))
         taken[0].put(_copies(taken[0], gradients=gradients))
         if gradients:
             model.eval()  # the flags are given back, too
@@ -40,12 +40,12 @@ def rehearse(
     restoring(observe, lambda: _restore(taken), entered.restore, claim.release)
 
 
-def _restore(taken: list[Slots]) -> None:
+def _restore(taken: list[ParameterSwap]) -> None:
     for slots in taken:
         slots.restore()  # takes the hooks away, too
 
 
-def _copies(slots: Slots, *, gradients: bool) -> dict[str, Tensor]:
+def _copies(slots: ParameterSwap, *, gradients: bool) -> dict[str, Tensor]:
     """What a model computes with instead of its own tensors, so that nothing is written to these."""
     copies: dict[str, Tensor] = {name: own.detach().clone() for name, own in slots.buffers.items()}
     for name, own in slots.parameters.items():

@@ -31,7 +31,7 @@ class Owner:
     local: str
 
 
-class Slots:
+class ParameterSwap:
     """The parameter and buffer slots of one model.
 
     One object that sits in several slots (tied weights, a module under two names) counts once, under its first name;

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import nn
 
 from filterattr.errors import UnitError, name_some
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.names import Names
 from filterattr.units.scored import ScoredParameter, units_of
 from filterattr.units.unit import UnitLike, assigned, has_only_groups, is_guess, unit_of
@@ -24,7 +24,7 @@ _NUMBERS_OF_A_UNIT = 6, 4  # float64 numbers that a run holds, and for a single 
 
 
 def scored_parameters(
-    model: nn.Module, slots: Slots, unit: UnitLike, select: Select | None, guesses: list[str] | None = None
+    model: nn.Module, slots: ParameterSwap, unit: UnitLike, select: Select | None, guesses: list[str] | None = None
 ) -> dict[str, ScoredParameter]:
     """Find the parameters that are scored, and their units.
 
@@ -81,7 +81,7 @@ def scored_parameters(
     return scored
 
 
-def _named(slots: Slots, select: Select | None) -> frozenset[str]:
+def _named(slots: ParameterSwap, select: Select | None) -> frozenset[str]:
     """First names of the parameters that ``select`` names."""
     if select is None or callable(select):
         return frozenset()
@@ -149,12 +149,12 @@ def doubts_of_units(
         )
 
 
-def _names(slots: Slots) -> Names:
+def _names(slots: ParameterSwap) -> Names:
     """All names of all parameters."""
     return Names(name for name, first in slots.aliases.items() if first in slots.parameters)
 
 
-def first_names(slots: Slots, texts: Sequence[str]) -> frozenset[str]:
+def first_names(slots: ParameterSwap, texts: Sequence[str]) -> frozenset[str]:
     """First names of the parameters that names and globs mean, whichever of its names a tied one is given."""
     return frozenset(slots.aliases[name] for name in _names(slots).first_of(texts))
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import filterattr
-from filterattr.files.fingerprint import digest_of
+from filterattr.files.fingerprint import fingerprint
 from filterattr.jobs.progress import Progress
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.study.archive import Archive
@@ -176,7 +176,7 @@ def stage_digests(subject: Subject, settings: Settings) -> dict[str, str]:
             "settings": settings.chosen(stage.uses),
             "needs": {name: digests[name] for name in stage.needs},
         }
-        digests[stage.name] = digest_of(inputs)
+        digests[stage.name] = fingerprint(inputs)
     return digests
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from filterattr import FilterAttrError, FilterAttributor, Group
 from filterattr.analysis.agreement import load_scipy
-from filterattr.files.fingerprint import digest_of
+from filterattr.files.fingerprint import fingerprint
 from filterattr.units.builders import output_channels
 from sr_zoo.data import read_photographs
 from sr_zoo.degradations import Degradation, degradations_from, evaluation_inputs
@@ -132,7 +132,7 @@ class Subject:
             "search": list(self.search),
             "test": list(self.test),
         }
-        return digest_of(parts, "the study")
+        return fingerprint(parts, "the study")
 
     def search_samples(self, settings: Settings) -> dict[str, list[Sample]]:
         """Samples to find kernels on: every input to ``search_crops`` crops.

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# the rooms of `filterattr`, each with those below it that it may import from; inside of a folder modules know each other
+# each room of `filterattr`, with those below it that it may import from; modules inside of a folder know each other
 ALLOWED = {
     "errors": set(),
     "names": set(),

@@ -168,7 +168,7 @@ class Server(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def visit(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
+def evaluate(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
     profile = tmp_path_factory.mktemp("profile")
     start = command(profile, "--window-size=1300,950")
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages]

@@ -14,7 +14,7 @@ from filterattr.integral import node
 from filterattr.loss.sample_watch import SampleWatch
 from filterattr.model.holdings import Holdings
 from filterattr.model.random_state import Turn
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from tests.reliability.fuzzing import channel_differences, differences
 
 QUICK, ALL, PART = 50, 2_000, 100
@@ -55,11 +55,15 @@ def in_front(outputs: dict[Any, Any], *_: object, **__: object) -> dict[Any, Pla
 # the fault, what takes its fix out, what finds it, and a word of the story of the job that does
 FAULTS: dict[str, tuple[list[Patch], Callable[[int], list[str]], str]] = {
     "weights that modules also hold outside their slots": (
-        [(Holdings, "put", nothing), (Slots, "check_graph", nothing)],
+        [(Holdings, "put", nothing), (ParameterSwap, "check_graph", nothing)],
         differences,
         "held in",
     ),
-    "weights of the user in the graph of the loss": ([(Slots, "check_graph", nothing)], differences, "held in global"),
+    "weights of the user in the graph of the loss": (
+        [(ParameterSwap, "check_graph", nothing)],
+        differences,
+        "held in global",
+    ),
     "tensors in containers that forward passes write to": (
         [(Holdings, "put", nothing), (Holdings, "restore", nothing)],
         differences,
@@ -76,11 +80,11 @@ FAULTS: dict[str, tuple[list[Patch], Callable[[int], list[str]], str]] = {
         "image without samples",
     ),
     "a loss that writes to its sample": (
-        [(SampleWatch, "check", nothing), (node.PathLoss, "check_repeats", nothing)],
+        [(SampleWatch, "check", nothing), (node.PathNode, "check_repeats", nothing)],
         differences,
         "loss writes",
     ),
-    "a loss that counts": ([(node.PathLoss, "check_repeats", nothing)], differences, "loss counts"),
+    "a loss that counts": ([(node.PathNode, "check_repeats", nothing)], differences, "loss counts"),
     "a loss that takes things out of its sample": (
         [(node, "fresh", lambda arguments: arguments)],
         differences,

@@ -14,7 +14,7 @@ from filterattr.jobs.samples import Sample
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
-class Stack:
+class SampleBatch:
     """Several samples as one, with one more dimension in front of every tensor.
 
     Attributes:
@@ -24,7 +24,7 @@ class Stack:
         samples: At least one; they are `alike`.
 
     Example:
-        >>> stack = Stack([Sample(({"x": torch.tensor(float(i)), "scale": 2},), 0, i) for i in range(3)])
+        >>> stack = SampleBatch([Sample(({"x": torch.tensor(float(i)), "scale": 2},), 0, i) for i in range(3)])
         >>> stack.tensors
         (tensor([0., 1., 2.]),)
         >>> stack.arguments([torch.tensor(5.0)])
@@ -49,7 +49,7 @@ class Stack:
         return tuple(tree_unflatten(leaves, self._structure))
 
 
-def runs_of_alike(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+def batchable_runs(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     """Cut samples where they cannot be stacked with the one before.
 
     Args:
@@ -60,7 +60,7 @@ def runs_of_alike(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
     Example:
         >>> samples = [Sample((torch.zeros(size),), 0, number) for number, size in enumerate([2, 2, 3])]
-        >>> [[sample.number for sample in run] for run in runs_of_alike(samples)]
+        >>> [[sample.number for sample in run] for run in batchable_runs(samples)]
         [[0, 1], [2]]
     """
     run: list[Sample] = []

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import FilterAttrWarning, LossError, ModelChangedError
-from filterattr.estimators.base import Job
-from filterattr.estimators.batched.batch import runs_of_alike
-from filterattr.estimators.batched.node import StackedLoss, refusal
-from filterattr.estimators.fixed import FixedRun
-from filterattr.integral.contributions import StackedAttributions
+from filterattr.estimators.base import AttributionTask
+from filterattr.estimators.batched.batch import batchable_runs
+from filterattr.estimators.batched.node import BatchedPathNode, refusal
+from filterattr.estimators.fixed import FixedEstimator
+from filterattr.integral.contributions import BatchedContributions
 from filterattr.integral.quadrature import Quadrature
 from filterattr.jobs.samples import Sample
 from filterattr.loss.out_of_memory import may_be_out_of_memory
 
 
-class StackedRun(FixedRun):
+class BatchedEstimator(FixedEstimator):
     """The same nodes for every sample, and at every node one pass for all samples that are alike.
 
     The first sample of a call is also evaluated by itself, at base and at one node, with all checks; both ways must
@@ -33,21 +33,21 @@ class StackedRun(FixedRun):
         samples_per_pass: How many samples are evaluated at once, at most.
     """
 
-    def __init__(self, job: Job, quadrature: Quadrature, samples_per_pass: int) -> None:
+    def __init__(self, job: AttributionTask, quadrature: Quadrature, samples_per_pass: int) -> None:
         super().__init__(job, quadrature)
         self.samples_per_pass = samples_per_pass
         self._limit = samples_per_pass
         self._is_compared = False
-        self._stacked = StackedLoss(self.path_loss)
-        self._scores = StackedAttributions(job.parameters)
+        self._batched_node = BatchedPathNode(self.node)
+        self._scores = BatchedContributions(job.parameters)
         # base and one node first: what is wrong with the loss shows there
         self._first = tuple(dict.fromkeys((0.0, quadrature.nodes[0])))
         self._order = (*self._first, *(t for t in self.places if t not in self._first))
 
     def add_samples(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """See `Run.add_samples`."""
+        """See `Estimator.add_samples`."""
         losses: list[list[float]] = []
-        for alike in runs_of_alike(samples):
+        for alike in batchable_runs(samples):
             done = 0
             while done < len(alike):
                 part = alike[done : done + self._limit]
@@ -81,39 +81,39 @@ class StackedRun(FixedRun):
                 reason = str(refused).removesuffix(".")
         if not reason:
             return True
-        self._stacked.release()  # after the block: until then the error holds what the pass did
+        self._batched_node.release()  # after the block: until then the error holds what the pass did
         warnings.warn(f"{reason}; going on with samples_per_pass={self._limit}.", FilterAttrWarning, stacklevel=9)
         return False
 
     def _visit_all(self, samples: list[Sample]) -> None:
-        self._stacked.start(samples)
+        self._batched_node.start(samples)
         for number, t in enumerate(self._order, 1):
-            self._stacked.visit(t, self.coefficients.get(t))
+            self._batched_node.evaluate(t, self.coefficients.get(t))
             if not self._is_compared and number == len(self._first):
                 self._compare()
 
     def _visit_alone(self, sample: Sample) -> None:
         """Evaluate one sample by itself, with everything that is checked about a loss."""
-        self.path_loss.start(*sample)
+        self.node.start(*sample)
         for t in self._first:
-            self.path_loss.visit(t, self.coefficients.get(t))
-        self.path_loss.losses_at(self._first)
-        self.path_loss.check_gradients()
+            self.node.evaluate(t, self.coefficients.get(t))
+        self.node.losses_at(self._first)
+        self.node.check_gradients()
         if self.sums.count == 0:
-            self.path_loss.check_used(self.job.allow_unused)
+            self.node.check_used(self.job.allow_unused)
 
     def _compare(self) -> None:
         """Refuse a loss that is another one for several samples; what is mapped silently wrong shows here."""
-        alone = self.path_loss.losses_at(self._first)
-        together = self._stacked.losses_at(self._first)[0]
+        alone = self.node.losses_at(self._first)
+        together = self._batched_node.losses_at(self._first)[0]
         rounding = self._rounding()
         wrong = [
             f"{two:.6g} instead of {one:.6g} at t = {t:.4g}"
             for t, one, two in zip(self._first, alone, together, strict=True)
             if not abs(one - two) <= rounding * max(map(abs, alone))
         ]
-        sums = self.path_loss.gradients.sums
-        own = {name: total[0] for name, total in self._stacked.integrals().items()}
+        sums = self.node.gradients.sums
+        own = {name: total[0] for name, total in self._batched_node.integrals().items()}
         size = sum(float(total.abs().sum()) for total in sums.values())
         gap = sum(float((own[name] - total).abs().sum()) for name, total in sums.items())
         if not wrong and not gap <= 10 * rounding * size:
@@ -135,8 +135,8 @@ class StackedRun(FixedRun):
 
     def _add(self, samples: list[Sample]) -> list[list[float]]:
         """Add all samples to the sums; what is not finite shows again, with its place, when they are alone."""
-        losses = self._stacked.losses_at(self.places)
-        if not self._stacked.is_finite():
+        losses = self._batched_node.losses_at(self.places)
+        if not self._batched_node.is_finite():
             return super().add_samples(samples)
         ends = [self._true_ends_of(sample, own) for sample, own in zip(samples, losses, strict=True)]
         self.sums.add(self._terms_together(losses, ends), len(samples))
@@ -146,15 +146,15 @@ class StackedRun(FixedRun):
 
     def _true_ends_of(self, sample: Sample, losses: list[float]) -> dict[str, Tensor]:
         if self.job.path.end_buffers:
-            self.path_loss.start(*sample)
+            self.node.start(*sample)
         return self.true_ends(losses)
 
     def _terms_together(self, losses: list[list[float]], ends: list[dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Everything that the samples add together, one after the other."""
         for terms in ends:
             yield from terms.items()
-        integrals = self._stacked.integrals().items()
-        attributions = ((name, self.job.path.times_change(name, integral)) for name, integral in integrals)
+        integrals = self._batched_node.integrals().items()
+        attributions = ((name, self.job.path.times_displacement(name, integral)) for name, integral in integrals)
         for name, scores in self._scores.per_unit(attributions):
             for key, values in self.statistics(name, scores):
                 yield key, values.sum(0)

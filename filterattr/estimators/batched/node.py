@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from filterattr.errors import LossError
-from filterattr.estimators.batched.batch import Stack
+from filterattr.estimators.batched.batch import SampleBatch
 from filterattr.integral.gradients import GradientSums
-from filterattr.integral.node import PathLoss
+from filterattr.integral.node import PathNode
 from filterattr.jobs.samples import Sample
 from filterattr.model.random_state import RandomState, Turn, seed_all
 from filterattr.model.restoring import restoring
@@ -46,7 +46,7 @@ _CAUSES = {
 }
 
 
-class StackedLoss:
+class BatchedPathNode:
     """The user's loss for several samples at once; the model is given back after every place.
 
     Memory is that of one pass with all the samples together, and three times the bytes of the moving float32
@@ -56,12 +56,12 @@ class StackedLoss:
         alone: The loss of one sample.
     """
 
-    def __init__(self, alone: PathLoss[GradientSums]) -> None:
+    def __init__(self, alone: PathNode[GradientSums]) -> None:
         self._alone = alone
         self._turn = Turn()
         self._losses: dict[float, Tensor] = {}
         self._samples: list[Sample] = []
-        self._stack: Stack | None = None
+        self._stack: SampleBatch | None = None
         self._gradients: GradientSums | None = None
         self._width = 0
 
@@ -80,13 +80,13 @@ class StackedLoss:
             self._width = len(samples)
         elif self._gradients is not None:
             self._gradients.reset()
-        self._losses, self._samples, self._stack = {}, list(samples), Stack(samples)
+        self._losses, self._samples, self._stack = {}, list(samples), SampleBatch(samples)
 
     def release(self) -> None:
         """Give the memory of the samples and their sums back."""
         self._losses, self._samples, self._stack, self._gradients, self._width = {}, [], None, None, 0
 
-    def visit(self, t: float, coefficient: float | None = None) -> None:
+    def evaluate(self, t: float, coefficient: float | None = None) -> None:
         """Evaluate the losses at one place, and add their gradients to the sums.
 
         Args:
@@ -100,15 +100,15 @@ class StackedLoss:
         if self._stack is None or self._gradients is None:
             raise RuntimeError("start() comes first.")
         stack, moved = self._stack, self._alone.moved
-        leaves, held = self._alone.weights_at(t)
+        leaves, held = self._alone.leaves_at(t)
         weights: dict[str, Tensor] = {name: leaf.detach() for name, leaf in leaves.items()}  # no history beside vmap's
 
         def of_one(moving: Mapping[str, Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
             inside = {**held, **weights, **moving}
 
             def one_pass() -> Tensor:
-                with self._alone.holding(inside):
-                    return self._alone.evaluate(stack.arguments(tensors), differentiable=is_node)
+                with self._alone.with_weights(inside):
+                    return self._alone.compute(stack.arguments(tensors), differentiable=is_node)
 
             return restoring(one_pass, *self._alone.give_back, inside.clear)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttribution, FilterAttributor, Group, NonFiniteError, SettingError
-from filterattr.estimators.pooled import PooledRun
+from filterattr.estimators.pooled import PooledEstimator
 from tests.networks import image, relu_network, smooth_network, squared_sum
 from tests.reference import slow_refinement
 from tests.reliability.fingerprint import Fingerprint
@@ -126,13 +126,13 @@ def blend_of(base: nn.Module, target: nn.Module) -> nn.Module:
 class TestDraws:
     def test_sixteen_samples_see_sixteen_strata_and_each_half_eight(self) -> None:
         for block in range(3):
-            drawn = [PooledRun.draw(7, 16 * block + number) for number in range(16)]
+            drawn = [PooledEstimator.draw(7, 16 * block + number) for number in range(16)]
             assert sorted(int(16 * place) for place, _ in drawn) == list(range(16))
             for half in (1.0, -1.0):
                 assert sorted(int(8 * place) for place, own in drawn if own == half) == list(range(8))
 
     def test_draws_do_not_follow_a_pattern_of_the_data(self) -> None:
-        every_other = [PooledRun.draw(0, index)[0] for index in range(0, 640, 2)]
+        every_other = [PooledEstimator.draw(0, index)[0] for index in range(0, 640, 2)]
         assert np.mean(every_other) == pytest.approx(0.5, abs=0.05)
         assert np.histogram(every_other, 4, (0, 1))[0].min() > 50
 

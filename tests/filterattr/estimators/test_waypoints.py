@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from filterattr import FilterAttributor, PathRecorder, StateMismatchError, StorageError
 from filterattr.integral.path import Path as WeightPath
 from filterattr.model.fitting import fit_states
-from filterattr.model.swap import Slots
+from filterattr.model.swap import ParameterSwap
 from filterattr.results.attribution import FilterAttribution
 from tests.networks import image, smooth_network, squared_sum
 from tests.reference.slow_attribution import unit_index
@@ -194,7 +194,7 @@ def test_what_does_not_move_is_kept_once() -> None:
     base, middle, target = chain(3)
     for other in (middle, target):
         other[0].load_state_dict(base[0].state_dict())
-    slots = Slots(base)
+    slots = ParameterSwap(base)
     states = fit_states(
         base.state_dict(),
         target.state_dict(),

@@ -25,7 +25,7 @@ from filterattr import FilterAttribution, FilterAttributor, FilterScores, Filter
 from filterattr.files import layout, writing
 from filterattr.files import safetensors as storage
 from filterattr.files.safetensors import read_tensors, write_tensors
-from filterattr.files.untrusted import read_checkpoint
+from filterattr.files.untrusted import read_untrusted
 from tests.memory import allocated, needs_glibc, peak_of
 
 DTYPES = [
@@ -239,7 +239,7 @@ class TestMemory:
         torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
         del content
         before, kept = allocated(), []
-        peak = peak_of(lambda: kept.append(read_checkpoint(tmp_path / "x.pth")))
+        peak = peak_of(lambda: kept.append(read_untrusted(tmp_path / "x.pth")))
         assert peak - before < 1.2 * self.SIZE
 
 
@@ -250,7 +250,7 @@ class TestLimits:
         with pytest.raises(StorageError, match=r"holds 17179869185 bytes; at most 17179869184 are read"):
             read_tensors(tmp_path / "x", "note")
         with pytest.raises(StorageError, match=r"holds 17179869185 bytes"):
-            read_checkpoint(tmp_path / "x")
+            read_untrusted(tmp_path / "x")
 
     @pytest.mark.parametrize("length", [2**63, storage.MAX_HEADER_BYTES + 1])
     def test_a_header_that_is_too_long_is_not_read(self, tmp_path, length):
@@ -286,7 +286,7 @@ class TestLimits:
             with pytest.raises(StorageError, match=r"must be a regular file|cannot be read: Is a directory"):
                 read_tensors(path, "note")
             with pytest.raises(StorageError, match=r"must be a regular file|cannot be read: Is a directory"):
-                read_checkpoint(path)
+                read_untrusted(path)
 
 
 class TestForeignFiles:
@@ -452,11 +452,11 @@ def check_refused_or_equal(path: Path, tensors: dict[str, torch.Tensor], descrip
 def fuzz_foreign(folder: Path, n_files: int) -> int:
     """Read damaged copies of a checkpoint; return how many were refused."""
     payload = (folder / "good.pth").read_bytes()
-    good = read_checkpoint(folder / "good.pth")["params"]
+    good = read_untrusted(folder / "good.pth")["params"]
     source, refused, path = random.Random(2), 0, folder / "bad.pth"
     for _ in range(n_files):
         path.write_bytes(damage(payload, source))
-        back = outcome(read_checkpoint, path)
+        back = outcome(read_untrusted, path)
         if isinstance(back, StorageError):
             assert str(path) in str(back)
             refused += 1
@@ -492,14 +492,14 @@ class TestThirdPartyCheckpoints:
         content["halves"] = {name: value.clone() for name, value in content["halves"].items()}
         row = torch.arange(4.0)
         content["columns"] = {"even": row[::2], "odd": row[1::2]}
-        back = read_checkpoint(self.save(tmp_path, content))
+        back = read_untrusted(self.save(tmp_path, content))
         assert same(dict(back["params"]), {name: value.detach() for name, value in content["params"].items()})
         assert back["epoch"] == 3
         torch.testing.assert_close(back["columns"]["odd"], torch.tensor([1.0, 3.0]))
 
     def test_files_of_the_old_format_are_read(self, tmp_path):
         torch.save({"a": torch.ones(2)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-        torch.testing.assert_close(read_checkpoint(tmp_path / "x.pth")["a"], torch.ones(2))
+        torch.testing.assert_close(read_untrusted(tmp_path / "x.pth")["a"], torch.ones(2))
 
     @pytest.mark.parametrize("variable", ["", "1"])
     def test_no_code_runs_whatever_the_environment_says(self, tmp_path, monkeypatch, variable):
@@ -510,10 +510,10 @@ class TestThirdPartyCheckpoints:
             for content in contents:
                 torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
                 with pytest.raises(StorageError, match=r"'.*x.pth' must be a checkpoint of tensors alone"):
-                    read_checkpoint(tmp_path / "x.pth")
+                    read_untrusted(tmp_path / "x.pth")
         (tmp_path / "y.pth").write_bytes(pickle.dumps(Hostile(trap)))
         with pytest.raises(StorageError, match=r"'.*y.pth' must be a checkpoint of tensors alone"):
-            read_checkpoint(tmp_path / "y.pth")
+            read_untrusted(tmp_path / "y.pth")
         assert not trap.exists()
 
     @pytest.mark.parametrize(
@@ -538,21 +538,21 @@ class TestThirdPartyCheckpoints:
     )
     def test_what_is_not_plain_is_refused_with_file_and_key(self, tmp_path, content, reason):
         with pytest.raises(StorageError, match=f"'.*x.pth'.*({reason})"):
-            read_checkpoint(self.save(tmp_path, content))
+            read_untrusted(self.save(tmp_path, content))
 
     def test_overlapping_views_are_refused_by_both_names(self, tmp_path):
         row = torch.arange(6.0)
         path = self.save(tmp_path, {"first": row[:4], "second": row[3:]})
         with pytest.raises(StorageError, match=r"'second' overlaps 'first'"):
-            read_checkpoint(path)
+            read_untrusted(path)
         path = self.save(tmp_path, {"weight": row.view(2, 3), "transposed": row.view(2, 3).t()})
         with pytest.raises(StorageError, match=r"'transposed' overlaps 'weight'"):
-            read_checkpoint(path)
+            read_untrusted(path)
 
     def test_a_container_that_holds_itself_ends(self, tmp_path):
         content: dict[str, object] = {"a": torch.ones(1)}
         content["self"] = content
-        assert "a" in read_checkpoint(self.save(tmp_path, content))
+        assert "a" in read_untrusted(self.save(tmp_path, content))
 
     @pytest.mark.parametrize(
         ("content", "reason"),
@@ -568,16 +568,16 @@ class TestThirdPartyCheckpoints:
     def test_what_is_no_checkpoint_is_refused(self, tmp_path, content, reason):
         (tmp_path / "x.pth").write_bytes(content)
         with pytest.raises(StorageError, match=f"'.*x.pth'.*({reason})"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_untrusted(tmp_path / "x.pth")
         with pytest.raises(StorageError, match=r"'.*none.pth' cannot be read: No such file"):
-            read_checkpoint(tmp_path / "none.pth")
+            read_untrusted(tmp_path / "none.pth")
 
     def test_truncated_at_every_length(self, tmp_path):
         payload = self.save(tmp_path, {"a": torch.rand(20)}).read_bytes()
         for length in range(0, len(payload), 17):
             (tmp_path / "y.pth").write_bytes(payload[:length])
             with pytest.raises(StorageError, match=r"y\.pth"):
-                read_checkpoint(tmp_path / "y.pth")
+                read_untrusted(tmp_path / "y.pth")
 
     def test_one_flipped_bit_of_a_tensor_is_refused(self, tmp_path):
         path = self.save(tmp_path, {"a": torch.full((100,), 2.0)})
@@ -586,7 +586,7 @@ class TestThirdPartyCheckpoints:
         path.write_bytes(payload)
         assert not torch.load(path, weights_only=True)["a"].eq(2.0).all()  # torch.load does not notice
         with pytest.raises(StorageError, match=r"'.*data/0' does not match its checksum"):
-            read_checkpoint(path)
+            read_untrusted(path)
 
     def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(self, tmp_path):
         buffer = io.BytesIO()
@@ -596,4 +596,4 @@ class TestThirdPartyCheckpoints:
                 bomb.writestr(entry.filename, source.read(entry))
         assert (tmp_path / "x.pth").stat().st_size < 10**5
         with pytest.raises(StorageError, match=r"is compressed"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_untrusted(tmp_path / "x.pth")

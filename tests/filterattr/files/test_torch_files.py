@@ -23,7 +23,7 @@ from torch import nn
 from filterattr import FilterScores, StorageError, Unit, load_state
 from filterattr.files import torch_file
 from filterattr.files.safetensors import write_tensors
-from filterattr.files.untrusted import read_checkpoint
+from filterattr.files.untrusted import read_untrusted
 from filterattr.units.scored import ScoredParameter
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +87,7 @@ def refused(tmp_path) -> Callable[[bytes, str], None]:
     def check(payload: bytes, reason: str) -> None:
         (tmp_path / "x.pth").write_bytes(payload)
         with pytest.raises(StorageError, match=rf"'.*x\.pth' must be a checkpoint of tensors alone.*{reason}"):
-            read_checkpoint(tmp_path / "x.pth")
+            read_untrusted(tmp_path / "x.pth")
 
     return check
 
@@ -96,7 +96,7 @@ def refused(tmp_path) -> Callable[[bytes, str], None]:
 def read(tmp_path) -> Callable[[bytes], object]:
     def content_of(payload: bytes) -> object:
         (tmp_path / "x.pth").write_bytes(payload)
-        return read_checkpoint(tmp_path / "x.pth")
+        return read_untrusted(tmp_path / "x.pth")
 
     return content_of
 
@@ -215,7 +215,7 @@ class TestClaims:
     def test_odd_pickles_end_soon(self, tmp_path, pickled):
         (tmp_path / "x.pth").write_bytes(archive(pickled))
         try:
-            assert not isinstance(read_checkpoint(tmp_path / "x.pth"), torch.Tensor)
+            assert not isinstance(read_untrusted(tmp_path / "x.pth"), torch.Tensor)
         except StorageError as error:
             assert "must be a checkpoint of tensors alone" in str(error)  # noqa: PT017 - one of two outcomes
 
@@ -244,7 +244,7 @@ class TestArchives:
         for payload in (good + b"\0", good + good, good[:30] + good, b"PK\3\4" + good):
             (tmp_path / "x.pth").write_bytes(payload)
             with pytest.raises(StorageError, match="must be a checkpoint of tensors alone"):
-                read_checkpoint(tmp_path / "x.pth")
+                read_untrusted(tmp_path / "x.pth")
 
     def test_two_directories_are_refused(self, refused, good):
         end = good.rindex(b"PK\5\6")
@@ -348,7 +348,7 @@ class TestSoundFiles:
             "torch": [torch.float32, torch.Size([1, 2]), Counter(a=2)],
         }  # fmt: skip
         torch.save(saved, tmp_path / "x.pth", _use_new_zipfile_serialization=new, pickle_protocol=protocol)
-        found = read_checkpoint(tmp_path / "x.pth")
+        found = read_untrusted(tmp_path / "x.pth")
         compare(found, saved)
         assert found["gradient"].requires_grad
         assert isinstance(found["state_dict"]["weight"], nn.Parameter)
@@ -438,7 +438,7 @@ def test_what_interrupts_the_reading_is_no_damage(tmp_path, monkeypatch, error) 
 
     monkeypatch.setattr(torch_file, "fill_from", interrupted)
     with pytest.raises(error, match="an alarm of the caller"):
-        read_checkpoint(tmp_path / "x.pth")
+        read_untrusted(tmp_path / "x.pth")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from filterattr import FilterAttribution, SettingError
-from filterattr.jobs.distributed import Ranks
+from filterattr.jobs.distributed import ProcessGroup
 from tests.filterattr.jobs.rank_worker import SHORT_TIMEOUT, TIMEOUT, attribute, pooled, samples, squared, together
 
 ROOT = Path(__file__).parents[3]
@@ -314,7 +314,7 @@ class TestOneProcess:
             raise KeyError("mine")
 
         with pytest.raises(KeyError, match="mine"):
-            Ranks().together(work)
+            ProcessGroup().run_on_all(work)
 
 
 @pytest.mark.gpu

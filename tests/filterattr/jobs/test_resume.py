@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError, StorageError
-from filterattr.files.fingerprint import digest_of
+from filterattr.files.fingerprint import fingerprint
 from filterattr.files.safetensors import read_tensors, write_tensors
 from filterattr.jobs.sums import SampleSums
 
@@ -302,19 +302,19 @@ class TestDigests:
             torch.arange(4).reshape(2, 2), torch.arange(4).reshape(2, 2).t(), torch.tensor([1 + 1j]),
             torch.tensor([1 + 1j]).conj(), np.arange(4).reshape(2, 2).T, np.arange(4).reshape(2, 2),
         ]  # fmt: skip
-        digests = [digest_of(value) for value in values]
+        digests = [fingerprint(value) for value in values]
         assert len(set(digests)) == len(digests)
-        assert digests == [digest_of(value) for value in values]
+        assert digests == [fingerprint(value) for value in values]
 
     def test_layout_does_not_count(self):
         table = torch.arange(6.0).reshape(2, 3)
-        assert digest_of(table.t().contiguous().t()) == digest_of(table)
-        assert digest_of(np.asfortranarray(table.numpy())) == digest_of(table.numpy())
+        assert fingerprint(table.t().contiguous().t()) == fingerprint(table)
+        assert fingerprint(np.asfortranarray(table.numpy())) == fingerprint(table.numpy())
 
     def test_pictures_count_as_arrays(self):
         image = pytest.importorskip("PIL.Image")
         black, gray = image.new("L", (2, 2)), image.new("L", (2, 2), 7)
-        assert digest_of(black) == digest_of(image.new("L", (2, 2))) != digest_of(gray)
+        assert fingerprint(black) == fingerprint(image.new("L", (2, 2))) != fingerprint(gray)
 
     @pytest.mark.parametrize(
         "value",
@@ -322,13 +322,13 @@ class TestDigests:
     )
     def test_what_cannot_be_compared_is_refused(self, value):
         with pytest.raises(SettingError, match=r"the value\[0\] is an? .*, whose content cannot be compared"):
-            digest_of([value])
+            fingerprint([value])
 
     def test_what_holds_itself_is_refused(self):
         loop: list[object] = []
         loop.append(loop)
         with pytest.raises(SettingError, match=r"nested too deeply, or holds itself"):
-            digest_of(loop)
+            fingerprint(loop)
 
 
 # A process that has loaded everything forks one child after the other and kills it; only then 25 kills take seconds.

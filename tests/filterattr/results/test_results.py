@@ -341,7 +341,7 @@ class TestSingleWeights:
             assert (result.scores("sum")["weight"] < 0).any()
 
     def test_a_checkpoint_that_holds_them_twice_is_taken_up(self, tmp_path: Path) -> None:
-        from filterattr.estimators.fixed import PerSampleRun
+        from filterattr.estimators.fixed import PerSampleEstimator
         from filterattr.units.scored import STATISTICS
 
         torch.manual_seed(0)
@@ -351,13 +351,13 @@ class TestSingleWeights:
         attributor = FilterAttributor(base, unit="weight")
         whole = attributor.attribute(base, target, loss, samples)
 
-        def as_before(_run: PerSampleRun, name: str) -> dict[tuple[str, str], str]:
+        def as_before(_run: PerSampleEstimator, name: str) -> dict[tuple[str, str], str]:
             return {
                 (kind, reduction): f"{kind}/{reduction}/{name}" for kind in STATISTICS for reduction in STATISTICS[kind]
             }
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PerSampleRun, "_keys_of", as_before)
+            patch.setattr(PerSampleEstimator, "_keys_of", as_before)
             attributor.attribute(base, target, loss, samples[:2], checkpoint=tmp_path / "job")
         resumed = attributor.attribute(base, target, loss, samples, checkpoint=tmp_path / "job")
         for reduction in whole.means:
