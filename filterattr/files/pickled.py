@@ -67,7 +67,7 @@ class Foreign(NamedTuple):
     name: str
 
 
-class ModelLock(NamedTuple):
+class StorageClaim(NamedTuple):
     """What a pickle says of a storage.
 
     Attributes:
@@ -102,7 +102,7 @@ class Storage(NamedTuple):
     size: int
 
 
-Allocate: TypeAlias = Callable[[ModelLock], Tensor]
+Allocate: TypeAlias = Callable[[StorageClaim], Tensor]
 
 
 def read_pickle(stream: BinaryIO, allocate: Allocate, foreign: set[str]) -> Any:
@@ -302,7 +302,7 @@ class _Machine:
         dtype = _STORAGES.get(kind.name.rpartition(".")[2]) if type(kind) is Global else None
         if dtype is None or not kind.name.startswith("torch.") or type(key) is not str or not _is_size(numel):
             raise PickledError(f"it refers to the storage {given[1:]!r:.200}")
-        claim = ModelLock(key, dtype, numel)
+        claim = StorageClaim(key, dtype, numel)
         memory = self._allocate(claim)
         begin, size = _view(claim, view[0]) if view and view[0] is not None else (0, claim.size)
         self.stack.append(Storage(memory, dtype, begin, size))
@@ -311,7 +311,7 @@ class _Machine:
         pass
 
 
-def _view(claim: ModelLock, view: Any) -> tuple[int, int]:
+def _view(claim: StorageClaim, view: Any) -> tuple[int, int]:
     """Where a part of a storage lies in it, in files of before version 0.4."""
     _, offset, numel = view
     if not _is_size(offset) or not _is_size(numel) or offset + numel > claim.numel:

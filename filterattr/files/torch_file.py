@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from filterattr.files.archive import ArchiveError, Record, fill_from, read_directory
-from filterattr.files.pickled import ModelLock, PickledError, read_pickle
+from filterattr.files.pickled import StorageClaim, PickledError, read_pickle
 from filterattr.files.reading import bytes_of, fill
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -86,7 +86,7 @@ def _read_archive(stream: BinaryIO, size: int) -> Any:
     return content
 
 
-def _record(records: dict[str, Record], root: str, claim: ModelLock) -> Record:
+def _record(records: dict[str, Record], root: str, claim: StorageClaim) -> Record:
     record = records.get(f"{root}data/{claim.key}")
     if record is None:
         raise PickledError(f"the storage '{claim.key}' is missing")
@@ -142,13 +142,13 @@ class _Storages:
         size: Number of bytes of the file.
     """
 
-    def __init__(self, held: Callable[[ModelLock], int], size: int) -> None:
-        self.claims: dict[str, ModelLock] = {}
+    def __init__(self, held: Callable[[StorageClaim], int], size: int) -> None:
+        self.claims: dict[str, StorageClaim] = {}
         self.memory: dict[str, Tensor] = {}
         self._held = held
         self._left = size
 
-    def __call__(self, claim: ModelLock) -> Tensor:
+    def __call__(self, claim: StorageClaim) -> Tensor:
         known = self.claims.get(claim.key)
         if known is None:
             self._allocate(claim)
@@ -156,7 +156,7 @@ class _Storages:
             raise PickledError(f"the storage '{claim.key}' should hold both {known.size} and {claim.size} bytes")
         return self.memory[claim.key]
 
-    def _allocate(self, claim: ModelLock) -> None:
+    def _allocate(self, claim: StorageClaim) -> None:
         held = min(self._held(claim), self._left)
         if claim.size != held:
             raise PickledError(f"the storage '{claim.key}' should hold {claim.size} bytes; the file has {held} for it")

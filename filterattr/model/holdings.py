@@ -76,7 +76,7 @@ class Contents:
                 members.update(own_members)
 
 
-class Snapshot:
+class ModuleSnapshot:
     """The class and the attributes of one object.
 
     Args:
@@ -139,7 +139,7 @@ class Holdings:
     def __init__(self, modules: Iterable[nn.Module], registered: Mapping[str, Tensor]) -> None:
         self._registered = registered
         self._names = {id(tensor): name for name, tensor in registered.items()}
-        self._snapshots: list[Snapshot] = []
+        self._snapshots: list[ModuleSnapshot] = []
         self._contents = Contents()
         self._places: list[_Place] = []
         self._restored: list[_Place] = []  # those that neither a snapshot nor the contents give back
@@ -183,7 +183,7 @@ class Holdings:
         self._seen.update(map(id, modules))
         waiting: deque[_Place] = deque()
         for module in modules:
-            self._snapshots.append(Snapshot(module))
+            self._snapshots.append(ModuleSnapshot(module))
             attributes = module.__dict__
             for name, value in attributes.items():
                 if type(value) in _PLAIN:
@@ -239,7 +239,7 @@ class Holdings:
         elif isinstance(value, nn.Module) or _is_users(value):
             attributes = getattr(value, "__dict__", None)
             if type(attributes) is dict:
-                self._snapshots.append(Snapshot(value))
+                self._snapshots.append(ModuleSnapshot(value))
                 yield from _entries(attributes)
             setter = _Setter(partial(object.__setattr__, value))
             for name, part in _slotted(value):
