@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from filterattr.files.archive import ArchiveError, Record, fill_from, read_directory
-from filterattr.files.pickled import StorageClaim, PickledError, read_pickle
+from filterattr.files.pickled import PickledError, StorageClaim, read_pickle
 from filterattr.files.reading import bytes_of, fill
 
 _MAGIC = 0x1950A86A20F9469CFC6C
