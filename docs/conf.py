@@ -45,7 +45,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     # private parts of the library, and types that its own aliases are made of
     ("py:.*", r".*\b_\w+$"),
-    ("py:.*", r"filterattr\.(engine|display\.page)\..*|sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.study\..*"),
+    ("py:.*", r"filterattr\.(model|loss|files|units|jobs|results|integral|estimators|activations|display\.page)\..*"),
+    ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.study\..*"),
     # how Sphinx writes aliases of unions inside of other annotations
     ("py:.*", r"TypeAliasForwardRef|'\w+'"),
     ("py:.*", r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Intervention|Rank)"),

@@ -52,8 +52,8 @@ class GradientAccumulator(ABC):
         """Take the gradients that were too small to be taken one by one; call it after the backward pass.
 
         Args:
-            leaves: As for `watch`.
-            coefficient: As for `watch`.
+            leaves: As for `register`.
+            coefficient: As for `register`.
         """
 
     @abstractmethod

@@ -26,7 +26,7 @@ REFERENCE = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "refe
 LISTED = set(re.findall(r"^\s+((?:filterattr|sr_zoo)[\w.]*)$", REFERENCE, re.MULTILINE))
 LISTED |= {f"filterattr.{name}" for name in re.findall(r"\.\. autoexception:: (\w+)", REFERENCE)}
 
-# rooms whose modules are public as a whole; the engine is no part of the interface
+# packages whose modules are public as a whole; all others are no part of the interface
 PUBLIC_ROOMS = ("filterattr.analysis", "filterattr.display", "sr_zoo")
 INSIDE = {"filterattr.display.page": "the parts of a report, which filterattr.display.report puts together"}
 # tutorials, gallery and how-tos are run, by `make docs` and by the tests
