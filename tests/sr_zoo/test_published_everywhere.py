@@ -86,7 +86,9 @@ def test_demo(pair, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sr_zoo.cli.demo.find_and_mask", find_and_mask)
-    write_image(pair / "photos" / "large.png", torch.zeros(3, 200, 200, dtype=torch.uint8))
+    for folder in ("photos", "others"):
+        (pair / folder).mkdir(exist_ok=True)
+        write_image(pair / folder / "large.png", torch.zeros(3, 200, 200, dtype=torch.uint8))
     words = [
         "demo",
         "--out",
@@ -96,7 +98,7 @@ def test_demo(pair, monkeypatch):
         "--target",
         str(pair / "target.pth"),
     ]
-    assert main([*words, "--search", str(pair / "photos"), "--test", str(pair / "photos")]) == 130
+    assert main([*words, "--search", str(pair / "photos"), "--test", str(pair / "others")]) == 130
     for network, name in zip(arrived, ("base", "target"), strict=True):
         expected = load_network(pair / f"{name}.safetensors").state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())

@@ -286,6 +286,7 @@ def small() -> Settings:
 
 
 class TestStage:
+    @pytest.mark.filterwarnings("ignore:.* selected units have score 0:filterattr.FilterAttrWarning")  # of 35 channels
     def test_an_interrupted_stage_goes_on_and_its_page_needs_no_search(
         self, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

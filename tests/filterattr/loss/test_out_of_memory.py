@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor
-from filterattr.integral import out_of_memory as memory
+from filterattr.loss import out_of_memory as memory
 from filterattr.loss.out_of_memory import available_bytes
 from tests.reliability.fingerprint import Fingerprint
 
