@@ -36,15 +36,19 @@ def keys_of(options: argparse.Namespace, files: Sequence[str]) -> list[str | Non
         As many keys as files.
 
     Raises:
-        SettingError: There are more keys than files, or none of the files takes a key.
+        SettingError: There are more keys than files, or a key is for a file that takes none.
     """
     if options.key is None:
         return [None] * len(files)
-    if len(options.key) > 1:
-        if len(options.key) != len(files):
-            raise SettingError(f"--key takes one key, or one for base and one for target; got {len(options.key)}.")
-        return list(options.key)
+    count = len(options.key)
+    if count > 1 and count != len(files):
+        raise SettingError(f"--key takes one key, or one for base and one for target; got {count}.")
     takers = [takes_key(file) for file in files]
     if not any(takers):
         raise SettingError("--key is for checkpoints of somebody else; these files hold one network each.")
+    if count > 1:
+        if not all(takers):
+            single = files[takers.index(False)]
+            raise SettingError(f"'{single}' holds one network and takes no key; give the key of the other file alone.")
+        return list(options.key)
     return [options.key[0] if takes else None for takes in takers]

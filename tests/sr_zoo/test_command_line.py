@@ -487,7 +487,9 @@ class TestKey:
     def test_keys_that_nothing_takes_are_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         own = ["attribute", "base.safetensors", "target.safetensors", *self.PAIR[2:], "--key"]
         assert "these files hold one network each" in refused([*own, "params"], capsys)
-        assert "leave key= (--key) out" in refused([*own, "params", "params"], capsys)
+        assert "these files hold one network each" in refused([*own, "params", "params"], capsys)
+        mixed = ["attribute", "base.safetensors", *self.PAIR[1:], "--key", "params", "networks.after"]
+        assert "'base.safetensors' holds one network and takes no key" in refused(mixed, capsys)
         assert "got 3" in refused([*own, "a", "b", "c"], capsys)
         assert "both.pth" in refused(["attribute", *self.PAIR, "--key", "nothing"], capsys)
 

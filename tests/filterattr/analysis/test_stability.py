@@ -47,7 +47,9 @@ def test_per_sample_scores_average_to_the_attribution_and_are_taken_up(tmp_path)
     per_sample_scores(*arguments, data[:2], folder=tmp_path, reduction="sum")
     calls = 0
     samples = per_sample_scores(*arguments, data, folder=tmp_path, reduction="sum")
-    assert calls == 2 + 2 + 16 + 2 + 1  # both ends of each finished sample; nodes, ends and a second look of the new one
+    assert (
+        calls == 2 * 2 + 16 + 2 + 1
+    )  # both ends of the finished samples; nodes, ends and a second look of the new one
     torch.testing.assert_close(samples.scores().flat(), whole.scores("sum").flat(), rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(samples.scores([1, 1]).flat(), samples.values[1].double())
     samples.save(tmp_path / "samples.safetensors")
