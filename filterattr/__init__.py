@@ -22,6 +22,7 @@ from filterattr.intervention import blend, swapped, train_only
 from filterattr.recorder import PathRecorder
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection, contrast
+from filterattr.results.signed import expected_removed, signed_contrast
 from filterattr.units.builders import attention_heads, output_channels, recurrent_gates
 from filterattr.units.layouts import register_layout
 from filterattr.units.unit import Group, Unit
@@ -53,11 +54,13 @@ __all__ = [
     "attention_heads",
     "blend",
     "contrast",
+    "expected_removed",
     "load_state",
     "output_channels",
     "recurrent_gates",
     "register_layout",
     "report",
+    "signed_contrast",
     "swapped",
     "train_only",
 ]

@@ -108,8 +108,8 @@ def agreement(
     stats = load_scipy()
     chosen = units.flat().numpy()
     for scores in rankings.values():
-        scores._check_same_units(oracle)
-    oracle._check_same_units(units)
+        scores.check_same_units(oracle)
+    oracle.check_same_units(units)
     truth = oracle.flat().double().numpy()[chosen]
     if len(truth) < 3 or not np.isfinite(truth).all():
         raise SettingError(

@@ -133,7 +133,7 @@ class KnockOutJob:
             self._parameters,
         )
         self.units = everything if units is None else units
-        self.units._check_same_units(everything)
+        self.units.check_same_units(everything)
         if not self.units.count:
             raise SettingError("units must hold at least one unit; it is empty.")
         self._losses = torch.full((self.units.n_units,), torch.nan, dtype=torch.float64, device="cpu")

@@ -15,21 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from filterattr.analysis.ends import ChangingState, Ends
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
-from filterattr.errors import LossError, SettingError, name_some
-from filterattr.intervention import EditableState, blend, check_selection, swapped
-from filterattr.jobs.samples import series
+from filterattr.errors import LossError
+from filterattr.intervention import EditableState, swapped
 from filterattr.loss.checks import Loss
 from filterattr.model.fitting import Side
 from filterattr.model.random_state import seed_all
-from filterattr.model.state_dict import StateLike, copied, state_for, unwrap_model
+from filterattr.model.state_dict import StateLike
 from filterattr.results.scores import FilterSelection
-from filterattr.units.scored import ScoredParameter
 
 
-class Masking:
+class Masking(Ends):
     """Losses of masked networks on several functions, measured against those of base and target.
 
     Args:
@@ -83,30 +82,13 @@ class Masking:
         *,
         buffers: Side | None = None,
     ) -> None:
-        empty = [name for name, samples in data.items() if len(samples) == 0]
-        if empty or not data:
-            raise SettingError(f"every function needs samples; {name_some(empty) or 'data'} holds none.")
-        self.model = unwrap_model(model)
-        self.base = copied(state_for(self.model, base, "base"))
-        self.target = copied(state_for(self.model, target, "target"))
-        if buffers is not None:
-            self._share_buffers(buffers)
+        super().__init__(model, base, target, data, buffers=buffers)
         self.loss = loss
-        self.data = {name: list(series(samples)) for name, samples in data.items()}
         self.samples_base = self.sample_losses(self.base)
         self.samples_target = self.sample_losses(self.target)
         self.loss_base = _means(self.samples_base)
         self.loss_target = _means(self.samples_target)
         self.n_samples = {name: len(losses) for name, losses in self.samples_base.items()}
-
-    def _share_buffers(self, side: Side) -> None:
-        """Give both ends the buffers of one of them."""
-        if side not in ("base", "target"):
-            raise SettingError(f'buffers must be None, "base" or "target"; got {side!r}.')
-        giver, taker = (self.base, self.target) if side == "base" else (self.target, self.base)
-        for name, _ in self.model.named_buffers(remove_duplicate=False):
-            if name in giver:
-                taker[name] = giver[name].clone()
 
     @torch.no_grad()
     def sample_losses(self, state: Mapping[str, Tensor] | EditableState) -> dict[str, Array]:
@@ -138,29 +120,6 @@ class Masking:
             Function to loss.
         """
         return _means(self.sample_losses(state))
-
-    def masked(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, Tensor]:
-        """Weights of target with the selected units put back to base.
-
-        Args:
-            selection: The units.
-            strength: 0 puts them to base, 1 leaves them; see `filterattr.blend`.
-
-        Returns:
-            A state dict.
-        """
-        return blend(self.target, self.base, selection, strength)
-
-    def grafted(self, selection: FilterSelection) -> dict[str, Tensor]:
-        """Weights of base with the selected units taken from target: what they can do alone.
-
-        Args:
-            selection: The units.
-
-        Returns:
-            A state dict.
-        """
-        return blend(self.base, self.target, selection)
 
     def changing(self, intervention: Intervention = "mask") -> ChangingNetwork:
         """A network for many selections, of which only what differs from the one before is written.
@@ -219,10 +178,7 @@ class Masking:
 
 
 class ChangingNetwork:
-    """A network whose selected units are those of the other end; from one selection to the next it writes what differs.
-
-    A new state dict for every selection costs several passes over all weights. Here only the units that enter or leave
-    the selection are written, which is what many sets of a large network need.
+    """A network whose selected units are those of the other end; see `filterattr.analysis.ends.ChangingState`.
 
     Args:
         masking: The end points and samples.
@@ -243,11 +199,8 @@ class ChangingNetwork:
     """
 
     def __init__(self, masking: Masking, intervention: Intervention = "mask") -> None:
-        ends = masking.target, masking.base
         self._masking = masking
-        self._outside, self._inside = ends if intervention == "mask" else reversed(ends)
-        self._state = EditableState(masking.model, self._outside)
-        self._last: FilterSelection | None = None
+        self._state = ChangingState(masking, intervention)
 
     def sample_losses(self, selection: FilterSelection) -> dict[str, Array]:
         """Loss of the network with these units changed, on every sample.
@@ -262,30 +215,7 @@ class ChangingNetwork:
             StateMismatchError: A selected parameter is missing or has another shape.
             SettingError: The units are of another kind than those of the call before.
         """
-        if self._last is None:
-            check_selection(selection, {"target": self._masking.target, "base": self._masking.base})
-            self._last = selection - selection
-        entering, leaving = selection - self._last, self._last - selection
-        for units, source in ((entering, self._inside), (leaving, self._outside)):
-            for name, scored in units.parameters.items():
-                if bool(units[scored.key(name)].any()):
-                    self._state.write(name, _places(scored, units[scored.key(name)]), source[name])
-        self._last = selection
-        return self._masking.sample_losses(self._state)
-
-
-def _places(scored: ScoredParameter, units: Tensor) -> Tensor:
-    """Where the weights of some units are: flat places if every weight is a unit, booleans else."""
-    if _is_per_weight(scored):
-        return units.reshape(-1).nonzero().reshape(-1)
-    return scored.unit.expand(units, scored.shape)
-
-
-def _is_per_weight(scored: ScoredParameter) -> bool:
-    """Whether every weight is a unit, at the same place in the scores as in the parameter."""
-    before, after = (side.split() for side in scored.unit.pattern.split("->"))
-    names = [axis for axis in before if axis != "..."]
-    return before == after or (names == after and len(names) == len(scored.shape))
+        return self._masking.sample_losses(self._state.with_units(selection))
 
 
 class Measured:

@@ -127,7 +127,15 @@ class _PerParameter(ReadOnly[str, Tensor]):
         parts = torch.split(flat, sizes)
         return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.kept.items(), parts, strict=True)}
 
-    def _check_same_units(self, other: _PerParameter) -> None:
+    def check_same_units(self, other: _PerParameter) -> None:
+        """Make sure that two of them are about the same units.
+
+        Args:
+            other: Scores or a selection.
+
+        Raises:
+            SettingError: They are not; the message names the parameters concerned.
+        """
         if self.parameters != other.parameters:
             different = [
                 name
@@ -170,11 +178,11 @@ class FilterScores(_PerParameter):
         return f"FilterScores({self.n_units} units in {len(self)} parameters)"
 
     def __sub__(self, other: FilterScores) -> FilterScores:
-        self._check_same_units(other)
+        self.check_same_units(other)
         return FilterScores({name: kept - other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __add__(self, other: FilterScores) -> FilterScores:
-        self._check_same_units(other)
+        self.check_same_units(other)
         return FilterScores({name: kept + other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __mul__(self, factor: float) -> FilterScores:
@@ -408,15 +416,15 @@ class FilterSelection(_PerParameter):
         return f"FilterSelection({self.count} of {self.n_units} units in {len(self)} parameters)"
 
     def __or__(self, other: FilterSelection) -> FilterSelection:
-        self._check_same_units(other)
+        self.check_same_units(other)
         return FilterSelection({name: kept | other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __and__(self, other: FilterSelection) -> FilterSelection:
-        self._check_same_units(other)
+        self.check_same_units(other)
         return FilterSelection({name: kept & other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __sub__(self, other: FilterSelection) -> FilterSelection:
-        self._check_same_units(other)
+        self.check_same_units(other)
         return FilterSelection({name: kept & ~other.kept[name] for name, kept in self.kept.items()}, self.parameters)
 
     def __invert__(self) -> FilterSelection:
@@ -505,6 +513,9 @@ def contrast(
     scores: Mapping[str, FilterScores], of: str, against: str | None = None, *, scale: Scale = "loss"
 ) -> FilterScores:
     r"""Discriminative score of one function against others: what its filters do more for it than for the rest.
+
+    It compares absolute values, which cannot tell a unit that carries a function from one that harms it; see
+    `filterattr.signed_contrast` for scores that keep their sign.
 
     :math:`S_D = F_D - \lambda R_D` with :math:`R_D = \frac{1}{K - 1} \sum_{D' \ne D} F_{D'}` the mean of the other
     functions, or the one named by ``against``. Sort it in descending order with `FilterScores.top`.

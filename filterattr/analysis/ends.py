@@ -1,0 +1,157 @@
+"""Base and target of one network, held-out samples of the functions between them, and every mixture of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from filterattr.analysis.results import Intervention
+from filterattr.errors import SettingError, name_some
+from filterattr.intervention import EditableState, blend, check_selection
+from filterattr.jobs.samples import series
+from filterattr.model.fitting import Side
+from filterattr.model.state_dict import StateLike, copied, state_for, unwrap_model
+from filterattr.results.scores import FilterSelection
+from filterattr.units.scored import ScoredParameter
+
+
+class Ends:
+    """A network, its weights before and after, and the samples on which both are looked at.
+
+    Args:
+        model: The network that both end points fit.
+        base: Weights that lack the functions.
+        target: Weights that have them.
+        data: Name of a function (an input, a task) to its samples, which are kept.
+        buffers: Whose buffers (running statistics) both ends compute with; without it, each end has its own.
+
+    Raises:
+        SettingError: A function has no samples, or ``buffers`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> base, target = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> ends = Ends(base, base, target, {"copying": torch.rand(8, 2)})
+        >>> len(ends.data["copying"]), list(ends.target)
+        (8, ['weight', 'bias'])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: StateLike,
+        target: StateLike,
+        data: Mapping[str, Sequence[Any]],
+        *,
+        buffers: Side | None = None,
+    ) -> None:
+        empty = [name for name, samples in data.items() if len(samples) == 0]
+        if empty or not data:
+            raise SettingError(f"every function needs samples; {name_some(empty) or 'data'} holds none.")
+        self.model = unwrap_model(model)
+        self.base = copied(state_for(self.model, base, "base"))
+        self.target = copied(state_for(self.model, target, "target"))
+        if buffers is not None:
+            self._share_buffers(buffers)
+        self.data = {name: list(series(samples)) for name, samples in data.items()}
+
+    def _share_buffers(self, side: Side) -> None:
+        """Give both ends the buffers of one of them."""
+        if side not in ("base", "target"):
+            raise SettingError(f'buffers must be None, "base" or "target"; got {side!r}.')
+        giver, taker = (self.base, self.target) if side == "base" else (self.target, self.base)
+        for name, _ in self.model.named_buffers(remove_duplicate=False):
+            if name in giver:
+                taker[name] = giver[name].clone()
+
+    def masked(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, Tensor]:
+        """Weights of target with the selected units put back to base.
+
+        Args:
+            selection: The units.
+            strength: 0 puts them to base, 1 leaves them; see `filterattr.blend`.
+
+        Returns:
+            A state dict.
+        """
+        return blend(self.target, self.base, selection, strength)
+
+    def grafted(self, selection: FilterSelection) -> dict[str, Tensor]:
+        """Weights of base with the selected units taken from target: what they can do alone.
+
+        Args:
+            selection: The units.
+
+        Returns:
+            A state dict.
+        """
+        return blend(self.base, self.target, selection)
+
+
+class ChangingState:
+    """Weights whose selected units are those of the other end; from one selection to the next it writes what differs.
+
+    A new state dict for every selection costs several passes over all weights. Here only the units that enter or leave
+    the selection are written, which is what many sets of a large network need.
+
+    Args:
+        ends: The end points.
+        intervention: ``"mask"`` puts selected units of target back to base, ``"graft"`` those of target into base.
+
+    Example:
+        >>> import torch
+        >>> from filterattr import Unit, swapped
+        >>> base, target = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+        >>> state = ChangingState(Ends(base, base, target, {"copying": torch.rand(8, 2)}))
+        >>> like = {"weight": ScoredParameter(Unit("... -> ..."), (1, 2))}
+        >>> with swapped(base, state.with_units(FilterSelection({"weight": torch.tensor([[True, False]])}, like))):
+        ...     (base.weight == target.weight).tolist()
+        [[False, True]]
+    """
+
+    def __init__(self, ends: Ends, intervention: Intervention = "mask") -> None:
+        sources = ends.target, ends.base
+        self._ends = ends
+        self._outside, self._inside = sources if intervention == "mask" else reversed(sources)
+        self._state = EditableState(ends.model, self._outside)
+        self._last: FilterSelection | None = None
+
+    def with_units(self, selection: FilterSelection) -> EditableState:
+        """The weights with these units changed.
+
+        Args:
+            selection: The units; of the same kind at every call.
+
+        Returns:
+            The weights, for `filterattr.swapped`; the same object at every call.
+
+        Raises:
+            StateMismatchError: A selected parameter is missing or has another shape.
+            SettingError: The units are of another kind than those of the call before.
+        """
+        if self._last is None:
+            check_selection(selection, {"target": self._ends.target, "base": self._ends.base})
+            self._last = selection - selection
+        entering, leaving = selection - self._last, self._last - selection
+        for units, source in ((entering, self._inside), (leaving, self._outside)):
+            for name, scored in units.parameters.items():
+                if bool(units[scored.key(name)].any()):
+                    self._state.write(name, _places(scored, units[scored.key(name)]), source[name])
+        self._last = selection
+        return self._state
+
+
+def _places(scored: ScoredParameter, units: Tensor) -> Tensor:
+    """Where the weights of some units are: flat places if every weight is a unit, booleans else."""
+    if _is_per_weight(scored):
+        return units.reshape(-1).nonzero().reshape(-1)
+    return scored.unit.expand(units, scored.shape)
+
+
+def _is_per_weight(scored: ScoredParameter) -> bool:
+    """Whether every weight is a unit, at the same place in the scores as in the parameter."""
+    before, after = (side.split() for side in scored.unit.pattern.split("->"))
+    names = [axis for axis in before if axis != "..."]
+    return before == after or (names == after and len(names) == len(scored.shape))

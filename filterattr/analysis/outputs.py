@@ -1,0 +1,469 @@
+r"""Where the outputs of a masked network go: back to base on its own inputs, and nowhere on all others.
+
+.. math:: \mathrm{reverted}_D(S) = 1 - \frac{\sum_x d(f_S(x), f_{\mathrm{base}}(x))}
+                                            {\sum_x d(f_{\mathrm{target}}(x), f_{\mathrm{base}}(x))}, \qquad
+          \mathrm{moved}_{D'}(S) = \frac{\sum_x d(f_S(x), f_{\mathrm{target}}(x))}
+                                        {\sum_x d(f_{\mathrm{base}}(x), f_{\mathrm{target}}(x))}
+
+The share of a loss that is `removed` cannot tell the way back from damage, as both raise the loss. Outputs can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from filterattr.analysis.ends import ChangingState, Ends
+from filterattr.analysis.record import Estimate, Record, Row
+from filterattr.analysis.resampling import Array, Bootstrap, p_value
+from filterattr.analysis.results import Null, bounded, spread
+from filterattr.errors import LossError, NonFiniteError, SettingError, name_some
+from filterattr.intervention import EditableState, swapped
+from filterattr.jobs.progress import Progress, counted
+from filterattr.model.fitting import Side
+from filterattr.model.random_state import seed_all
+from filterattr.model.state_dict import StateLike
+from filterattr.results.scores import FilterSelection
+
+Output: TypeAlias = Callable[[nn.Module, Any], Tensor]
+Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+DistanceName: TypeAlias = Literal["squared", "kl", "js"]
+NULLS: tuple[Null, ...] = get_args(Null)
+
+
+class SampleDistances(NamedTuple):
+    """How far the outputs of a network are from those of both ends.
+
+    Attributes:
+        to_base: Function to distance from base, one a sample, shape ``(n_samples,)``.
+        to_target: Function to distance from target.
+    """
+
+    to_base: Mapping[str, Array]
+    to_target: Mapping[str, Array]
+
+
+class Outputs(Ends):
+    """Outputs of masked networks, held against those of base and target.
+
+    Args:
+        model: The network that both end points fit.
+        base: Weights that lack the functions.
+        target: Weights that have them.
+        output: ``output(model, sample)`` returns what the network says to a sample, such as an image or logits: one
+            tensor. Randomness inside is the same for all networks and does not touch the caller's.
+        data: Name of a function to its samples, as for `filterattr.analysis.masking.Masking`. Inputs that need no
+            function (clean images, general text) belong to it, too: no set should move them.
+        distance: ``"squared"`` sums squared differences. For logits, with the classes on the last axis, ``"kl"`` is the
+            Kullback-Leibler divergence from the end to the network, and ``"js"`` the Jensen-Shannon divergence, which
+            is at most log 2. Or a function of the network's output and that of the end to one number.
+        per_row: The first axis of an output holds samples of their own; a function for ``distance`` then returns one
+            number a row, shape ``(N,)``.
+        buffers: As for `filterattr.analysis.masking.Masking`.
+        keep: Keep the outputs of both ends, where they were computed. ``False`` computes them again for every network,
+            which takes three passes instead of one, and no memory.
+
+    Attributes:
+        apart_from_base: Function to the distance of target from base, one a sample: what `reverted` is a part of.
+        apart_from_target: Function to the distance of base from target: what `moved` is a part of. The same numbers, if
+            the distance is symmetric.
+        n_samples: Function to number of samples.
+
+    Raises:
+        SettingError: A function has no samples, or the distance is unknown.
+        LossError: The output is no tensor, or the distance has another shape than one number, or one a row.
+        NonFiniteError: An output of base or target is infinite or not a number.
+
+    Example:
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import weight_change
+        >>> base, target = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = base.weight.zero_(), target.weight.copy_(torch.eye(2))
+        >>> inputs = {"first": [torch.tensor([1.0, 0.0])], "second": [torch.tensor([0.0, 1.0])]}
+        >>> outputs = Outputs(base, base, target, lambda model, x: model(x), inputs)
+        >>> first = weight_change(FilterAttributor(base, unit="filter"), base, target).select({"weight": [0]})
+        >>> outputs.reverted(first), outputs.moved(first)
+        ({'first': 1.0, 'second': 0.0}, {'first': 1.0, 'second': 0.0})
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: StateLike,
+        target: StateLike,
+        output: Output,
+        data: Mapping[str, Sequence[Any]],
+        *,
+        distance: DistanceName | Distance = "squared",
+        per_row: bool = False,
+        buffers: Side | None = None,
+        keep: bool = True,
+    ) -> None:
+        super().__init__(model, base, target, data, buffers=buffers)
+        if not callable(distance) and distance not in get_args(DistanceName):
+            raise SettingError(
+                f"distance must be a function or one of {', '.join(get_args(DistanceName))}; got {distance!r}."
+            )
+        self.output = output
+        self._distance = distance
+        self._per_row = per_row
+        self._places = [(name, place) for name, samples in self.data.items() for place in range(len(samples))]
+        self._kept = {place: self._ends_at(*place) for place in self._places} if keep else None
+        at_base, at_target = self.sample_distances(self.base), self.sample_distances(self.target)
+        self.apart_from_base, self.apart_from_target = at_target.to_base, at_base.to_target
+        self.n_samples = {name: len(values) for name, values in self.apart_from_base.items()}
+
+    @torch.no_grad()
+    def sample_distances(self, state: Mapping[str, Tensor] | EditableState) -> SampleDistances:
+        """Distances of the outputs of any weights of the network from those of both ends.
+
+        Args:
+            state: The weights.
+
+        Returns:
+            One distance a sample, float64; infinite where it is not a number.
+        """
+        found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in self.data}
+        if self._kept is not None:
+            with swapped(self.model, state, seed=0) as model:
+                for place in self._places:
+                    self._add(found, place, self._said(model, *place), self._kept[place])
+        else:
+            for place in self._places:
+                ends = self._ends_at(*place)
+                with swapped(self.model, state, seed=0) as model:
+                    self._add(found, place, self._said(model, *place), ends)
+        known = {name: [np.nan_to_num(one, nan=np.inf, posinf=np.inf) for one in both] for name, both in found.items()}
+        return SampleDistances(*({name: both[side] for name, both in known.items()} for side in (0, 1)))
+
+    def changing(self) -> Callable[[FilterSelection], SampleDistances]:
+        """A function from selections to distances of the masked network; it writes what differs from the one before.
+
+        Returns:
+            The function, for many selections of the same units.
+        """
+        state = ChangingState(self)
+        return lambda selection: self.sample_distances(state.with_units(selection))
+
+    def measure(self, selection: FilterSelection, bootstrap: Bootstrap | None = None) -> MeasuredOutputs:
+        """Mask a selection and see where the outputs go, with intervals over the samples.
+
+        Args:
+            selection: The units to put back to base.
+            bootstrap: Draws of the samples; `bootstrap` by default.
+
+        Returns:
+            What is reverted and moved of every function.
+        """
+        distances = self.sample_distances(self.masked(selection))
+        return MeasuredOutputs(self, distances, bootstrap or self.bootstrap())
+
+    def reverted(self, selection: FilterSelection) -> dict[str, float]:
+        """How far masking brings the outputs back to base.
+
+        Args:
+            selection: The units to put back to base.
+
+        Returns:
+            Function to share: 1 exactly base, 0 no nearer than target, below 0 further away than target, which is
+            damage; not a number where base and target say the same.
+        """
+        found = self.sample_distances(self.masked(selection))
+        return {name: float(1 - _part(found.to_base[name], self.apart_from_base[name])) for name in self.data}
+
+    def moved(self, selection: FilterSelection) -> dict[str, float]:
+        """How far masking takes the outputs away from target.
+
+        Args:
+            selection: The units to put back to base.
+
+        Returns:
+            Function to share: 0 exactly target, 1 as far away as base is, above 1 damaged; not a number where base and
+            target say the same.
+        """
+        found = self.sample_distances(self.masked(selection))
+        return {name: float(_part(found.to_target[name], self.apart_from_target[name])) for name in self.data}
+
+    def bootstrap(
+        self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0, paired: bool = True
+    ) -> Bootstrap:
+        """Draws of the samples, for intervals; as `filterattr.analysis.masking.Masking.bootstrap`.
+
+        Args:
+            draws: Number of draws.
+            confidence: Share of the draws inside an interval.
+            seed: Seed of the draws.
+            paired: Draw sample i of all functions together.
+
+        Returns:
+            The bootstrap.
+        """
+        return Bootstrap(self.n_samples, draws=draws, confidence=confidence, seed=seed, paired=paired)
+
+    def _said(self, model: nn.Module, name: str, place: int) -> Tensor:
+        """What a network says to a sample of a function."""
+        seed_all(place)
+        said = self.output(model, self.data[name][place])
+        if not isinstance(said, Tensor):
+            raise LossError(f"output must return one tensor; got {type(said).__name__}.")
+        return said.detach()
+
+    @torch.no_grad()
+    def _ends_at(self, name: str, place: int) -> tuple[Tensor, Tensor]:
+        """What base and target say to a sample of a function."""
+        ends = []
+        for role, state in (("base", self.base), ("target", self.target)):
+            with swapped(self.model, state, seed=0) as model:
+                ends.append(self._said(model, name, place))
+            if not bool(torch.isfinite(ends[-1]).all()):
+                raise NonFiniteError(f"the output of {role} must be finite ({name!r}, sample {place}).")
+        return ends[0], ends[1]
+
+    def _add(
+        self,
+        found: Mapping[str, tuple[list[float], list[float]]],
+        place: tuple[str, int],
+        said: Tensor,
+        ends: tuple[Tensor, Tensor],
+    ) -> None:
+        """Put the distances of an output from both ends to those of its function."""
+        for values, end in zip(found[place[0]], ends, strict=True):
+            values += self._numbers(said, end)
+
+    def _numbers(self, said: Tensor, end: Tensor) -> list[float]:
+        """The distance of an output from that of an end: one number, or one a row."""
+        if callable(self._distance):
+            values = torch.as_tensor(self._distance(said, end)).detach()
+        else:
+            values = _BUILT_IN[self._distance](said, end)
+            values = values.flatten(1).sum(1) if self._per_row and values.ndim > 1 else values
+            values = values if self._per_row else values.sum()
+        if values.ndim != int(self._per_row):
+            expected = "one number a row, shape (N,)" if self._per_row else "one number"
+            raise LossError(f"the distance must be {expected}; got shape {tuple(values.shape)}.")
+        return [float(value) for value in values.reshape(-1).tolist()]
+
+
+class MeasuredOutputs:
+    """Where the outputs of one network go, in every draw of the bootstrap.
+
+    Args:
+        outputs: The end points and samples.
+        distances: Of the network, as `Outputs.sample_distances` gives them.
+        bootstrap: The draws.
+
+    Example:
+        >>> base, target = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> outputs = Outputs(base, base, target, lambda model, x: model(x), {"copying": list(torch.rand(8, 2))})
+        >>> back = MeasuredOutputs(outputs, outputs.sample_distances(outputs.base), outputs.bootstrap())
+        >>> print(back.reverted("copying"))
+        1.00 [1.00, 1.00]
+    """
+
+    def __init__(self, outputs: Outputs, distances: SampleDistances, bootstrap: Bootstrap) -> None:
+        self._bootstrap = bootstrap
+        self._reverted: dict[str, tuple[float, Array]] = {}
+        self._moved: dict[str, tuple[float, Array]] = {}
+        for name in outputs.data:
+            value, drawn = _parts(bootstrap, name, distances.to_base[name], outputs.apart_from_base[name])
+            self._reverted[name] = 1 - value, 1 - drawn
+            self._moved[name] = _parts(bootstrap, name, distances.to_target[name], outputs.apart_from_target[name])
+
+    def reverted(self, name: str) -> Estimate:
+        """How far the outputs of a function are back at base.
+
+        Args:
+            name: The function.
+
+        Returns:
+            The share with its interval, as of `Outputs.reverted`.
+        """
+        return self._bootstrap.estimate(*self._reverted[name])
+
+    def moved(self, name: str) -> Estimate:
+        """How far the outputs of a function are away from target.
+
+        Args:
+            name: The function.
+
+        Returns:
+            The share with its interval, as of `Outputs.moved`.
+        """
+        return self._bootstrap.estimate(*self._moved[name])
+
+    def more_reverted(self, name: str, other: MeasuredOutputs) -> Estimate:
+        """Difference of two networks in what is reverted, draw by draw.
+
+        Args:
+            name: The function.
+            other: The network to compare with, on the same draws.
+
+        Returns:
+            The difference with its interval; positive if this network is nearer to base.
+        """
+        (value, drawn), (other_value, other_drawn) = self._reverted[name], other._reverted[name]
+        return self._bootstrap.estimate(value - other_value, drawn - other_drawn)
+
+
+@dataclass(frozen=True)
+class Reversion(Record):
+    """Whether a set puts one function back and leaves all others where they are.
+
+    Attributes:
+        function: The function that the set was found for.
+        count: Number of its units.
+        reverted: How far its outputs come back to base.
+        moved: Every other function to how far its outputs leave target.
+        null_reverted: Kind of null to what its random sets revert of the function.
+        null_moved: Kind of null to other function to how far the same sets move it.
+        n_samples: Function to number of samples.
+    """
+
+    function: str
+    count: int
+    reverted: Estimate
+    moved: Mapping[str, Estimate]
+    null_reverted: Mapping[str, tuple[float, ...]]
+    null_moved: Mapping[str, Mapping[str, tuple[float, ...]]]
+    n_samples: Mapping[str, int]
+
+    @property
+    def p_values(self) -> dict[str, float]:
+        """Kind of null to the chance that a random set reverts as much; its draws are all counted."""
+        return {null: p_value(self.reverted.value, drawn) for null, drawn in self.null_reverted.items()}
+
+    def rows(self) -> list[Row]:
+        """One row a function; the p-values stand in that of the set's own."""
+        shares = [("reverted", self.function, self.reverted), *(("moved", *pair) for pair in self.moved.items())]
+        return [
+            {
+                "function": self.function,
+                "count": self.count,
+                "measure": measure,
+                "on": name,
+                **spread("share", share),
+                "bounded": bounded(share.value),
+                **{f"p {null}": self.p_values.get(null) if measure == "reverted" else None for null in NULLS},
+            }
+            for measure, name, share in shares
+        ]
+
+
+def reversion(
+    outputs: Outputs,
+    selection: FilterSelection,
+    of: str,
+    *,
+    generator: torch.Generator | None = None,
+    nulls: Sequence[Null] = NULLS,
+    draws: int = 99,
+    bootstrap: Bootstrap | None = None,
+    progress: Progress = None,
+) -> Reversion:
+    """Mask the set of one function, see where all outputs go, and hold it against random sets.
+
+    Args:
+        outputs: The networks and held-out samples.
+        selection: The set.
+        of: The function that it was found for; all other functions of ``outputs`` should stay at target.
+        generator: Source of the random sets, on the CPU; without it there is no null.
+        nulls: ``"random"`` matches the number of units, ``"layer-matched"`` that in every parameter.
+        draws: Random sets of every kind; each costs a forward pass per sample.
+        bootstrap: For the intervals; `Outputs.bootstrap` by default.
+        progress: As in `FilterAttributor.attribute`, counted in sets.
+
+    Returns:
+        What is reverted and moved, with intervals and p-values.
+
+    Raises:
+        SettingError: The function or a null is unknown, or there are fewer than two draws.
+
+    Example:
+        >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis.rankings import weight_change
+        >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = base.weight.zero_(), target.weight.copy_(torch.eye(4))
+        >>> inputs = {"first": torch.eye(4)[:1], "rest": torch.eye(4)[1:]}
+        >>> outputs = Outputs(base, base, target, lambda model, x: model(x), inputs)
+        >>> first = weight_change(FilterAttributor(base, unit="filter"), base, target).select({"weight": [0]})
+        >>> found = reversion(outputs, first, "first", generator=torch.Generator().manual_seed(0), draws=9)
+        >>> found.reverted.value, found.moved["rest"].value, found.p_values["random"] < 1
+        (1.0, 0.0, True)
+    """
+    unknown = [null for null in nulls if null not in NULLS]
+    if of not in outputs.data or unknown or (generator is not None and draws < 2):
+        raise SettingError(
+            f"reversion needs a function of {name_some(outputs.data)}, nulls of {name_some(NULLS)} and at least 2 "
+            f"draws; got {of!r}, {name_some(nulls) or 'none'} and {draws}."
+        )
+    others = [name for name in outputs.data if name != of]
+    nulls = nulls if generator is not None else ()
+    distances_of = outputs.changing()
+    measured = MeasuredOutputs(outputs, distances_of(selection), bootstrap or outputs.bootstrap())
+    reverted: dict[str, tuple[float, ...]] = {}
+    moved: dict[str, dict[str, tuple[float, ...]]] = {}
+    with counted(progress, draws * len(nulls), "set") as step:
+        for null in nulls:
+            drawn = []
+            for _ in range(draws):
+                chosen = selection.random(generator, layer_matched=null == "layer-matched")  # type: ignore[arg-type]
+                drawn.append(distances_of(chosen))
+                step()
+            base, target = outputs.apart_from_base, outputs.apart_from_target
+            reverted[null] = tuple(1 - _part(one.to_base[of], base[of]) for one in drawn)
+            moved[null] = {name: tuple(_part(one.to_target[name], target[name]) for one in drawn) for name in others}
+    return Reversion(
+        function=of,
+        count=selection.count,
+        reverted=measured.reverted(of),
+        moved={name: measured.moved(name) for name in others},
+        null_reverted=reverted,
+        null_moved=moved,
+        n_samples=outputs.n_samples,
+    )
+
+
+def _part(values: Array, whole: Array) -> float:
+    """A sum of distances as a part of another one; not a number if that is nothing."""
+    total = float(whole.sum())
+    return float(values.sum()) / total if total else float("nan")
+
+
+def _parts(bootstrap: Bootstrap, name: str, values: Array, whole: Array) -> tuple[float, Array]:
+    """The same for all samples, and for every draw of them."""
+    drawn = bootstrap.means(name, whole)
+    return _part(values, whole), bootstrap.means(name, values) / np.where(drawn == 0, np.nan, drawn)
+
+
+def _squared(said: Tensor, end: Tensor) -> Tensor:
+    wide = torch.complex128 if said.is_complex() else torch.float64
+    return (said.to(wide) - end.to(wide)).abs().square()
+
+
+def _kullback_leibler(said: Tensor, end: Tensor) -> Tensor:
+    return _divergence(_log_shares(end), _log_shares(said))
+
+
+def _jensen_shannon(said: Tensor, end: Tensor) -> Tensor:
+    first, second = _log_shares(said), _log_shares(end)
+    middle = torch.logaddexp(first, second) - np.log(2)
+    return (_divergence(first, middle) + _divergence(second, middle)) / 2
+
+
+def _log_shares(logits: Tensor) -> Tensor:
+    return logits.to(torch.float64).log_softmax(-1)
+
+
+def _divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the second from the first; a class without a share counts 0."""
+    return torch.where(first.isneginf(), 0.0, first.exp() * (first - second)).sum(-1)
+
+
+_BUILT_IN: Mapping[str, Distance] = {"squared": _squared, "kl": _kullback_leibler, "js": _jensen_shannon}
