@@ -27,7 +27,7 @@ from filterattr.units.builders import attention_heads, output_channels, recurren
 from filterattr.units.layouts import register_layout
 from filterattr.units.unit import Group, Unit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ChannelAttribution",

@@ -35,6 +35,11 @@ attribution = attributor.attribute(base, target, squared_error, samples, n_steps
 print(attribution)
 
 # %%
+# What speaks against believing it is listed there, and in ``attribution.concerns``: here
+# nothing does. What these concerns are about comes now, one after the other.
+print(attribution.concerns)
+
+# %%
 # 1. Was the integral resolved? Completeness
 # ------------------------------------------
 # The attributions of all parameters must sum to the change of the loss: that is a

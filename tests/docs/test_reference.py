@@ -187,9 +187,9 @@ def wanted_sections(value: object) -> list[str]:
 
 
 def messages() -> str:
-    """Every text in the library's code, with `...` for what is filled in."""
+    """Every text in the code, with `...` for what is filled in."""
     texts = []
-    for path in (ROOT / "filterattr").rglob("*.py"):
+    for path in (path for package in ("filterattr", "sr_zoo") for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
