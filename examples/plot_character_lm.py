@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, Group
-from filterattr.analysis.evaluation import mask_curve, null_curve
-from filterattr.analysis.masking import Masking
-from filterattr.display.curves import plot_curves
-from filterattr.display.plot import COLOURS, plot_path
+from filterattr.analysis import Masking, mask_curve, null_curve
+from filterattr.display import COLOURS, plot_curves, plot_path
 
 # %%
 # The first four fifths of both texts are learned; cells are searched in the next tenth and judged in the last.

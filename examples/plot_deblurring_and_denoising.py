@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from filterattr import FilterAttributor, contrast
-from filterattr.analysis.masking import Masking
-from filterattr.display.plot import plot_layers, plot_path
+from filterattr.analysis import Masking
+from filterattr.display import plot_layers, plot_path
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.pretrained import load_network

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, Group, swapped
-from filterattr.analysis.evaluation import mask_curve, null_curve
-from filterattr.analysis.masking import Masking
-from filterattr.display.curves import plot_curves
-from filterattr.display.plot import plot_path
+from filterattr.analysis import Masking, mask_curve, null_curve
+from filterattr.display import plot_curves, plot_path
 
 # %%
 # The digits come with scikit-learn: 1797 scans of 8 x 8 pixels. The network learns from the first 1000; filters are

@@ -12,12 +12,22 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttributor, contrast
-from filterattr.analysis.comparison import all_rankings
-from filterattr.analysis.evaluation import compare_rankings, mask_curve, modulation, null_curve, specificity
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.prediction import FunctionPredictor, confusion, largest_wins
-from filterattr.analysis.stability import differences, per_sample_scores, stability
-from filterattr.display.curves import (
+from filterattr.analysis import (
+    FunctionPredictor,
+    Masking,
+    all_rankings,
+    compare_rankings,
+    confusion,
+    differences,
+    largest_wins,
+    mask_curve,
+    modulation,
+    null_curve,
+    per_sample_scores,
+    specificity,
+    stability,
+)
+from filterattr.display import (
     plot_confusion,
     plot_curves,
     plot_modulation,

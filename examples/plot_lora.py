@@ -14,10 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
 from filterattr import FilterAttributor, Group, swapped
-from filterattr.analysis.evaluation import mask_curve, null_curve
-from filterattr.analysis.masking import Masking
-from filterattr.display.curves import plot_curves
-from filterattr.display.plot import COLOURS, plot_path
+from filterattr.analysis import Masking, mask_curve, null_curve
+from filterattr.display import COLOURS, plot_curves, plot_path
 
 RANK = 8
 

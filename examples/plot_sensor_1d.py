@@ -13,10 +13,8 @@ from matplotlib.cbook import get_sample_data
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, blend, swapped
-from filterattr.analysis.evaluation import mask_curve, null_curve
-from filterattr.analysis.masking import Masking
-from filterattr.display.curves import plot_curves
-from filterattr.display.plot import plot_path
+from filterattr.analysis import Masking, mask_curve, null_curve
+from filterattr.display import plot_curves, plot_path
 
 # %%
 # The recording comes with matplotlib: four electrodes, 800 points in time. The first 480 are learned; kernels are

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, Group, swapped
-from filterattr.analysis.evaluation import mask_curve, null_curve
-from filterattr.analysis.masking import Masking
-from filterattr.display.curves import plot_curves
-from filterattr.display.plot import COLOURS, plot_path
+from filterattr.analysis import Masking, mask_curve, null_curve
+from filterattr.display import COLOURS, plot_curves, plot_path
 
 # %%
 # The texts come with Python (its language reference and standard library) and with PyTorch (the headers of its C++

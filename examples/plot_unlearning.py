@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from filterattr import FilterAttributor, blend, contrast, swapped
-from filterattr.analysis.evaluation import mask_curve, null_curve
-from filterattr.analysis.masking import Masking
-from filterattr.display.curves import plot_curves
-from filterattr.display.plot import COLOURS
+from filterattr.analysis import Masking, mask_curve, null_curve
+from filterattr.display import COLOURS, plot_curves
 
 # %%
 # The digits come with scikit-learn. The network learns from the first 1000; kernels are searched on 100 others and

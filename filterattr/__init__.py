@@ -1,9 +1,10 @@
 """Which filters carry a function? Attribution in parameter space for any `torch.nn.Module`."""
 
+from typing import TYPE_CHECKING, Any
+
 from filterattr.activations.attributor import ChannelAttributor
 from filterattr.activations.result import ChannelAttribution
 from filterattr.attribution import FilterAttributor
-from filterattr.display.report import report
 from filterattr.errors import (
     DistributedError,
     FilterAttrError,
@@ -25,7 +26,11 @@ from filterattr.results.scores import FilterScores, FilterSelection, contrast
 from filterattr.results.signed import expected_removed, signed_contrast
 from filterattr.units.builders import attention_heads, output_channels, recurrent_gates
 from filterattr.units.layouts import register_layout
+from filterattr.units.scored import ScoredParameter
 from filterattr.units.unit import Group, Unit
+
+if TYPE_CHECKING:
+    from filterattr.display.report import report
 
 __version__ = "0.2.0"
 
@@ -44,6 +49,7 @@ __all__ = [
     "ModelChangedError",
     "NonFiniteError",
     "PathRecorder",
+    "ScoredParameter",
     "SettingError",
     "StateMismatchError",
     "StorageError",
@@ -64,3 +70,13 @@ __all__ = [
     "swapped",
     "train_only",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what few calls need on first use: a report brings all of the analysis with it."""
+    if name != "report":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from filterattr.display.report import report  # noqa: PLC0415 - on first use
+
+    globals()[name] = report
+    return report

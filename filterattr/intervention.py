@@ -41,8 +41,7 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
 
     Example:
         >>> import torch
-        >>> from filterattr.units.unit import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> chosen = FilterSelection(
         ...     {"w": torch.tensor([True, False])}, {"w": ScoredParameter(Unit("... -> ..."), (2,))}
         ... )
@@ -247,8 +246,7 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> layer = nn.Linear(2, 2)
         >>> before = layer.weight.detach().clone()
         >>> chosen = FilterSelection(

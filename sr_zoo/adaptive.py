@@ -22,14 +22,14 @@ from filterattr import (
     FilterAttributor,
     FilterAttrWarning,
     FilterSelection,
+    ScoredParameter,
     SettingError,
     StorageError,
+    Unit,
     swapped,
 )
-from filterattr.analysis.prediction import UNSURE, Calibration, FunctionPredictor, Prediction, Signals, largest_wins
-from filterattr.files.safetensors import read_tensors, write_tensors
-from filterattr.units.scored import ScoredParameter
-from filterattr.units.unit import Unit
+from filterattr.analysis import UNSURE, Calibration, FunctionPredictor, Prediction, Signals, largest_wins
+from filterattr.files import read_tensors, write_tensors
 from sr_zoo.building import build_with
 from sr_zoo.models.blocks import brief
 
@@ -116,7 +116,7 @@ class AdaptiveRestorer:
             all findings are in one message.
 
     Example:
-        >>> from filterattr.analysis.rankings import magnitude
+        >>> from filterattr.analysis import magnitude
         >>> from sr_zoo.models import SRResNet
         >>> _ = torch.manual_seed(0)
         >>> base, target = SRResNet(num_feat=4, num_block=1).eval(), SRResNet(num_feat=4, num_block=1).eval()

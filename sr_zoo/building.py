@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from filterattr.errors import FilterAttrError
+from filterattr import FilterAttrError
 from sr_zoo.models import DASR, RRDBNet, SRCNNStyle, SRResNet, TwoBranch
 from sr_zoo.models.blocks import MOST_BLOCKS, brief
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from filterattr.errors import FilterAttrWarning
+from filterattr import FilterAttrWarning
 
 # what a profile says in its bytes 16 to 19 of the values that it is for
 _SPACE = slice(16, 20)

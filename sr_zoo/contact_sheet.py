@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from filterattr.files.writing import replacing
+from filterattr.files import replacing
 from sr_zoo.degradations import (
     JPEG,
     AnisotropicGaussianBlur,

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError, blend, contrast, swapped
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.resampling import p_value
-from filterattr.display.plot import plot_layers, plot_path
-from filterattr.files.writing import replace_file, replacing
+from filterattr.analysis import Masking, p_value
+from filterattr.display import plot_layers, plot_path
+from filterattr.files import replace_file, replacing
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.evaluation import check_colour
 from sr_zoo.images import ImageError, read_image, to_float

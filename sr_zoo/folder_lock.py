@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filterattr.errors import FilterAttrError
+from filterattr import FilterAttrError
 
 if sys.platform != "win32":
     import fcntl

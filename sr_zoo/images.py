@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from filterattr.errors import FilterAttrError, NonFiniteError, StorageError
-from filterattr.files.writing import replace_file
+from filterattr import FilterAttrError, NonFiniteError, StorageError
+from filterattr.files import replace_file
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from filterattr import load_state
-from filterattr.errors import StateMismatchError, StorageError
-from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr import StateMismatchError, StorageError, load_state
+from filterattr.files import read_tensors, write_tensors
 from sr_zoo.building import ARCHITECTURES, WeightsError, build, build_with, check_weights
 from sr_zoo.degradations import Degradation, degradations_from
 from sr_zoo.foreign import check_names, open_with_spandrel

@@ -16,8 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from filterattr import FilterAttributor
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.resampling import p_value
+from filterattr.analysis import Masking, p_value
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.pretrained import load_network

@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttributor, blend, contrast, swapped
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.resampling import p_value
-from filterattr.display.plot import plot_layers, plot_path
+from filterattr.analysis import Masking, p_value
+from filterattr.display import plot_layers, plot_path
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.images import to_float

@@ -20,9 +20,9 @@ from filterattr.activations.methods import COMPUTE, assembled
 from filterattr.activations.passes import Forward, Output, Sweep
 from filterattr.activations.result import METHODS, check_choice
 from filterattr.activations.result import ChannelAttribution as ChannelAttribution
+from filterattr.activations.result import ChannelMethod as ChannelMethod
 from filterattr.activations.result import ChannelSummary as ChannelSummary
 from filterattr.activations.result import LayerAttribution as LayerAttribution
-from filterattr.activations.result import Method as Method
 from filterattr.errors import LossError, SettingError, name_some
 from filterattr.integral.quadrature import Quadrature
 from filterattr.model.restoring import restoring
@@ -101,7 +101,7 @@ class ChannelAttributor:
         baselines: Baselines,
         output: Output,
         *,
-        method: Method = "conductance",
+        method: ChannelMethod = "conductance",
         n_steps: int = 50,
         quadrature: str = "gausslegendre",
         kernels: bool = False,
@@ -179,7 +179,7 @@ class ChannelAttributor:
 
         return restoring(compute, sweep.leave)
 
-    def _check_kernels(self, method: Method) -> None:
+    def _check_kernels(self, method: ChannelMethod) -> None:
         if method == "internal_influence":
             raise SettingError(
                 "kernels=True needs a method that multiplies with activations; internal_influence does not."
@@ -205,7 +205,7 @@ def _check_call(method: str, output: object, forward: object, batch_nodes: objec
         raise SettingError(f"batch_nodes must be a whole number of at least 1; got {batch_nodes!r}.")
 
 
-def _rule(method: Method, quadrature: str, n_steps: int) -> Quadrature:
+def _rule(method: ChannelMethod, quadrature: str, n_steps: int) -> Quadrature:
     """The nodes; conductance needs one more than it has steps."""
     extra = method == "conductance" and isinstance(n_steps, int) and n_steps > 0
     return Quadrature.rule(quadrature, n_steps + 1 if extra else n_steps)

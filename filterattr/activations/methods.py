@@ -12,7 +12,7 @@ from filterattr.activations.conductance import ConductanceSum, KernelSplit, sing
 from filterattr.activations.hooks import Call
 from filterattr.activations.line import between
 from filterattr.activations.passes import Sweep
-from filterattr.activations.result import ChannelAttribution, LayerAttribution, Method
+from filterattr.activations.result import ChannelAttribution, ChannelMethod, LayerAttribution
 from filterattr.activations.samples import Place, channel_axis
 from filterattr.errors import LossError, NonFiniteError, name_some
 from filterattr.integral.quadrature import Quadrature
@@ -200,7 +200,7 @@ def _add_weighted(totals: dict[Call, Tensor], call: Call, derivatives: Tensor, c
         totals[call].add_(derivative, alpha=coefficient)
 
 
-COMPUTE: dict[Method, Callable[[Sweep, Quadrature], MethodSums]] = {
+COMPUTE: dict[ChannelMethod, Callable[[Sweep, Quadrature], MethodSums]] = {
     "conductance": _conductance,
     "internal_influence": _internal_influence,
     "integrated_gradients": _integrated_gradients,

@@ -14,7 +14,7 @@ from filterattr.activations.conductance import KernelSplit
 from filterattr.activations.hooks import ActivationCache, ActivationHooks, Call, cutting
 from filterattr.activations.line import Line
 from filterattr.activations.parts import parts_of
-from filterattr.activations.result import Method
+from filterattr.activations.result import ChannelMethod
 from filterattr.activations.samples import Arguments, Place, Places, agree, channel_axis, find_places
 from filterattr.errors import (
     LossError,
@@ -47,7 +47,7 @@ class Sweep:
         forward: Forward,
         batch_nodes: int,
         *,
-        method: Method,
+        method: ChannelMethod,
         kernels: bool,
     ) -> None:
         self.model = model

@@ -14,8 +14,8 @@ from filterattr.errors import SettingError, gathered, name_some
 from filterattr.results.scores import FilterScores
 from filterattr.units.scored import REDUCTIONS, Reduction, ScoredParameter
 
-Method: TypeAlias = Literal["conductance", "internal_influence", "integrated_gradients", "gradient_x_activation"]
-METHODS: tuple[Method, ...] = get_args(Method)
+ChannelMethod: TypeAlias = Literal["conductance", "internal_influence", "integrated_gradients", "gradient_x_activation"]
+METHODS: tuple[ChannelMethod, ...] = get_args(ChannelMethod)
 
 
 class ChannelSummary(NamedTuple):
@@ -86,7 +86,7 @@ class ChannelAttribution(Mapping[str, Tensor]):
         layers: Layer name to what is known of it.
     """
 
-    method: Method
+    method: ChannelMethod
     quadrature: str
     n_steps: int
     n_samples: int

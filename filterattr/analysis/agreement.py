@@ -96,8 +96,7 @@ def agreement(
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {"w": ScoredParameter(Unit("... -> ..."), (20,))}
         >>> oracle = FilterScores({"w": torch.arange(20.0)}, like)
         >>> found = agreement(oracle, {"square": FilterScores({"w": oracle["w"] ** 2}, like)}, oracle.top(1.0),

@@ -82,8 +82,7 @@ def layer_shares(contribution: FilterAttribution | FilterScores) -> dict[str, fl
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {"a": ScoredParameter(Unit("... -> ..."), (2,)), "b": ScoredParameter(Unit("... -> ..."), (1,))}
         >>> layer_shares(FilterScores({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0])}, like))
         {'a': 0.75, 'b': 0.25}
@@ -117,8 +116,7 @@ def lora_ranks(
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {name: ScoredParameter(Unit("o i -> o i"), (8, 8)) for name in ("first", "second")}
         >>> scores = FilterScores({"first": torch.ones(8, 8), "second": 3 * torch.ones(8, 8)}, like)
         >>> lora_ranks(scores, 4).amounts()
@@ -154,8 +152,7 @@ def units_to_train(contribution: FilterAttribution | FilterScores, fraction: flo
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
         >>> scores = FilterScores({"a": torch.ones(4), "b": torch.full((4,), 3.0)}, like)
         >>> units_to_train(scores, 0.5).amounts()
@@ -185,8 +182,7 @@ def select_units(scores: FilterScores, budget: Budget) -> FilterSelection:
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
         >>> scores = FilterScores({"a": torch.ones(4), "b": torch.full((4,), 3.0)}, like)
         >>> select_units(scores, units_to_train(scores, 0.5)).per_layer()
@@ -219,7 +215,7 @@ def pruning_masks(selection: FilterSelection, *, keep: bool = False) -> dict[str
         >>> from torch import nn
         >>> from torch.nn.utils import prune
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import magnitude
+        >>> from filterattr.analysis import magnitude
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
         >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         >>> for name, mask in pruning_masks(magnitude(FilterAttributor(model), model).top(1)).items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filterattr.activations.attributor import ChannelAttributor
-from filterattr.activations.result import Method
+from filterattr.activations.result import ChannelMethod
 from filterattr.analysis.gradients import Along, fisher, input_path, taylor
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
 from filterattr.attribution import FilterAttributor
@@ -114,7 +114,7 @@ def channel_ranking(
     ends: Ends,
     judge: Judge,
     *,
-    method: Method = "conductance",
+    method: ChannelMethod = "conductance",
     n_steps: int = 16,
     quadrature: str = "gausslegendre",
 ) -> Ranking:

@@ -41,7 +41,7 @@ def scrambled(
         StateMismatchError: A selected parameter is missing or misshapen.
 
     Example:
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter
         >>> chosen = FilterSelection({"w": torch.tensor([True, True, False])},
         ...                          {"w": ScoredParameter(Unit("o i -> o"), (3, 2))})
         >>> target = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}
@@ -90,7 +90,7 @@ def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tr
         A selection with the same number of kernels in every row and column of every layer.
 
     Example:
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter
         >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (2, 2, 3, 3))}
         >>> edges = FilterSelection({"w": torch.eye(2, dtype=torch.bool)}, like)
         >>> shuffled_edges(edges, torch.Generator().manual_seed(0))["w"].sum(0)
@@ -136,7 +136,7 @@ def with_biases(selection: FilterSelection, model: nn.Module) -> FilterSelection
 
     Example:
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import magnitude
+        >>> from filterattr.analysis import magnitude
         >>> layer = nn.Linear(2, 3)
         >>> channels = magnitude(FilterAttributor(layer, unit="filter"), layer).top(2)
         >>> with_biases(channels, layer).per_layer()

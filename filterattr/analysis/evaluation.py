@@ -66,9 +66,8 @@ def mask_curve(
         SettingError: The fractions are not ascending in [0, 1].
 
     Example:
-        >>> from filterattr.analysis.masking import Masking
-        >>> from filterattr.analysis.rankings import weight_change
         >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis import Masking, weight_change
         >>> _ = torch.manual_seed(0)
         >>> from torch import nn
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
@@ -141,10 +140,10 @@ def null_curve(
         SettingError: A name is unknown, there are fewer than two draws, or the fractions are not ascending in [0, 1].
 
     Example:
-        >>> from filterattr.analysis.masking import Masking
+        >>> from filterattr.analysis import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr.analysis import weight_change
         >>> _ = torch.manual_seed(0)
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
@@ -205,10 +204,10 @@ def specificity(
         SettingError: A set belongs to no function of ``masking``, or there are fewer than two.
 
     Example:
-        >>> from filterattr.analysis.masking import Masking
+        >>> from filterattr.analysis import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr.analysis import weight_change
         >>> _ = torch.manual_seed(0)
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
@@ -273,10 +272,10 @@ def modulation(
         SettingError: The function is unknown, or the strengths are not ascending.
 
     Example:
-        >>> from filterattr.analysis.masking import Masking
+        >>> from filterattr.analysis import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr.analysis import weight_change
         >>> _ = torch.manual_seed(0)
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
@@ -335,10 +334,10 @@ def compare_rankings(
             samples.
 
     Example:
-        >>> from filterattr.analysis.masking import Masking
+        >>> from filterattr.analysis import Masking
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr.analysis import weight_change
         >>> _ = torch.manual_seed(0)
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()

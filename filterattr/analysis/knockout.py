@@ -343,8 +343,7 @@ def unit_labels(scored: ScoredParameter) -> Tensor:
         ``int64`` of the parameter's shape: flat places of the units.
 
     Example:
-        >>> from filterattr.units.scored import ScoredParameter
-        >>> from filterattr import Unit
+        >>> from filterattr import ScoredParameter, Unit
         >>> unit_labels(ScoredParameter(Unit("o i -> o"), (2, 3)))
         tensor([[0, 0, 0],
                 [1, 1, 1]])

@@ -185,8 +185,7 @@ class ChangingNetwork:
         intervention: As in `Masking.changing`.
 
     Example:
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> base, target = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()
         >>> masking = Masking(base, base, target, loss, {"copying": list(torch.rand(8, 2))})

@@ -30,8 +30,7 @@ def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScor
         Scores in [0, 1).
 
     Example:
-        >>> from filterattr.units.unit import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = FilterScores({"w": torch.zeros(3)}, {"w": ScoredParameter(Unit("... -> ..."), (3,))})
         >>> random_ranking(like, torch.Generator().manual_seed(0)).n_units
         3

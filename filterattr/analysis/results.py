@@ -427,7 +427,7 @@ def spread(name: str, estimate: Estimate) -> Row:
         Column to number.
 
     Example:
-        >>> from filterattr.analysis.record import Estimate
+        >>> from filterattr.analysis import Estimate
         >>> spread("share", Estimate(0.5, 0.4, 0.7))
         {'share': 0.5, 'share_low': 0.4, 'share_high': 0.7}
     """

@@ -44,8 +44,7 @@ class SampleScores:
         SettingError: The shape does not fit the units, or there are no samples.
 
     Example:
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
         >>> samples = SampleScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), like)
         >>> samples.scores()["w"], samples.scores([1])["w"]
@@ -89,8 +88,7 @@ class SampleScores:
             The scores of every row.
 
         Example:
-            >>> from filterattr import Unit
-            >>> from filterattr.units.scored import ScoredParameter
+            >>> from filterattr import ScoredParameter, Unit
             >>> like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
             >>> samples = SampleScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), like)
             >>> [scores["w"].tolist() for scores in samples.weighted(torch.tensor([[0.5, 0.5], [0.0, 1.0]]))]

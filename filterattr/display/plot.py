@@ -107,8 +107,7 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
     Example:
         >>> import torch
         >>> from matplotlib.figure import Figure
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {"conv.weight": ScoredParameter(Unit("o i -> o i"), (2, 2))}
         >>> selection = FilterSelection({"conv.weight": torch.tensor([[True, False], [False, False]])}, like)
         >>> axis = Figure().subplots()

@@ -95,8 +95,7 @@ class _PerParameter(ReadOnly[str, Tensor]):
             SettingError: A glob matches nothing, or there is none.
 
         Example:
-            >>> from filterattr.units.scored import ScoredParameter
-            >>> from filterattr import Unit
+            >>> from filterattr import ScoredParameter, Unit
             >>> one = ScoredParameter(Unit("... -> ..."), (2,))
             >>> like = {"0.attention": one, "0.mlp": one, "1.attention": one}
             >>> scores = FilterScores({name: torch.rand(2) for name in like}, like)
@@ -159,8 +158,7 @@ class FilterScores(_PerParameter):
         parameters: Parameter name to how it is scored, in the same order.
 
     Example:
-        >>> from filterattr.units.scored import ScoredParameter
-        >>> from filterattr import Unit
+        >>> from filterattr import ScoredParameter, Unit
         >>> scores = FilterScores(
         ...     {"conv.weight": torch.tensor([[3.0, 1.0], [2.0, 5.0]], dtype=torch.float64)},
         ...     {"conv.weight": ScoredParameter(Unit("o i ... -> o i"), (2, 2, 3, 3))},
@@ -212,8 +210,7 @@ class FilterScores(_PerParameter):
             SettingError: The fraction is outside [0, 1], the number is negative or larger than all, or scores are NaN.
 
         Example:
-            >>> from filterattr.units.scored import ScoredParameter
-            >>> from filterattr import Unit
+            >>> from filterattr import ScoredParameter, Unit
             >>> like = {"w": ScoredParameter(Unit("... -> ..."), (4,))}
             >>> FilterScores({"w": torch.tensor([0.1, 0.4, 0.3, 0.2])}, like).top(0.5)["w"]
             tensor([False,  True,  True, False])
@@ -237,8 +234,7 @@ class FilterScores(_PerParameter):
             SettingError: As in `top`, or the amounts do not ascend.
 
         Example:
-            >>> from filterattr import Unit
-            >>> from filterattr.units.scored import ScoredParameter
+            >>> from filterattr import ScoredParameter, Unit
             >>> like = {"w": ScoredParameter(Unit("... -> ..."), (3,))}
             >>> scores = FilterScores({"w": torch.tensor([0.1, 0.4, 0.3])}, like)
             >>> [selection["w"].tolist() for selection in scores.tops([1, 2])]
@@ -293,8 +289,7 @@ class FilterScores(_PerParameter):
             SettingError: A name or place does not exist.
 
         Example:
-            >>> from filterattr.units.scored import ScoredParameter
-            >>> from filterattr import Unit
+            >>> from filterattr import ScoredParameter, Unit
             >>> like = {"w": ScoredParameter(Unit("o i ... -> o i"), (3, 2, 3, 3))}
             >>> FilterScores({"w": torch.zeros(3, 2)}, like).select({"w": [0, (2, 1)]})["w"]
             tensor([[ True,  True],
@@ -345,8 +340,7 @@ class FilterScores(_PerParameter):
             SettingError: It is no permutation of all places.
 
         Example:
-            >>> from filterattr.units.scored import ScoredParameter
-            >>> from filterattr import Unit
+            >>> from filterattr import ScoredParameter, Unit
             >>> parameters = {"w": ScoredParameter(Unit("... -> ..."), (3,))}
             >>> like = FilterSelection({"w": torch.zeros(3, dtype=torch.bool)}, parameters)
             >>> FilterScores.from_index([2, 0, 1], like).to_index()
@@ -398,8 +392,7 @@ class FilterSelection(_PerParameter):
         parameters: Parameter name to how it is scored, in the same order.
 
     Example:
-        >>> from filterattr.units.scored import ScoredParameter
-        >>> from filterattr import Unit
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {"w": ScoredParameter(Unit("... -> ..."), (4,))}
         >>> first = FilterSelection({"w": torch.tensor([True, True, False, False])}, like)
         >>> second = FilterSelection({"w": torch.tensor([False, True, True, False])}, like)
@@ -493,8 +486,7 @@ class FilterSelection(_PerParameter):
             A selection of the same size.
 
         Example:
-            >>> from filterattr.units.scored import ScoredParameter
-            >>> from filterattr import Unit
+            >>> from filterattr import ScoredParameter, Unit
             >>> like = {"w": ScoredParameter(Unit("... -> ..."), (100,))}
             >>> chosen = FilterSelection({"w": torch.arange(100) < 7}, like)
             >>> chosen.random(torch.Generator().manual_seed(0)).count
@@ -537,8 +529,7 @@ def contrast(
         SettingError: A name or scale is unknown, there is nothing to compare with, or the units differ.
 
     Example:
-        >>> from filterattr.units.scored import ScoredParameter
-        >>> from filterattr import Unit
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {"w": ScoredParameter(Unit("... -> ..."), (2,))}
         >>> scores = {
         ...     "blur": FilterScores({"w": torch.tensor([3.0, 1.0])}, like),

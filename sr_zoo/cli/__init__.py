@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from filterattr.errors import FilterAttrError, FilterAttrWarning, is_out_of_memory
+from filterattr import FilterAttrError, FilterAttrWarning
+from filterattr.errors import is_out_of_memory
 from sr_zoo.cli import attribute, card, compare, degrade, demo, report, restore, study, train
 from sr_zoo.cli.numbers import refuse_numbers
 from sr_zoo.cli.program import Parser

@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import nn
 
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError
-from filterattr.analysis.health import path_health
-from filterattr.display.plot import plot_layers, plot_path
-from filterattr.files.writing import replacing
+from filterattr.analysis import path_health
+from filterattr.display import plot_layers, plot_path
+from filterattr.files import replacing
 from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import add_seed, number, whole_number
 from sr_zoo.cli.outputs import add_overwrite, check_folder

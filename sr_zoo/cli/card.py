@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from filterattr.files.writing import replace_file
+from filterattr.files import replace_file
 from sr_zoo.card import make_card, write_half
 from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import add_seed

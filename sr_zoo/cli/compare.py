@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from filterattr import SettingError
-from filterattr.files.writing import replace_file
+from filterattr.files import replace_file
 from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import add_seed
 from sr_zoo.cli.outputs import add_overwrite, check_file

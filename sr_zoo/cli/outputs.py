@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from filterattr.errors import FilterAttrError
+from filterattr import FilterAttrError
 
 
 class OutputError(FilterAttrError, ValueError):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from filterattr.loss.out_of_memory import available_bytes
+from filterattr.memory import available_bytes
 from sr_zoo.cli.keys import add_key, keys_of
 from sr_zoo.cli.numbers import LARGEST_SEED, number, whole_number
 from sr_zoo.cli.outputs import OutputError, check_folder

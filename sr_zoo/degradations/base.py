@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from filterattr.errors import FilterAttrError
+from filterattr import FilterAttrError
 
 
 class DegradationError(FilterAttrError, ValueError):

@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from filterattr import FilterAttribution, FilterScores, FilterSelection
-from filterattr.analysis.record import Record
-from filterattr.analysis.stability import SampleScores
-from filterattr.errors import StorageError
-from filterattr.files.writing import replace_file
+from filterattr import FilterAttribution, FilterScores, FilterSelection, StorageError
+from filterattr.analysis import Record, SampleScores
+from filterattr.files import replace_file
 
 _DONE = "done.json"
 
@@ -41,7 +39,7 @@ class Archive:
 
     Example:
         >>> import tempfile
-        >>> from filterattr.analysis.results import RankingTable
+        >>> from filterattr.analysis import RankingTable
         >>> archive = Archive(tempfile.mkdtemp())
         >>> archive.store("rankings", "1234", {"table": RankingTable("attribution", ())}, {"seconds": 1.0})
         >>> archive.is_done("rankings", "1234"), archive.is_done("rankings", "5678")

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from filterattr.analysis.results import NullCurve
-from filterattr.display.page.charts import Axes, Line, line_chart, round_range
-from filterattr.display.page.markup import element, joined, number
-from filterattr.display.page.section import Section, Verdict, details, side_by_side
-from filterattr.display.page.tables import estimate_text, folded, table
+from filterattr.analysis import NullCurve
+from filterattr.display.page import (
+    Axes,
+    Line,
+    Section,
+    Verdict,
+    details,
+    element,
+    estimate_text,
+    folded,
+    joined,
+    line_chart,
+    number,
+    round_range,
+    side_by_side,
+    table,
+)
 from sr_zoo.study.contest import ContestRow, ContestTable
 from sr_zoo.study.stages.channels import ATTRIBUTION, CONTRAST, LAYER_METHODS
 

@@ -14,12 +14,20 @@ import numpy as np
 import torch
 
 from filterattr import FilterScores
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.rankings import random_ranking
-from filterattr.analysis.record import Estimate, Record, Row
-from filterattr.analysis.resampling import Array, p_value
-from filterattr.analysis.results import Curve, Null, NullCurve, spread
-from filterattr.jobs.progress import Progress, counted
+from filterattr.analysis import (
+    Array,
+    Curve,
+    Estimate,
+    Masking,
+    Null,
+    NullCurve,
+    Record,
+    Row,
+    p_value,
+    random_ranking,
+    spread,
+)
+from filterattr.display import Progress, counted
 
 
 @dataclass(frozen=True)
@@ -165,8 +173,7 @@ def shuffled_inside_layers(scores: FilterScores, generator: torch.Generator) -> 
         The shuffled ranking.
 
     Example:
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (4,)) for name in ("a", "b")}
         >>> scores = FilterScores({"a": torch.tensor([8.0, 7, 1, 2]), "b": torch.tensor([6.0, 3, 4, 5])}, like)
         >>> shuffled = shuffled_inside_layers(scores, torch.Generator().manual_seed(0))
@@ -209,7 +216,7 @@ class Contest:
     Example:
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr.analysis import weight_change
         >>> _ = torch.manual_seed(0)
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> loss = lambda model, x: (model(x) - target(x)).square().sum()

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filterattr.analysis.prediction import Confusion
-from filterattr.analysis.record import Record
-from filterattr.display.page.pictures import Dial, Picture, Strip
-from filterattr.display.report import report
-from filterattr.files.writing import replace_file
+from filterattr import report
+from filterattr.analysis import Confusion, Record
+from filterattr.display import Dial, Picture, Strip
+from filterattr.files import replace_file
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.channels_page import channels_section
 from sr_zoo.study.pipeline import STAGES

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import filterattr
-from filterattr.files.fingerprint import fingerprint
-from filterattr.jobs.progress import Progress
+from filterattr.display import Progress
+from filterattr.files import fingerprint
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.samples import draw_samples, restoration_error

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_type_hints
 
-from filterattr.analysis.evaluation import FRACTIONS, STRENGTHS
-from filterattr.errors import FilterAttrError
+from filterattr import FilterAttrError
+from filterattr.analysis import FRACTIONS, STRENGTHS
 from sr_zoo.training import PRECISIONS, fast_precision
 
 # parts of the crops that are searched

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filterattr import FilterSelection
-from filterattr.analysis.masking import Masking
-from filterattr.jobs.progress import Progress
+from filterattr.analysis import Masking
+from filterattr.display import Progress
 from sr_zoo.study.archive import Archive, Results
 from sr_zoo.study.samples import Sample, batches_of, row_errors
 from sr_zoo.study.settings import Settings

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttrError, FilterAttributor, Group
-from filterattr.analysis.agreement import load_scipy
-from filterattr.files.fingerprint import fingerprint
-from filterattr.units.builders import output_channels
+from filterattr import FilterAttrError, FilterAttributor, Group, output_channels
+from filterattr.analysis import load_scipy
+from filterattr.files import fingerprint
 from sr_zoo.data import read_photographs
 from sr_zoo.degradations import Degradation, degradations_from, evaluation_inputs
 from sr_zoo.demo import bundled_photographs

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from filterattr.analysis.record import Estimate
-from filterattr.analysis.results import Modulation, RankingTable, SpecificityMatrix, bounded
+from filterattr.analysis import Estimate, Modulation, RankingTable, SpecificityMatrix, bounded
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.contest import ContestTable
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filterattr.errors import StorageError
-from filterattr.files.writing import replace_file, replacing
+from filterattr import StorageError
+from filterattr.files import replace_file, replacing
 from sr_zoo.training.recipe import TrainingError
 
 if TYPE_CHECKING:

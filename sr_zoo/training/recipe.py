@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from filterattr.errors import FilterAttrError
+from filterattr import FilterAttrError
 from sr_zoo.data import PatchSampler, without_border
 from sr_zoo.degradations import Strengths, from_config
 from sr_zoo.training.precision import fast_precision

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr.files import read_tensors, write_tensors
 from sr_zoo.data import PatchSampler
 from sr_zoo.degradations import Degradation, evaluation_inputs
 from sr_zoo.evaluation import check_colour, check_photographs, measure

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "errors": set(),
     "names": set(),
+    "memory": set(),
     "model": {"errors", "names"},
-    "loss": {"errors"},
+    "loss": {"errors", "memory"},
     "files": {"errors", "model"},
     "units": {"errors", "names", "model"},
     "jobs": {"errors", "model", "files"},
@@ -29,7 +33,7 @@ ALLOWED = {
 }
 ALLOWED["attribution"] = {*ALLOWED} - {"activations", "recorder", "intervention"}
 ALLOWED["analysis"] = {*ALLOWED} - {"recorder"}
-ALLOWED["display"] = {"errors", "files", "results", "intervention", "attribution", "activations", "analysis"}
+ALLOWED["display"] = {"errors", "files", "jobs", "results", "intervention", "attribution", "activations", "analysis"}
 IMAGE_LIBRARIES = {"PIL", "skimage", "cv2", "imageio", "torchvision"}
 
 
@@ -68,6 +72,75 @@ def test_the_library_knows_nothing_of_images_nor_of_the_zoo(path: Path) -> None:
     assert not tops & (IMAGE_LIBRARIES | {"sr_zoo"})
 
 
+# what those who use the library import from: its names, and the packages that say what they export
+PUBLIC = (
+    "filterattr",
+    "filterattr.analysis",
+    "filterattr.display",
+    "filterattr.display.page",
+    "filterattr.errors",
+    "filterattr.files",
+    "filterattr.memory",
+)
+PYTHON_BLOCKS = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def sources_of_users() -> dict[str, str]:
+    """What uses the library: the zoo, examples, tutorials, pages, and the examples in docstrings."""
+    modules = [*(ROOT / "sr_zoo").rglob("*.py"), *(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.py")]
+    sources = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(modules)}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        sources[str(path.relative_to(ROOT))] = "\n".join(PYTHON_BLOCKS.findall(path.read_text()))
+    for path in [*(ROOT / "filterattr").rglob("*.py"), *(ROOT / "sr_zoo").rglob("*.py")]:
+        shown = re.findall(r"^ *>>> ((?:from|import) (?:filterattr|sr_zoo).*)$", path.read_text(), re.MULTILINE)
+        sources[f"docstrings of {path.relative_to(ROOT)}"] = "\n".join(shown)
+    return {name: source for name, source in sources.items() if "filterattr" in source}
+
+
+def misplaced(source: str) -> list[str]:
+    """What is imported from inside of the library, or not exported by the package that it is imported from."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("filterattr.")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "filterattr":
+            package = importlib.import_module(str(node.module))
+            exported = getattr(package, "__all__", vars(package)) if node.module in PUBLIC else ()
+            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name not in exported]
+    return found
+
+
+SOURCES = sources_of_users()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_users_import_public_names_alone(name: str) -> None:
+    assert misplaced(SOURCES[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from filterattr import Unit", []),
+        ("from filterattr.analysis import Masking, stability", []),
+        ("from filterattr.analysis.masking import Masking", ["filterattr.analysis.masking.Masking"]),
+        ("from filterattr.analysis import _nothing", ["filterattr.analysis._nothing"]),
+        ("import filterattr.model.swap", ["filterattr.model.swap"]),
+    ],
+)
+def test_imports_from_inside_are_seen(source: str, expected: list[str]) -> None:
+    assert misplaced(source) == expected
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_package_exports_what_it_says(name: str) -> None:
+    """A function stands before the module of its name, whichever was imported first."""
+    package = importlib.import_module(name)
+    exported = getattr(package, "__all__", [])
+    assert len(set(exported)) == len(exported)
+    assert not [one for one in exported if isinstance(getattr(package, one), ModuleType)]
+
+
 def test_there_is_no_import_cycle() -> None:
     graph = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): {
@@ -97,6 +170,25 @@ def test_importing_the_library_loads_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_library_loads_neither_analysis_nor_reports() -> None:
+    """They take as long to load as everything else; `filterattr.report` brings them on first use."""
+    code = """
+import sys, torch
+before = set(sys.modules)
+import filterattr
+loaded = set(sys.modules) - before
+print(sorted(name for name in loaded if name.startswith(("filterattr.analysis", "filterattr.display"))))
+print(len(loaded))
+from filterattr import report
+print(report.__module__, filterattr.report is report, "filterattr.analysis" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    rooms, count, function = done.stdout.splitlines()
+    assert rooms == "[]"
+    assert int(count) <= 110
+    assert function == "filterattr.display.report True True"
 
 
 def test_attributing_needs_torch_numpy_and_einops_alone() -> None:

@@ -108,7 +108,9 @@ def test_every_public_name_of_the_library_is_in_the_reference(name: str) -> None
 
 @pytest.mark.parametrize("name", public_modules())
 def test_every_public_module_is_in_the_reference(name: str) -> None:
-    assert name in LISTED, f"add {name} to a page in docs/reference"
+    # a module that has the name of a function in it is listed by what it holds
+    is_listed = name in LISTED or any(listed.startswith(f"{name}.") for listed in LISTED)
+    assert is_listed, f"add {name} to a page in docs/reference"
 
 
 @pytest.mark.parametrize("name", sorted(LISTED))

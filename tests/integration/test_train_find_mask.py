@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from filterattr import FilterAttributor, contrast
-from filterattr.analysis.masking import Masking
+from filterattr.analysis import Masking
 from sr_zoo.cli import main
 from sr_zoo.data import load_photographs
 from sr_zoo.degradations import evaluation_inputs

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterSelection, swapped
-from filterattr.analysis.prediction import Calibration, Signals, confusion
-from filterattr.analysis.record import Estimate, Record, Row
-from filterattr.analysis.resampling import Bootstrap
-from filterattr.analysis.results import spread
+from filterattr.analysis import Bootstrap, Calibration, Estimate, Record, Row, Signals, confusion, spread
 from sr_zoo.adaptive import CLEAN, AdaptiveRestorer, Patch
 from sr_zoo.degradations import Degradation
 from sr_zoo.metrics import psnr

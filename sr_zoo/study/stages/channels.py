@@ -14,14 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from filterattr import FilterAttributor, FilterScores, contrast
-from filterattr.activations.attributor import ChannelAttributor
-from filterattr.activations.result import Method
-from filterattr.analysis.gradients import input_path
-from filterattr.analysis.rankings import random_ranking, weight_change
-from filterattr.analysis.record import Record, Row
-from filterattr.analysis.results import NullCurve
-from filterattr.jobs.progress import counted
+from filterattr import ChannelAttributor, FilterAttributor, FilterScores, contrast
+from filterattr.analysis import ChannelMethod, NullCurve, Record, Row, input_path, random_ranking, weight_change
+from filterattr.display import counted
 from sr_zoo.study.archive import Archive, Results
 from sr_zoo.study.contest import Contest, ContestRow, ContestTable, Entrant, MaskedLosses
 from sr_zoo.study.samples import Sample, restoration_error, towards_degraded
@@ -32,7 +27,7 @@ from sr_zoo.study.subject import Subject
 
 ATTRIBUTION = "attribution"
 CONTRAST, PLAIN, CAPTUM = "strict contrast", "no contrast", "Captum's usual"
-LAYER_METHODS: dict[str, Method] = {
+LAYER_METHODS: dict[str, ChannelMethod] = {
     "conductance": "conductance",
     "internal influence": "internal_influence",
     "layer integrated gradients": "integrated_gradients",

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from filterattr import FilterSelection
-from filterattr.analysis.record import Estimate, Record, Row
-from filterattr.analysis.resampling import interval
-from filterattr.analysis.results import spread
-from filterattr.analysis.stability import SampleScores
+from filterattr.analysis import Estimate, Record, Row, SampleScores, interval, spread
 from sr_zoo.study.archive import Results
 from sr_zoo.study.settings import Settings
 from sr_zoo.study.stage import Context, Cost, Stage
@@ -60,8 +57,7 @@ def mean_depth(selection: FilterSelection) -> float:
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit
         >>> like = {name: ScoredParameter(Unit("... -> ..."), (2,)) for name in ("a", "b", "c")}
         >>> chosen = {"a": [True, False], "b": [False, False], "c": [True, True]}
         >>> mean_depth(FilterSelection({name: torch.tensor(one) for name, one in chosen.items()}, like)).__round__(3)

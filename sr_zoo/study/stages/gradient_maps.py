@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from filterattr import swapped
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.record import Estimate, Record, Row
-from filterattr.analysis.results import bounded, spread
+from filterattr.analysis import Estimate, Masking, Record, Row, bounded, spread
 from sr_zoo.images import to_float, to_uint8
 from sr_zoo.metrics import luma
 from sr_zoo.study.archive import Results

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from filterattr.analysis.evaluation import mask_curve, modulation, null_curve, specificity
+from filterattr.analysis import mask_curve, modulation, null_curve, specificity
 from sr_zoo.study.archive import Results
 from sr_zoo.study.settings import Settings
 from sr_zoo.study.stage import Context, Cost, Stage

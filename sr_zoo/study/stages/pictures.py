@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from filterattr import blend
-from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr.files import read_tensors, write_tensors
 from sr_zoo.degradations import Degradation
 from sr_zoo.images import to_float, to_uint8
 from sr_zoo.study.archive import Results

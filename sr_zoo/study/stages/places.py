@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from filterattr import FilterSelection
-from filterattr.analysis.controls import scrambled, shuffled_edges
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.record import Record, Row
+from filterattr.analysis import Masking, Record, Row, scrambled, shuffled_edges
 from sr_zoo.study.archive import Results
 from sr_zoo.study.settings import Settings
 from sr_zoo.study.stage import Context, Cost, Stage

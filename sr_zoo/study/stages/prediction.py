@@ -7,13 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from filterattr.analysis.prediction import (
-    READ_OUTS,
-    Calibration,
-    FunctionPredictor,
-    confusion,
-    largest_wins,
-)
+from filterattr.analysis import READ_OUTS, Calibration, FunctionPredictor, confusion, largest_wins
 from sr_zoo.study.archive import Results
 from sr_zoo.study.samples import Sample
 from sr_zoo.study.settings import Settings

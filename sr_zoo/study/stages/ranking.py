@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterScores, FilterSelection, contrast
-from filterattr.activations.result import Method
-from filterattr.analysis.agreement import agreement
-from filterattr.analysis.comparison import Ranking, all_rankings, channel_ranking
-from filterattr.analysis.evaluation import compare_rankings
-from filterattr.analysis.knockout import KnockOutJob
-from filterattr.analysis.record import Record, Row
+from filterattr.analysis import (
+    ChannelMethod,
+    KnockOutJob,
+    Ranking,
+    Record,
+    Row,
+    agreement,
+    all_rankings,
+    channel_ranking,
+    compare_rankings,
+)
 from sr_zoo.study.archive import Results
 from sr_zoo.study.samples import Sample, restoration_error, towards_degraded
 from sr_zoo.study.settings import Settings
@@ -24,7 +29,7 @@ from sr_zoo.study.subject import Subject
 
 # rankings that never see an input: there is nothing to contrast
 _BLIND = ("random", "weight change", "relative change", "magnitude", "squared magnitude")
-_LAYER_METHODS: dict[str, Method] = {
+_LAYER_METHODS: dict[str, ChannelMethod] = {
     "Captum conductance": "conductance",
     "Captum layer IG": "integrated_gradients",
     "Captum gradient x activation": "gradient_x_activation",

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from filterattr import FilterSelection, train_only
-from filterattr.analysis.agreement import load_scipy
-from filterattr.analysis.record import Estimate, Record, Row
-from filterattr.analysis.results import spread
-from filterattr.jobs.progress import counted
+from filterattr.analysis import Estimate, Record, Row, load_scipy, spread
+from filterattr.display import counted
 from sr_zoo.degradations import Degradation, blind_inputs
 from sr_zoo.study.archive import Results
 from sr_zoo.study.samples import margin_of

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from filterattr import FilterAttrWarning, FilterScores, contrast
-from filterattr.analysis.health import path_health, sanity_checks
-from filterattr.analysis.stability import SampleScores, differences, per_sample_scores, stability
+from filterattr.analysis import SampleScores, differences, path_health, per_sample_scores, sanity_checks, stability
 from sr_zoo.study.archive import Results
 from sr_zoo.study.samples import restoration_error
 from sr_zoo.study.settings import Settings

@@ -9,17 +9,16 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from filterattr import FilterAttributor, FilterScores, SettingError, Unit, blend
-from filterattr.analysis.budget import (
+from filterattr import FilterAttributor, FilterScores, ScoredParameter, SettingError, Unit, blend
+from filterattr.analysis import (
     Budget,
     layer_shares,
     lora_ranks,
     pruning_masks,
     select_units,
     units_to_train,
+    weight_change,
 )
-from filterattr.analysis.rankings import weight_change
-from filterattr.units.scored import ScoredParameter
 from tests.networks import image, relu_network, smooth_network, squared_sum
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttributor, FilterSelection, SettingError, StateMismatchError, blend
-from filterattr.analysis.controls import scrambled, shuffled_edges, with_biases
-from filterattr.analysis.rankings import magnitude
+from filterattr.analysis import magnitude, scrambled, shuffled_edges, with_biases
 from tests.networks import smooth_network
 
 

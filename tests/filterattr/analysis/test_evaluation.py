@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, FilterScores, FilterSelection, LossError, SettingError
-from filterattr.analysis.evaluation import compare_rankings, mask_curve, modulation, null_curve, specificity
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.rankings import weight_change
-from filterattr.analysis.record import Estimate
-from filterattr.analysis.resampling import p_value
-from filterattr.analysis.results import Intervention
+from filterattr.analysis import (
+    Estimate,
+    Intervention,
+    Masking,
+    compare_rankings,
+    mask_curve,
+    modulation,
+    null_curve,
+    p_value,
+    specificity,
+    weight_change,
+)
 from tests.networks import image, relu_network, squared_sum
 from tests.reference.slow_analysis import mean_loss, with_kernels
 

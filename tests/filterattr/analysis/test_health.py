@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError
-from filterattr.analysis.health import PathHealth, SanityTable, path_health, sanity_checks
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.stability import per_sample_scores
+from filterattr.analysis import Masking, PathHealth, SanityTable, path_health, per_sample_scores, sanity_checks
 from tests.networks import image, relu_network, smooth_network, squared_sum
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, FilterAttrWarning, FilterSelection, SettingError, contrast
-from filterattr.analysis.prediction import (
+from filterattr.analysis import (
     UNSURE,
     Calibration,
     Confusion,

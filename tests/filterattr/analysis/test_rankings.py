@@ -23,10 +23,18 @@ from filterattr import (
     UnitError,
     blend,
 )
-from filterattr.analysis.comparison import all_rankings, channel_ranking
-from filterattr.analysis.gradients import fisher, input_path, taylor
-from filterattr.analysis.knockout import KnockOutJob
-from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
+from filterattr.analysis import (
+    KnockOutJob,
+    all_rankings,
+    channel_ranking,
+    fisher,
+    gradient_times_change,
+    input_path,
+    magnitude,
+    random_ranking,
+    taylor,
+    weight_change,
+)
 from tests.networks import image, relu_network, smooth_network, squared_sum
 from tests.reference.slow_analysis import gradients, kernel_sums, knock_outs, mean_loss
 

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 from filterattr import SettingError, StorageError
-from filterattr.analysis.record import Estimate, Record, Row
-from filterattr.analysis.resampling import Bootstrap, interval
-from filterattr.analysis.results import area_under, bounded
-from filterattr.jobs.progress import counted
+from filterattr.analysis import Bootstrap, Estimate, Record, Row, area_under, bounded, interval
+from filterattr.display import counted
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from filterattr import FilterAttributor, FilterScores, FilterSelection, SettingError, StorageError, Unit, contrast
-from filterattr.analysis.agreement import agreement
-from filterattr.analysis.stability import (
+from filterattr import (
+    FilterAttributor,
+    FilterScores,
+    FilterSelection,
+    ScoredParameter,
+    SettingError,
+    StorageError,
+    Unit,
+    contrast,
+)
+from filterattr.analysis import (
     Differences,
     SampleScores,
     Stability,
+    agreement,
     differences,
     per_sample_scores,
     stability,
 )
-from filterattr.units.scored import ScoredParameter
 from tests.networks import image, smooth_network, squared_sum
 from tests.reference.slow_analysis import benjamini_hochberg, kendall, spearman, t_test
 

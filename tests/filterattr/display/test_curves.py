@@ -11,13 +11,22 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, SettingError
-from filterattr.analysis.evaluation import compare_rankings, mask_curve, modulation, null_curve, specificity
-from filterattr.analysis.masking import Masking
-from filterattr.analysis.prediction import Signals, confusion, largest_wins
-from filterattr.analysis.rankings import magnitude, weight_change
-from filterattr.analysis.record import Estimate
-from filterattr.analysis.stability import Stability
-from filterattr.display.curves import (
+from filterattr.analysis import (
+    Estimate,
+    Masking,
+    Signals,
+    Stability,
+    compare_rankings,
+    confusion,
+    largest_wins,
+    magnitude,
+    mask_curve,
+    modulation,
+    null_curve,
+    specificity,
+    weight_change,
+)
+from filterattr.display import (
     plot_confusion,
     plot_curves,
     plot_modulation,

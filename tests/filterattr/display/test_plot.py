@@ -8,14 +8,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from filterattr import FilterAttributor
-from filterattr.display.plot import (
-    join_layers,
-    plot_layers,
-    plot_path,
-    plot_shares,
-    short_name,
-    short_names,
-)
+from filterattr.display import join_layers, plot_layers, plot_path, plot_shares, short_name, short_names
 from tests.networks import image, smooth_network, squared_sum
 
 

@@ -16,15 +16,21 @@ import pytest
 import torch
 from PIL import Image
 
-from filterattr import FilterAttributor, SettingError, StorageError
-from filterattr.analysis.prediction import Confusion
-from filterattr.analysis.record import Estimate
-from filterattr.analysis.results import Curve, Modulation, NullCurve, RankingRow, RankingTable, SpecificityMatrix
-from filterattr.display.page import charts, sections, tables
+from filterattr import FilterAttributor, SettingError, StorageError, report
+from filterattr.analysis import (
+    Confusion,
+    Curve,
+    Estimate,
+    Modulation,
+    NullCurve,
+    RankingRow,
+    RankingTable,
+    SpecificityMatrix,
+)
+from filterattr.display import Dial, Picture, Strip
+from filterattr.display.page import charts, element, escaped, sections, tables
 from filterattr.display.page.evidence import curves_section, modulation_section
-from filterattr.display.page.markup import element, escaped
-from filterattr.display.page.pictures import Dial, Picture, Strip, encode_png
-from filterattr.display.report import report
+from filterattr.display.page.pictures import encode_png
 from tests.browser import CHROMIUM, Browser
 from tests.networks import image, smooth_network, squared_sum
 

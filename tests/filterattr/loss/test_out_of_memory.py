@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor
-from filterattr.loss import out_of_memory as memory
-from filterattr.loss.out_of_memory import available_bytes
+from filterattr import FilterAttributor, memory
+from filterattr.memory import available_bytes
 from tests.reliability.fingerprint import Fingerprint
 
 ERRORS = [
