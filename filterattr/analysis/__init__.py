@@ -14,7 +14,7 @@ from filterattr.analysis.budget import (
     select_units,
     units_to_train,
 )
-from filterattr.analysis.comparison import Ends, Judge, Ranking, all_rankings, channel_ranking
+from filterattr.analysis.comparison import Judge, Ranking, all_rankings, channel_ranking
 from filterattr.analysis.controls import scrambled, shuffled_edges, with_biases
 from filterattr.analysis.evaluation import (
     FRACTIONS,
@@ -29,6 +29,7 @@ from filterattr.analysis.gradients import Along, Form, Gradients, fisher, input_
 from filterattr.analysis.health import PathHealth, SanityRow, SanityTable, path_health, sanity_checks
 from filterattr.analysis.knockout import KnockOut, KnockOutCost, KnockOutJob, unit_labels
 from filterattr.analysis.masking import Masking
+from filterattr.analysis.outputs import Outputs, Reversion, SampleDistances, reversion
 from filterattr.analysis.prediction import (
     READ_OUTS,
     UNSURE,
@@ -89,7 +90,6 @@ __all__ = [
     "Confusion",
     "Curve",
     "Differences",
-    "Ends",
     "Estimate",
     "Estimates",
     "Form",
@@ -106,6 +106,7 @@ __all__ = [
     "Null",
     "NullCurve",
     "Order",
+    "Outputs",
     "PathHealth",
     "Prediction",
     "Rank",
@@ -114,7 +115,9 @@ __all__ = [
     "RankingTable",
     "ReadOut",
     "Record",
+    "Reversion",
     "Row",
+    "SampleDistances",
     "SampleScores",
     "SanityRow",
     "SanityTable",
@@ -146,6 +149,7 @@ __all__ = [
     "per_sample_scores",
     "pruning_masks",
     "random_ranking",
+    "reversion",
     "sample_gradient",
     "sanity_checks",
     "scrambled",

@@ -102,8 +102,7 @@ class ChangingState:
 
     Example:
         >>> import torch
-        >>> from filterattr import Unit, swapped
-        >>> from filterattr.units.scored import ScoredParameter
+        >>> from filterattr import ScoredParameter, Unit, swapped
         >>> base, target = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
         >>> state = ChangingState(Ends(base, base, target, {"copying": torch.rand(8, 2)}))
         >>> like = {"weight": ScoredParameter(Unit("... -> ..."), (1, 2))}

@@ -81,7 +81,7 @@ class Outputs(Ends):
 
     Example:
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr.analysis import weight_change
         >>> base, target = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
         >>> with torch.no_grad():
         ...     _ = base.weight.zero_(), target.weight.copy_(torch.eye(2))
@@ -386,7 +386,7 @@ def reversion(
 
     Example:
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis.rankings import weight_change
+        >>> from filterattr.analysis import weight_change
         >>> base, target = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         >>> with torch.no_grad():
         ...     _ = base.weight.zero_(), target.weight.copy_(torch.eye(4))
