@@ -79,7 +79,7 @@ class Fingerprint:
             (torch.get_rng_state().numpy().tobytes(), random.getstate(), kind, keys.tobytes(), rest),
         )
         self._add("gradient modes", (torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
-        self._add("hooks of saved tensors", repr(torch._C._autograd._top_saved_tensors_default_hooks(True)))
+        self._add("hooks of saved tensors", _hooks_of_saved_tensors())
         self._add("optimizer hooks", len(optimizer._global_optimizer_pre_hooks))
         self._add("threads", torch.get_num_threads())
 
@@ -110,6 +110,12 @@ def unchanged(*models: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
     changes = [one for one in changes if not any(kind in one.partition(": ")[0] for kind in but)]
     if changes:
         raise AssertionError("; ".join(changes[:5]))
+
+
+def _hooks_of_saved_tensors() -> str:
+    """The hooks that take what autograd saves; PyTorch 2.6 does not tell them."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return repr(top(True)) if top else "unknown"
 
 
 def _bytes(tensor: Tensor) -> bytes:
