@@ -91,3 +91,160 @@ class TestEnds:
             path.write(t, point)
             signs.append(bool(point["w"][0].signbit()))
         assert signs == [True, True, False]
+
+
+class TestInBetween:
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("kind", TYPES, ids=str)
+    def test_a_point_is_rounded_once_from_float64(self, kind: torch.dtype, size: int) -> None:
+        ends = [torch.randn(size, dtype=kind) for _ in range(2)]
+        point = {"w": torch.empty(size, dtype=kind)}
+        path_between(*({"w": end} for end in ends)).write(0.3, point)
+        wide = torch.complex128 if kind.is_complex else torch.float64
+        expected = ends[0].to(wide) + 0.3 * (ends[1].to(wide) - ends[0].to(wide))
+        torch.testing.assert_close(point["w"], expected.to(kind), rtol=torch.finfo(kind).eps, atol=1e-15)
+
+    @pytest.mark.parametrize("n_segments", [2, 3, 7, 10, 49])
+    def test_corners_are_hit_whatever_their_place_was_rounded_to(self, n_segments: int) -> None:
+        corners = [{"w": torch.tensor([float(number)])} for number in range(n_segments + 1)]
+        path = path_between(*corners)
+        assert len(path.segments) == n_segments
+        point = {"w": torch.empty(1)}
+        for number in range(n_segments + 1):
+            for place in (number / n_segments, sum([1 / n_segments] * number)):
+                path.write(place, point)
+                assert point["w"].item() == number
+        for number in range(n_segments):
+            segment, place = path.segment_at((number + 0.25) / n_segments)
+            assert segment is path.segments[number]
+            assert place == pytest.approx(0.25, abs=1e-12)
+            path.write((number + 0.25) / n_segments, point)
+            assert point["w"].item() == pytest.approx(number + 0.25, rel=1e-6)
+
+    def test_a_place_that_only_lies_near_a_corner_is_none(self) -> None:
+        path = path_between(*({"w": torch.tensor([value], dtype=torch.float64)} for value in (0.0, 1.0, 5.0)))
+        _, place = path.segment_at(0.5 + 1e-8)
+        assert place == pytest.approx(2e-8, rel=1e-6)
+        assert path.segment_at(0.5 - 1e-8)[0] is path.segments[0]
+        assert path.segment_at(0.5 + 1e-10) == (path.segments[1], 0.0)
+        assert path.segment_at(0.5 - 1e-10) == (path.segments[1], 0.0)
+        assert path.segment_at(1.0) == (path.segments[1], 1.0)
+
+    def test_repeated_points_are_no_corners(self) -> None:
+        first, second, third = ({"w": torch.tensor([value])} for value in (0.0, 1.0, 5.0))
+        waypoints = path_between(first, first, second, second, third, third).waypoints
+        assert [point["w"].item() for point in waypoints] == [1.0]
+        assert path_between(first, second, first, third).waypoints[1]["w"].item() == 0.0  # a way back is a way
+        assert path_between(first, first, third, third).waypoints == ()
+        assert len(path_between(first, first).segments) == 1
+
+    def test_a_way_there_and_back_moves(self) -> None:
+        there = {"w": torch.ones(1), "still": torch.ones(1)}
+        base = {"w": torch.zeros(1), "still": torch.ones(1)}
+        path = path_between(base, there, base)
+        assert path.moved() == ["w"]
+        assert [segment.moved() for segment in path.segments] == [["w"], ["w"]]
+        assert path.waypoints[0]["still"] is path.base["still"]
+
+
+class TestDisplacement:
+    @pytest.mark.parametrize("factor", [1.0, -0.75])
+    @pytest.mark.parametrize("keep", [False, True])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_is_multiplied_in_float64(self, size: int, keep: bool, factor: float) -> None:
+        base, target = torch.randn(size), torch.randn(size)
+        values = torch.randn(size, dtype=torch.float64)
+        expected = values * (target.double() - base.double()) * factor
+        before = values.clone()
+        path = Path({"w": base}, {"w": target}, {})
+        found = path.times_displacement("w", values, factor, keep=keep)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+        assert found.dtype == torch.float64
+        assert torch.equal(values, before) == keep
+        assert (found.data_ptr() == values.data_ptr()) == (not keep)
+
+    @pytest.mark.parametrize("factor", [1.0, 2.5])
+    def test_of_complex_weights_counts_the_conjugate(self, factor: float) -> None:
+        base, target = (torch.randn(7, dtype=torch.complex64) for _ in range(2))
+        values = torch.randn(7, dtype=torch.complex128)
+        change = target.to(torch.complex128) - base.to(torch.complex128)
+        expected = factor * (values.real * change.real + values.imag * change.imag)
+        found = Path({"w": base}, {"w": target}, {}).times_displacement("w", values, factor)
+        assert not found.is_complex()
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+    @pytest.mark.parametrize("keep", [False, True])
+    @pytest.mark.parametrize("is_last", [False, True])
+    def test_knows_the_layout_of_what_it_multiplies(self, is_last: bool, keep: bool) -> None:
+        layout = torch.channels_last
+        base, target = (torch.randn(4, 3, 5, 5).to(memory_format=layout) for _ in range(2))
+        values = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+        if is_last:
+            values = values.to(memory_format=layout)
+        expected = values * (target.double() - base.double())
+        found = Path({"w": base}, {"w": target}, {}).times_displacement("w", values, keep=keep)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+    @pytest.mark.parametrize("shape", [(6,), (2, 3, 4, 4), (300, 300), (0, 3)])
+    def test_of_several_samples_is_that_of_each(self, shape: tuple[int, ...]) -> None:
+        base, target = torch.randn(shape), torch.randn(shape)
+        values = torch.randn(3, *shape, dtype=torch.float64)
+        expected = values * (target.double() - base.double())
+        found = Path({"w": base}, {"w": target}, {}).times_displacement("w", values)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
+class TestCosine:
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.complex64], ids=str)
+    def test_is_that_of_all_weights_side_by_side(self, kind: torch.dtype) -> None:
+        sizes = {"small": 5, "large": PIECE + 5}
+        base, target = ({name: torch.randn(size, dtype=kind) for name, size in sizes.items()} for _ in range(2))
+        target["large"] += 0.3 * base["large"]
+        first, second = (
+            torch.cat([torch.view_as_real(v).reshape(-1) if v.is_complex() else v for v in end.values()]).double()
+            for end in (base, target)
+        )
+        expected = (first @ second / (first.norm() * second.norm())).item()
+        assert 0.1 < expected < 0.9
+        assert Path(base, target, {}).cosine() == pytest.approx(expected, rel=1e-12)
+
+    def test_of_weights_that_are_all_zero(self) -> None:
+        zeros, ones = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
+        assert Path(zeros, zeros, {}).cosine() == 1.0
+        assert Path(zeros, ones, {}).cosine() == Path(ones, zeros, {}).cosine() == 0.0
+        assert Path(ones, {"w": -torch.ones(3)}, {}).cosine() == pytest.approx(-1, rel=1e-14)
+
+
+class TestSideBySide:
+    def test_large_and_unmoved_tensors_stay_what_they_are(self) -> None:
+        large, still = torch.randn(SMALL + 1), torch.randn(3)
+        base = {"large": large, "small": torch.randn(SMALL), "still": still}
+        target = {"large": large + 1, "small": torch.randn(SMALL), "still": still.clone()}
+        values = {name: value.clone() for name, value in base.items()}
+        path = Path(base, target, {})
+        line, point, places = path.side_by_side()
+        assert base["large"] is large
+        assert base["still"] is still
+        assert len(point) == 3
+        assert {name: value.shape for name, value in places.items()} == {name: v.shape for name, v in values.items()}
+        for t in (0.0, 0.5, 1.0):
+            line.write(t, point)
+            for name, value in values.items():
+                torch.testing.assert_close(places[name], torch.lerp(value, target[name], t))
+        assert all(torch.equal(base[name], values[name]) for name in values)
+
+    def test_paths_with_corners_or_without_small_tensors_are_their_own(self) -> None:
+        first, second, third = ({"w": torch.tensor([value])} for value in (0.0, 1.0, 5.0))
+        for path in (
+            path_between(first, second, third),
+            Path({"w": torch.zeros(SMALL + 1)}, {"w": torch.ones(SMALL + 1)}, {}),
+        ):
+            line, point, places = path.side_by_side()
+            assert line is path
+            assert set(point) == {"w"}
+            assert places["w"] is point["w"]
+
+    def test_what_stays_fixed_is_cloned_for_every_point(self) -> None:
+        path = Path({}, {}, {"buffer": torch.ones(2)})
+        path.fresh_fixed()["buffer"].zero_()
+        assert path.fresh_fixed()["buffer"].tolist() == [1, 1]
