@@ -23,7 +23,7 @@ from sr_zoo.evaluation import check_colour
 from sr_zoo.images import ImageError, read_image, to_float
 from sr_zoo.metrics import psnr
 from sr_zoo.models import TwoBranch
-from sr_zoo.pair import concern_lines, same_weights
+from sr_zoo.pair import concern_lines, concerns_are_shown, same_weights
 from sr_zoo.samples import Pair, draw_pairs, squared_error
 
 if TYPE_CHECKING:
@@ -137,18 +137,19 @@ def find_and_mask(
     found = draw_pairs(search, inputs, count=crops, size=size, scale=scale, seed=seed, margin=margin)
     tested = draw_pairs(test, inputs, count=crops, size=size, scale=scale, seed=seed + 1, margin=margin)
     attributor = FilterAttributor(target)
-    attributions = {
-        name: attributor.attribute(
-            base,
-            target,
-            squared_error,
-            found[name],
-            n_steps=n_steps,
-            allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
-            progress=None if progress else False,
-        )
-        for name in FUNCTIONS
-    }
+    with concerns_are_shown():  # the result says them all
+        attributions = {
+            name: attributor.attribute(
+                base,
+                target,
+                squared_error,
+                found[name],
+                n_steps=n_steps,
+                allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
+                progress=None if progress else False,
+            )
+            for name in FUNCTIONS
+        }
     attributed = time.monotonic()
     scores = {name: attribution.scores() for name, attribution in attributions.items()}
     # noise has larger scores altogether: on the published scale its set fills up with kernels that serve both functions

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from filterattr import FilterAttribution
+from filterattr import FilterAttribution, FilterAttrWarning
 
 _WIDTH = 80
 
@@ -49,8 +52,9 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
         >>> risen = FilterAttributor(base).attribute(base, target, lambda model: model(torch.ones(1)).square().sum())
         >>> print("\n".join(concern_lines(risen)))
         what speaks against believing this:
-        - Target is not better than base on these samples (loss 1 -> 4): there is no
-          function whose filters could be found. If the two are swapped, exchange them.
+        - Target is not better than base on these samples (loss 1 -> 4): as expected
+          if they are not those of the function, or if more is better; if the ends are
+          swapped, exchange base and target.
     """
     if not attribution.concerns:
         return []
@@ -58,3 +62,23 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
     for concern in attribution.concerns:
         lines += textwrap.wrap(concern, _WIDTH, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  ")
     return lines
+
+
+@contextmanager
+def concerns_are_shown() -> Iterator[None]:
+    """Leave out the warnings of an attribution that say what `concern_lines` says.
+
+    Example:
+        >>> from filterattr import FilterAttributor
+        >>> base, target = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = base.weight.fill_(1.0), target.weight.fill_(2.0)
+        >>> with concerns_are_shown():
+        ...     risen = FilterAttributor(base).attribute(base, target, lambda model: model.weight.sum())
+        >>> len(risen.concerns)
+        1
+    """
+    with warnings.catch_warnings():
+        for beginning in ("what speaks against believing", "the attributions should sum to"):
+            warnings.filterwarnings("ignore", beginning, FilterAttrWarning)
+        yield

@@ -71,7 +71,8 @@ target.load_state_dict(
         for name, value in base.state_dict().items()
     }
 )
-degraded, reference = torch.rand(2, 1, 1, 16, 16)
+degraded = torch.rand(1, 1, 16, 16)
+reference = target(degraded).detach()
 
 # %%
 # One question: what did the changed weights do to the loss?

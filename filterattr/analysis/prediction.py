@@ -32,6 +32,7 @@ from filterattr.intervention import blend, swapped
 from filterattr.jobs.progress import Progress, counted
 from filterattr.model.state_dict import StateLike, copied, state_for
 from filterattr.results.scores import FilterSelection
+from filterattr.results.warnings import without_doubts
 from filterattr.units.scored import Reduction
 
 ReadOut: TypeAlias = Literal["overlap", "mass", "response"]
@@ -307,7 +308,10 @@ class FunctionPredictor:
         def loss(model: nn.Module) -> Tensor:
             return self._distance(self._respond(model, sample), reference)
 
-        attribution = self.attributor.attribute(self._base, self._target, loss, n_steps=self.n_steps, progress=False)
+        with without_doubts():  # a single sample need not tell target from base
+            attribution = self.attributor.attribute(
+                self._base, self._target, loss, n_steps=self.n_steps, progress=False
+            )
         scores = attribution.scores(self.reduction)
         sizes = scores.flat().abs()
         whole = float(sizes.sum())

@@ -13,6 +13,7 @@ from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, state_for
 from filterattr.results.scores import FilterScores
+from filterattr.results.warnings import without_doubts
 from filterattr.units.scored import ScoredParameter, sum_over_units
 
 
@@ -151,7 +152,8 @@ def gradient_times_change(
     methods = {"target": "riemann_right", "base": "riemann_left"}
     if at not in methods:
         raise SettingError(f'at must be "target" or "base"; got {at!r}.')
-    attribution = attributor.attribute(base, target, loss, data, method=methods[at], n_steps=1, **options)
+    with without_doubts():  # it looks at one end alone, and goes along no path
+        attribution = attributor.attribute(base, target, loss, data, method=methods[at], n_steps=1, **options)
     return attribution.scores()
 
 

@@ -25,6 +25,7 @@ from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.results.stored import complete, described, parameters_of
+from filterattr.results.warnings import without_doubts
 from filterattr.units.scored import Reduction
 
 _KIND = "per-sample scores"
@@ -178,9 +179,10 @@ def per_sample_scores(
     with counted(progress, len(samples), "sample") as step:
         for index, sample in enumerate(samples):
             checkpoint = None if folder is None else Path(folder) / f"sample{index:05d}.safetensors"
-            attribution = attributor.attribute(
-                base, target, loss, [sample], checkpoint=checkpoint, progress=False, **options
-            )
+            with without_doubts():  # a single sample need not tell target from base
+                attribution = attributor.attribute(
+                    base, target, loss, [sample], checkpoint=checkpoint, progress=False, **options
+                )
             scores = attribution.scores(reduction)
             rows.append(scores.flat().to(torch.float32))
             step()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 BARRIER = 0.05  # of what the ends differ by
 MONOTONY = 0.9
 COSINE = 0.9
+OTHER_NETWORKS = 0.5  # a cosine that no fine-tuning leads to; small networks get to .6
 COMPLETENESS = 0.01
 REMAINDER = 0.2
 _SAME_LOSS = 0.05  # of what the ends of the path differ by
@@ -60,14 +61,14 @@ def concerns_about(path: PathNumbers) -> tuple[str, ...]:
         >>> concerns_about(PathNumbers((1.0, 0.5, 0.0), None, 0.99, 0.0, 0.1))
         ()
         >>> concerns_about(PathNumbers((1.0, 1.5, 2.0), None, 0.99, 0.0, 0.1))
-        ('Target is not better than base on these samples (loss 1 -> 2): there is no function ...',)
+        ('Target is not better than base on these samples (loss 1 -> 2): as expected ...',)
     """
     said = [
-        _about_ends(path),
+        ends_concern(path),
         buffers_concern(path),
         barrier_concern(path) or _about_monotony(path),
         _about_cosine(path),
-        _about_completeness(path),
+        completeness_concern(path),
         _about_remainder(path),
     ]
     return tuple(text for text in said if text)
@@ -88,13 +89,18 @@ def barrier_concern(path: PathNumbers) -> str | None:
     )
 
 
-def _about_ends(path: PathNumbers) -> str | None:
+def ends_concern(path: PathNumbers) -> str | None:
+    """What to say of a target that is not better than base, if it is not.
+
+    Args:
+        path: The numbers.
+    """
     base, target = path.true_ends or (path.losses[0], path.losses[-1])
     if not target >= base:
         return None
     return (
-        f"Target is not better than base on these samples (loss {base:.4g} -> {target:.4g}): there is no function "
-        "whose filters could be found. If the two are swapped, exchange them."
+        f"Target is not better than base on these samples (loss {base:.4g} -> {target:.4g}): as expected if they are "
+        "not those of the function, or if more is better; if the ends are swapped, exchange base and target."
     )
 
 
@@ -135,7 +141,12 @@ def _about_cosine(path: PathNumbers) -> str | None:
     )
 
 
-def _about_completeness(path: PathNumbers) -> str | None:
+def completeness_concern(path: PathNumbers) -> str | None:
+    """What to say of attributions that miss the change of the loss, if they do.
+
+    Args:
+        path: The numbers.
+    """
     if not path.completeness_error > COMPLETENESS:
         return None
     cure = "the barrier is the cause" if path.barrier > BARRIER else "use more steps"

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filterattr.errors import FilterAttrWarning
 from filterattr.results.attribution import FilterAttribution
-from filterattr.results.concerns import COMPLETENESS, barrier_concern, buffers_concern, concerns_about
+from filterattr.results.concerns import (
+    COMPLETENESS,
+    OTHER_NETWORKS,
+    barrier_concern,
+    buffers_concern,
+    completeness_concern,
+    concerns_about,
+    ends_concern,
+)
+
+_BEGINNING = "what speaks against believing this attribution"
 
 
 def warning_text(attribution: FilterAttribution) -> str | None:
@@ -39,12 +54,21 @@ def warning_text(attribution: FilterAttribution) -> str | None:
             f"in the mean they sum to {attribution.total:.4g} for a change of {change:.4g})"
         )
         cure = f"use more steps than {attribution.n_steps} or another method than {attribution.method!r}."
-        return f"{gap}; {cure if barrier is None else _at_its_beginning(barrier)}"
+        others = [text for text in concerns_about(path) if text not in (barrier, completeness_concern(path))]
+        return " ".join([f"{gap}; {cure if barrier is None else _at_its_beginning(barrier)}", *others])
     # a training may well go over a hill; that base and target are far apart is seen on the straight way
     barrier = barrier if attribution.n_segments == 1 else None
-    if barrier or buffers_concern(path):
-        return f"the path from base to target can hardly be believed. {' '.join(concerns_about(path))}"
+    if barrier or ends_concern(path) or buffers_concern(path) or path.cosine < OTHER_NETWORKS:
+        return f"{_BEGINNING}: {' '.join(concerns_about(path))}"
     return None
+
+
+@contextmanager
+def without_doubts() -> Iterator[None]:
+    """Do not warn of the path, where something else says what is to be said, or a path has no meaning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _BEGINNING, FilterAttrWarning)
+        yield
 
 
 def _at_its_beginning(sentence: str) -> str:

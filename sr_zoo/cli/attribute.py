@@ -23,7 +23,7 @@ from sr_zoo.degradations import SPELLING, Degradation, clean_inputs, degradation
 from sr_zoo.evaluation import check_colour
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
-from sr_zoo.pair import concern_lines, same_weights
+from sr_zoo.pair import concern_lines, concerns_are_shown, same_weights
 from sr_zoo.pretrained import open_network
 from sr_zoo.samples import draw_pairs, squared_error
 
@@ -87,15 +87,16 @@ def run(options: argparse.Namespace) -> None:
     data = [(degraded.to(device), reference.to(device)) for degraded, reference in pairs]
     files = [options.out / file for file in _FILES]
     with sole_run(options.out):
-        attribution = FilterAttributor(target).attribute(
-            base,
-            target,
-            squared_error,
-            data,
-            n_steps=options.steps,
-            allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
-            checkpoint=options.out / "unfinished.safetensors",
-        )
+        with concerns_are_shown():  # the table says them all
+            attribution = FilterAttributor(target).attribute(
+                base,
+                target,
+                squared_error,
+                data,
+                n_steps=options.steps,
+                allow_unused=target.unused_in_restoring if isinstance(target, TwoBranch) else (),
+                checkpoint=options.out / "unfinished.safetensors",
+            )
         selection = attribution.scores().top(options.fraction)
         attribution.save(files[0])
         _draw(attribution, selection, name, files[1])

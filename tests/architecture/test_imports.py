@@ -202,7 +202,8 @@ sys.meta_path.insert(0, Refuse())
 import torch
 from torch import nn
 from filterattr import FilterAttributor
-base, target = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+base = nn.Conv2d(1, 2, 3)
+target = {name: value / 2 for name, value in base.state_dict().items()}
 result = FilterAttributor(base).attribute(base, target, lambda model: model(torch.ones(1, 1, 5, 5)).square().sum())
 print(result.scores().top(1))
 """

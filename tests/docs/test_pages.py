@@ -32,7 +32,7 @@ def pair() -> tuple[nn.Module, nn.Module]:
         nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, 6, 3), nn.SiLU(), nn.Conv2d(6, 1, 3))
         for _ in range(2)
     )
-    target.load_state_dict({name: value + 0.05 * torch.randn_like(value) for name, value in base.state_dict().items()})
+    target.load_state_dict({name: value + 0.02 * torch.randn_like(value) for name, value in base.state_dict().items()})
     return base, target
 
 

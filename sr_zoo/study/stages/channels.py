@@ -17,6 +17,7 @@ from torch import Tensor
 from filterattr import ChannelAttributor, FilterAttributor, FilterScores, contrast
 from filterattr.analysis import ChannelMethod, NullCurve, Record, Row, input_path, random_ranking, weight_change
 from filterattr.display import counted
+from sr_zoo.pair import concerns_are_shown
 from sr_zoo.study.archive import Archive, Results
 from sr_zoo.study.contest import Contest, ContestRow, ContestTable, Entrant, MaskedLosses
 from sr_zoo.study.samples import Sample, restoration_error, towards_degraded
@@ -141,15 +142,16 @@ class ChannelRanker:
         if job.method in LAYER_METHODS:
             return {"abs_of_sum": self._of_layers(job, samples)}
         rules = {"gradient x change at target": "riemann_right", "gradient x change at base": "riemann_left"}
-        attribution = self.attributor.attribute(
-            subject.base,
-            subject.target,
-            restoration_error,
-            samples,
-            method=rules.get(job.method),
-            n_steps=max(job.steps, 1),
-            progress=False,
-        )
+        with concerns_are_shown():  # said when the pair was searched
+            attribution = self.attributor.attribute(
+                subject.base,
+                subject.target,
+                restoration_error,
+                samples,
+                method=rules.get(job.method),
+                n_steps=max(job.steps, 1),
+                progress=False,
+            )
         found = {"abs_of_sum": attribution.scores("abs_of_sum")}
         if job.method == ATTRIBUTION:
             found |= {"sum_of_abs": attribution.scores(), "signed": -attribution.scores("sum")}

@@ -35,7 +35,7 @@ def test_a_straight_fall_is_healthy() -> None:
 
 def test_a_barrier_is_named_with_its_height() -> None:
     # from 2 over 4 at t = 1/2 to 0: 2 above the higher end, which differs by 2 from the lower one
-    with pytest.warns(FilterAttrWarning, match=r"can hardly be believed\. The loss rises on the way") as caught:
+    with pytest.warns(FilterAttrWarning, match=r"what speaks against .*: The loss rises on the way") as caught:
         attribution = along(lambda w: 2 - 2 * w + 12 * w * (1 - w))
     assert len(caught) == 1
     assert "The loss rises on the way" in repr(attribution)
@@ -65,19 +65,63 @@ def test_a_path_that_only_falls_is_not_warned_about() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         along(lambda w: 3 - 2 * w)
-        attribution = along(lambda w: w)  # a loss that rises is said, but may be meant
-    assert "Target is not better than base" in repr(attribution)
+
+
+def test_a_target_that_is_not_better_is_warned_about() -> None:
+    for loss in (lambda w: w, lambda w: 3 + w - w):
+        with pytest.warns(FilterAttrWarning, match="speaks against") as caught:
+            attribution = along(lambda w, loss=loss: loss(w) + 1e-9 * w)
+        assert len(caught) == 1
+        assert "Target is not better than base on these samples (loss" in str(caught[0].message)
+        assert "exchange base and target" in str(caught[0].message)
+        assert "Target is not better than base" in repr(attribution)
+
+
+def pair_of(turned: float) -> tuple[nn.Module, nn.Module]:
+    """Two networks of two weights, the second better, with an angle between them."""
+    base, target = (nn.Linear(2, 1, bias=False).double() for _ in range(2))
+    with torch.no_grad():
+        base.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        target.weight.copy_(torch.tensor([[math.cos(turned), math.sin(turned)]]))
+    return base, target
+
+
+@pytest.mark.parametrize(("cosine", "is_told"), [(0.014, True), (0.49, True), (0.51, False), (0.95, False)])
+def test_ends_that_are_other_networks_are_warned_about(cosine: float, is_told: bool) -> None:
+    base, target = pair_of(math.acos(cosine))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        FilterAttributor(base, unit="weight").attribute(base, target, lambda model: 2 - model.weight[0, 1])
+    said = [str(one.message) for one in caught]
+    assert [f"cosine {cosine:.2f}" in text for text in said] == [True] * is_told
+
+
+def test_all_concerns_are_in_one_warning() -> None:
+    base, target = pair_of(math.acos(-0.5))
+    loss = lambda model: 1 + model.weight[0, 1] + 4 * (model.weight[0, 0] - model.weight[0, 0] ** 3)  # noqa: E731
+    with pytest.warns(FilterAttrWarning) as caught:
+        FilterAttributor(base, unit="weight").attribute(base, target, loss, n_steps=8)
+    assert len(caught) == 1
+    said = str(caught[0].message)
+    assert all(part in said for part in ("cosine -0.50", "not in one valley")), said
+
+
+def test_a_gap_does_not_hide_the_other_concerns() -> None:
+    with pytest.warns(FilterAttrWarning, match="should sum to the loss change") as caught:
+        along(lambda w: w + 0.1 * (40 * w).sin(), n_steps=2)
+    assert len(caught) == 1
+    assert "Target is not better than base" in str(caught[0].message)
 
 
 def test_waypoints_may_lead_over_a_hill() -> None:
     model = nn.Linear(1, 1, bias=False).double()
-    states = [{"weight": torch.full((1, 1), t, dtype=torch.float64)} for t in (0.0, 5.0, 1.0)]
+    states = [{"weight": torch.full((1, 1), t, dtype=torch.float64)} for t in (1.0, 5.0, 2.0)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attribution = FilterAttributor(model).attribute(
             states[0],
             states[2],
-            lambda network: 3 - 2 * network.weight.sum() + network.weight.sum() ** 2,
+            lambda network: (network.weight.sum() - 2) ** 2,
             waypoints=[states[1]],
         )
     assert any("rises on the way" in concern for concern in attribution.concerns)
