@@ -68,6 +68,9 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
 def concerns_are_shown() -> Iterator[None]:
     """Leave out the warnings of an attribution that say what `concern_lines` says.
 
+    Yields:
+        Nothing; the block is what is quiet.
+
     Example:
         >>> from filterattr import FilterAttributor
         >>> base, target = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
