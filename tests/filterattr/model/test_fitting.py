@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, StateMismatchError
-from filterattr.model.fitting import FittedStates, fit_states
+from filterattr.model.fitting import FittedStates, Rounded, fit_states, rounding_warning
 
 NAN = math.nan
 
@@ -98,3 +98,142 @@ class TestTypes:
         assert torch.equal(states.fixed["buffer"], third.float())
         with pytest.raises(StateMismatchError, match="the buffers 'buffer' differ"):
             fitted({"buffer": third}, {"buffer": third.float()}, {"buffer": model.double()})
+
+
+class TestChoices:
+    """What is used of buffers: base holds 1, target 2, the model 3."""
+
+    def value(self, kind: torch.dtype, ends: str, keep_buffers: str | None) -> float:
+        states = {"base": {"buffer": torch.full((2,), 1).to(kind)}, "target": {"buffer": torch.full((2,), 2).to(kind)}}
+        base, target = (states[role] if role in ends else {} for role in ("base", "target"))
+        own = torch.full((2,), 3).to(kind)
+        fixed = fitted(base, target, {"buffer": own}, keep_buffers=keep_buffers).fixed["buffer"]
+        assert fixed.dtype == kind
+        assert fixed.data_ptr() not in {value.data_ptr() for value in (own, *base.values(), *target.values())}
+        return fixed[0].item()
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.complex64], ids=str)
+    def test_of_buffers_that_differ(self, kind: torch.dtype) -> None:
+        assert self.value(kind, "base target", "base") == 1
+        assert self.value(kind, "base target", "target") == 2
+        for keep in (None, "base", "target"):
+            assert self.value(kind, "", keep) == 3
+        if kind == torch.int64:
+            assert self.value(kind, "base target", None) == 3
+            for ends in ("base", "target"):
+                assert self.value(kind, ends, None) == 3
+        else:
+            for ends in ("base", "target", "base target"):
+                with pytest.raises(StateMismatchError, match="the buffers 'buffer' differ between base and target"):
+                    self.value(kind, ends, None)
+
+    @pytest.mark.parametrize(("has", "lacks", "number"), [("base", "target", 1), ("target", "base", 2)])
+    def test_of_buffers_that_one_end_lacks(self, has: str, lacks: str, number: int) -> None:
+        assert self.value(torch.float32, has, has) == number
+        with pytest.raises(StateMismatchError, match=f"{lacks} lacks the buffers 'buffer', but is to provide them"):
+            self.value(torch.float32, has, lacks)
+        assert self.value(torch.int64, has, has) == number
+        assert self.value(torch.int64, has, lacks) == 3
+
+    def test_of_ends_whose_floating_buffers_are_others(self) -> None:
+        buffers = {"mean": torch.zeros(2), "count": torch.tensor(0), "same": torch.ones(2)}
+        base = {"mean": torch.ones(2), "count": torch.tensor(1), "same": torch.ones(2)}
+        target = {"mean": torch.full((2,), 2.0), "count": torch.tensor(2), "same": torch.ones(2)}
+        states = fitted(base, target, buffers, keep_buffers="target")
+        assert states.end_buffers.keys() == {0.0}
+        assert {name: value.tolist() for name, value in states.end_buffers[0.0].items()} == {"mean": [1, 1], "count": 1}
+        del base["mean"], target["mean"]
+        assert fitted(base, target, buffers, keep_buffers="target").end_buffers == {}  # a counter alone is no reason
+
+    def test_counters_among_the_parameters_must_agree(self) -> None:
+        parameters = {"count": torch.tensor(3), "weight": torch.ones(2)}
+        names = {name: name for name in parameters}
+
+        def fit(first: int, second: int) -> FittedStates:
+            states = ({"count": torch.tensor(one), "weight": torch.ones(2)} for one in (first, second))
+            return fit_states(*states, parameters=parameters, buffers={}, aliases=names)
+
+        states = fit(7, 7)
+        assert states.fixed["count"] == 7
+        assert [list(corner) for corner in states.corners] == [["weight"], ["weight"]]
+        with pytest.raises(StateMismatchError, match=r"'count' is torch.int64 and differs, but cannot move"):
+            fit(7, 8)
+
+
+class TestFindings:
+    """Everything that is wrong stands in one message."""
+
+    PARAMETERS: ClassVar = {name: torch.ones(2) for name in ("a", "b", "c")}
+
+    def message(self, base: dict[str, Tensor], target: dict[str, Tensor] | None = None, **options: Any) -> str:
+        target = self.PARAMETERS if target is None else target
+        names = {name: name for name in self.PARAMETERS} | {"again": "a"}
+        with pytest.raises(StateMismatchError) as caught:
+            fit_states(base, target, parameters=self.PARAMETERS, buffers={}, aliases=names, **options)
+        return str(caught.value)
+
+    def test_about_names_and_shapes(self) -> None:
+        state = {"a": torch.ones(2), "b": torch.ones(3), "other": torch.ones(1), "again": torch.zeros(2)}
+        assert self.message(state) == (
+            "base and target must both fit the model: base holds different values for 'a' and 'again', which are one "
+            "parameter; base lacks 1 of 3: 'c'; base has 1 that the model lacks: 'other'; in base 'b' has shape (3,), "
+            "not (2,). Load both from the same architecture."
+        )
+        assert "target lacks 3 of 3: 'a', 'b', 'c'" in self.message(self.PARAMETERS, {})
+        waypoints = [self.PARAMETERS, {}]
+        assert "waypoint 1 lacks 3 of 3" in self.message(self.PARAMETERS, waypoints=waypoints)
+
+    def test_about_values(self) -> None:
+        large = torch.tensor([1.0, 1e300], dtype=torch.float64)
+        state = {"a": torch.tensor([1.0, math.inf]), "b": large, "c": torch.ones(2, dtype=torch.complex64)}
+        assert self.message(state) == (
+            "base and target must both fit the model: base holds infinite values or NaN in 'a'; base holds values too "
+            "large for torch.float32 in 'b'; base is complex and the model real in 'c'. Load both from the same "
+            "architecture."
+        )
+        nan = {**self.PARAMETERS, "b": torch.tensor([NAN, 1.0], dtype=torch.float64)}
+        assert "target holds infinite values or NaN in 'b'. Load" in self.message(self.PARAMETERS, nan)
+
+    def test_sums_that_overflow_are_no_finding(self) -> None:
+        limit = torch.full((2,), torch.finfo(torch.float32).max)
+        state = {**self.PARAMETERS, "a": limit}
+        names = {name: name for name in self.PARAMETERS}
+        states = fit_states(state, self.PARAMETERS, parameters=self.PARAMETERS, buffers={}, aliases=names)
+        assert torch.equal(states.corners[0]["a"], limit)
+
+    def test_about_buffers_need_no_other_architecture(self) -> None:
+        with pytest.raises(StateMismatchError) as caught:
+            fitted({"buffer": torch.ones(2)}, {"buffer": torch.zeros(2)}, {"buffer": torch.zeros(2)})
+        assert str(caught.value).endswith('choose buffers="target" (as in the trained model) or buffers="base".')
+
+
+class TestRounded:
+    def test_counts_what_moves_and_what_of_it_is_lost(self) -> None:
+        weight = torch.zeros(4, dtype=torch.bfloat16)
+        base = {"w": torch.tensor([1.0, 1.0, 1.0, 1.0])}
+        middle = {"w": torch.tensor([1.001, 1.001, 1.0, 2.0])}
+        target = {"w": torch.tensor([1.001, 1.002, 1.0, 3.0])}
+        states = fit_states(base, target, waypoints=[middle], parameters={"w": weight}, buffers={}, aliases={"w": "w"})
+        assert states.rounded == {"w": (5, 3)}
+        same = fit_states(base, target, parameters={"w": weight.float()}, buffers={}, aliases={"w": "w"})
+        assert same.rounded == {}
+        kept = fit_states(base, {"w": torch.arange(4.0)}, parameters={"w": weight}, buffers={}, aliases={"w": "w"})
+        assert kept.rounded == {}
+
+    def test_a_coarser_state_in_a_finer_model_loses_nothing(self) -> None:
+        weight = torch.zeros(2, dtype=torch.float64)
+        base, target = {"w": torch.ones(2).bfloat16()}, {"w": torch.ones(2).half() * 1.25}
+        assert fit_states(base, target, parameters={"w": weight}, buffers={}, aliases={"w": "w"}).rounded == {}
+
+    def test_up_to_a_tenth_is_no_reason_to_warn(self) -> None:
+        moving = {"a": torch.zeros(1).bfloat16(), "b": torch.zeros(1).half()}
+        assert rounding_warning({"a": Rounded(10, 1)}, moving) is None
+        assert rounding_warning({}, moving) is None
+        text = rounding_warning({"a": Rounded(10, 2), "b": Rounded(30, 1)}, moving)
+        assert text is not None
+        assert text.startswith("20% of the changes between base and target round away in the model's torch.bfloat16 ")
+        assert "(2 of 10 weights, in 'a')" in text
+        text = rounding_warning({"a": Rounded(10, 2), "b": Rounded(10, 8)}, moving)
+        assert text is not None
+        assert text.startswith("50% of the changes")
+        assert "torch.bfloat16, torch.float16 (10 of 20 weights, in 'a', 'b')" in text
