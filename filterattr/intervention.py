@@ -110,11 +110,11 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
         0.0
     """
     inner = unwrap_model(model)
-    claim, caller, turn = ModelLock(inner), CallersRandomness(), Turn()
+    lock, caller, turn = ModelLock(inner), CallersRandomness(), Turn()
     slots: ParameterSwap | None = None
     try:
         try:  # no `restoring`, as the block lies in between; for the same reason everything is given back twice
-            claim.take()
+            lock.take()
             slots = ParameterSwap(inner)
             slots.put(state.tensors() if isinstance(state, EditableState) else _fitting(state, slots))
             if seed is not None:
@@ -123,9 +123,9 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
                 seed_all(seed)
             yield inner
         finally:
-            _give_back(slots, turn, caller, claim)
+            _give_back(slots, turn, caller, lock)
     finally:
-        _give_back(slots, turn, caller, claim)
+        _give_back(slots, turn, caller, lock)
 
 
 class EditableState:
@@ -185,12 +185,12 @@ def _marked(places: Tensor, like: Tensor) -> Tensor:
     return marked.reshape(like.shape)
 
 
-def _give_back(slots: ParameterSwap | None, turn: Turn, caller: CallersRandomness, claim: ModelLock) -> None:
+def _give_back(slots: ParameterSwap | None, turn: Turn, caller: CallersRandomness, lock: ModelLock) -> None:
     if slots is not None:
         slots.restore()
     turn.release()
     caller.leave()
-    claim.release()
+    lock.release()
 
 
 def _fitting(state: StateLike, slots: ParameterSwap) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ questions in both libraries, side by side, and compares the answers. It needs
      - per kernel, filter, head, layer
    * - ``LayerConductance`` etc.
      - `ChannelAttributor`
-     - all layers in one sweep
+     - all layers in one call
 """
 
 import matplotlib.pyplot as plt

@@ -1,1 +1,1 @@
-"""One call of `ChannelAttributor.attribute`: one sweep along a line of inputs for all layers."""
+"""What every channel contributes along a line of inputs: the same passes serve all layers."""

@@ -1,4 +1,4 @@
-"""One walk through the samples of a job: shared out over processes, remembered on disk, taken up where it stopped."""
+"""The loop over the samples of a job: shared out over processes, remembered on disk, taken up where it stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DIGEST_BYTES = 32
 
 
 class SampleEstimator(Protocol):
-    """What a walk needs of the computation."""
+    """What the loop needs of the computation."""
 
     sums: SampleSums
     keeps_every: int
@@ -74,10 +74,10 @@ class SampleLoop:
         self._digests: list[str] = []  # of the samples of this process that are in the sums
         self._first_losses = (0.0, 0.0)
         self._unwritten = False
-        self._met = 0  # samples of this process that the walk has come to
+        self._met = 0  # samples of this process that the loop has come to
 
     def run(self, data: Iterable[Any] | None) -> None:
-        """Walk through all samples; the sums then hold those of all processes.
+        """Go through all samples; the sums then hold those of all processes.
 
         Args:
             data: The samples; ``None`` means one that is empty.
@@ -109,7 +109,7 @@ class SampleLoop:
     def _is_enough(self) -> bool:
         """Ask the computation whether it can stop; all processes come to the same answer.
 
-        Sums that hold more samples than the walk has come to were taken from a file, and were not enough at this point.
+        Sums that hold more samples than the loop has come to were taken from a file, and were not enough at this point.
         """
         _, answers = self.ranks.run_on_all(lambda: (None, {"ahead": self.estimator.sums.count > self._met}))
         if any(answer["ahead"] for answer in answers):

@@ -46,7 +46,7 @@ def series(data: Any, role: str = "data") -> Iterable[Any]:
 
 
 class _Items:
-    """The items of a data set, anew at every walk."""
+    """The items of a data set, anew in every loop."""
 
     def __init__(self, data: Any) -> None:
         self._data = data

@@ -50,7 +50,7 @@ def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str |
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Walk through what a module returns, or what a sample is made of.
+    """Go through what a module returns, or what a sample is made of.
 
     Args:
         value: Tensors in mappings, lists and tuples; everything else is passed over.

@@ -1,4 +1,4 @@
-"""What modules hold beside their slots: found by one walk, exchanged for a while, and given back by identity.
+"""What modules hold beside their slots: found by one search, exchanged for a while, and given back by identity.
 
 Attributes, containers however deep, helper objects and modules that are not registered can hold weights of the model
 once more, and tensors that a forward pass writes to. The weights are exchanged there, too, and the tensors are replaced

@@ -26,11 +26,11 @@ class ModelLock:
         model: The model, not wrapped.
 
     Example:
-        >>> claim = ModelLock(nn.Linear(1, 1))
+        >>> lock = ModelLock(nn.Linear(1, 1))
         >>> try:
-        ...     claim.take()
+        ...     lock.take()
         ... finally:
-        ...     claim.release()
+        ...     lock.release()
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,7 +45,7 @@ class ModelLock:
         self._handles: list[RemovableHandle] = []
 
     def take(self) -> None:
-        """Claim the model; call it inside two nested ``try``, each with `release` in its ``finally``.
+        """Take the model; call it inside two nested ``try``, each with `release` in its ``finally``.
 
         Raises:
             ModelChangedError: Another thread holds a part of the model.
@@ -63,7 +63,7 @@ class ModelLock:
         self._handles.extend(map(register_optimizer_step_pre_hook, [_step_guard(weakref.ref(self))]))
 
     def release(self) -> None:
-        """Give the model free; doing it twice, or without having claimed it, does no harm."""
+        """Give the model free; doing it twice, or without having taken it, does no harm."""
         self._active = False
         for module in self._modules:
             if _HOLDERS.get(id(module)) is self:
@@ -78,7 +78,7 @@ class ModelLock:
             optimizer: The optimizer that is about to step.
 
         Raises:
-            ModelChangedError: It holds parameters of the claimed model; they are named.
+            ModelChangedError: It holds parameters of the model; they are named.
         """
         if not self._active or threading.get_ident() != self._thread:
             return
@@ -91,11 +91,11 @@ class ModelLock:
             )
 
 
-def _step_guard(claim: weakref.ref[ModelLock]) -> Callable[[Optimizer, Any, Any], None]:
+def _step_guard(lock: weakref.ref[ModelLock]) -> Callable[[Optimizer, Any, Any], None]:
     """A hook that keeps nothing alive, should an interrupt leave it behind."""
 
     def guard(optimizer: Optimizer, _arguments: Any, _keywords: Any) -> None:
-        holder = claim()
+        holder = lock()
         if holder is not None:
             holder.refuse(optimizer)
 

@@ -24,11 +24,11 @@ def rehearse(
         watch: Called before, to register hooks; these are taken away afterwards.
         gradients: Whether a gradient reaches every floating parameter; the model is in evaluation mode then.
     """
-    claim, entered = ModelLock(model), RandomState()
+    lock, entered = ModelLock(model), RandomState()
     taken: list[ParameterSwap] = []
 
     def observe() -> None:
-        claim.take()
+        lock.take()
         taken.append(ParameterSwap(model))
         taken[0].put(_copies(taken[0], gradients=gradients))
         if gradients:
@@ -37,7 +37,7 @@ def rehearse(
         with torch.set_grad_enabled(gradients):
             run(model)
 
-    restoring(observe, lambda: _restore(taken), entered.restore, claim.release)
+    restoring(observe, lambda: _restore(taken), entered.restore, lock.release)
 
 
 def _restore(taken: list[ParameterSwap]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# each room of `filterattr`, with those below it that it may import from; modules inside of a folder know each other
+# each folder or module of `filterattr`, with those below that it may import; modules of one folder know each other
 ALLOWED = {
     "errors": set(),
     "names": set(),
@@ -52,18 +52,18 @@ MODULES = sorted(path for path in (ROOT / "filterattr").rglob("*.py") if path.na
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    room = path.relative_to(ROOT / "filterattr").parts[0].removesuffix(".py")
-    assert room in ALLOWED, f"{path.name} lives in no room of the table"
+    folder = path.relative_to(ROOT / "filterattr").parts[0].removesuffix(".py")
+    assert folder in ALLOWED, f"{path.name} lives in no folder of the table"
     imported = {name for name in imports_of(path) if name.split(".")[0] == "filterattr"}
-    rooms = {[*name.split("."), "__init__"][1] for name in imported} - {room}
-    assert rooms <= ALLOWED[room], f"{path.name} imports {sorted(rooms - ALLOWED[room])}"
+    folders = {[*name.split("."), "__init__"][1] for name in imported} - {folder}
+    assert folders <= ALLOWED[folder], f"{path.name} imports {sorted(folders - ALLOWED[folder])}"
 
 
-def test_every_room_is_there_and_imports_from_rooms_before_it_alone() -> None:
-    rooms = {path.name.removesuffix(".py") for path in (ROOT / "filterattr").iterdir() if path.suffix in ("", ".py")}
-    assert rooms - {"__init__", "__pycache__"} == set(ALLOWED)
-    for place, (room, below) in enumerate(ALLOWED.items()):
-        assert below <= set(list(ALLOWED)[:place]), f"{room} comes before {sorted(below)}"
+def test_every_folder_is_there_and_imports_from_those_before_it_alone() -> None:
+    folders = {path.name.removesuffix(".py") for path in (ROOT / "filterattr").iterdir() if path.suffix in ("", ".py")}
+    assert folders - {"__init__", "__pycache__"} == set(ALLOWED)
+    for place, (folder, below) in enumerate(ALLOWED.items()):
+        assert below <= set(list(ALLOWED)[:place]), f"{folder} comes before {sorted(below)}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -27,7 +27,7 @@ LISTED = set(re.findall(r"^\s+((?:filterattr|sr_zoo)[\w.]*)$", REFERENCE, re.MUL
 LISTED |= {f"filterattr.{name}" for name in re.findall(r"\.\. autoexception:: (\w+)", REFERENCE)}
 
 # packages whose modules are public as a whole; all others are no part of the interface
-PUBLIC_ROOMS = ("filterattr.analysis", "filterattr.display", "sr_zoo")
+PUBLIC_PACKAGES = ("filterattr.analysis", "filterattr.display", "sr_zoo")
 INSIDE = {"filterattr.display.page": "the parts of a report, which filterattr.display.report puts together"}
 # tutorials, gallery and how-tos are run, by `make docs` and by the tests
 RUN_PAGES = "\n".join(
@@ -53,11 +53,11 @@ SHOWN_ELSEWHERE = {
 
 
 def public_modules() -> list[str]:
-    """The modules of the public rooms; a package that says what it exports stands for the modules inside."""
+    """The modules of the public packages; a package that says what it exports stands for the modules inside."""
     return [
         found.name
-        for room in PUBLIC_ROOMS
-        for found in pkgutil.iter_modules(importlib.import_module(room).__path__, f"{room}.")
+        for package in PUBLIC_PACKAGES
+        for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
         if not found.name.rpartition(".")[2].startswith("_") and found.name not in INSIDE
     ]
 

@@ -329,8 +329,8 @@ torch.manual_seed(0)
 base, target = nn.Conv2d(1, 4, 3).cuda(), nn.Conv2d(1, 4, 3).cuda()
 data = [torch.rand(1, 1, 8, 8, device="cuda") for _ in range(3)]
 loss = lambda model, x: model(x).square().sum()
-from filterattr.jobs.distributed import Ranks
-ranks = Ranks.joined()
+from filterattr.jobs.distributed import ProcessGroup
+ranks = ProcessGroup.joined()
 ranks.size = 2  # makes it really send; the group of one answers for both
 sent = ranks.from_rank(0, torch.arange(3.0))
 assert sent.device.type == "cpu" and sent.tolist() == [0, 1, 2]
