@@ -87,9 +87,11 @@ PYTHON_BLOCKS = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 def sources_of_users() -> dict[str, str]:
     """What uses the library: the zoo, examples, tutorials, pages, and the examples in docstrings."""
-    modules = [*(ROOT / "sr_zoo").rglob("*.py"), *(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.py")]
+    modules = [*(ROOT / "sr_zoo").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    # not what `make docs` leaves in docs/learn and docs/gallery
+    modules += [path for folder in ("tutorials", "_pictures", "_ext") for path in (ROOT / "docs" / folder).glob("*.py")]
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(modules)}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md"))]:
         sources[str(path.relative_to(ROOT))] = "\n".join(PYTHON_BLOCKS.findall(path.read_text()))
     for path in [*(ROOT / "filterattr").rglob("*.py"), *(ROOT / "sr_zoo").rglob("*.py")]:
         shown = re.findall(r"^ *>>> ((?:from|import) (?:filterattr|sr_zoo).*)$", path.read_text(), re.MULTILINE)
