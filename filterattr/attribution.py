@@ -33,14 +33,13 @@ from filterattr.loss.checks import Loss as Loss
 from filterattr.loss.checks import check_call
 from filterattr.model.fitting import Side, fit_states, rounding_warning
 from filterattr.model.lock import ModelLock
-from filterattr.model.modes import GradientMode
+from filterattr.model.modes import GradientMode, training_warning
 from filterattr.model.random_state import CallersRandomness
-from filterattr.model.restoring import restoring
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
-from filterattr.model.swap import ParameterSwap
-from filterattr.model.training import training_warning
+from filterattr.model.swap import ParameterSwap, restoring
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.warnings import warning_text
+from filterattr.units.layouts import REGISTERED
 from filterattr.units.scored import ScoredParameter
 from filterattr.units.select import Select, doubts_of_units, first_names, scored_parameters, single_weights
 from filterattr.units.unit import UnitLike
@@ -91,13 +90,14 @@ class FilterAttributor:
         self.model = unwrap_model(model)
         self.unit: UnitLike = "kernel" if unit is None else unit
         self.select = select
+        self._scored: tuple[tuple[object, ...], dict[str, ScoredParameter]] = (), {}
         slots = ParameterSwap(self.model)
         guesses: list[str] = []
-        scored = scored_parameters(self.model, slots, self.unit, select, guesses)
+        scored = self._scored_parameters(slots, guesses)
         single = single_weights(scored) if unit is None else []
         if single:
             self.unit = {**dict.fromkeys(single, "filter"), "*": "kernel"}
-            scored = scored_parameters(self.model, slots, self.unit, select)
+            scored = self._scored_parameters(slots)
         for doubt in doubts_of_units(scored, single, guesses):
             warnings.warn(doubt, FilterAttrWarning, stacklevel=2)
 
@@ -264,7 +264,7 @@ class FilterAttributor:
     ) -> AttributionTask:
         """Check and clone what a run needs."""
         slots = ParameterSwap(self.model)
-        parameters = scored_parameters(self.model, slots, self.unit, self.select)
+        parameters = self._scored_parameters(slots)
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
         states = fit_states(
@@ -282,7 +282,7 @@ class FilterAttributor:
         if data is not None:
             series(data)  # before any work
         globs = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        unused = first_names(slots, globs)  # names of nothing do no harm here
+        unused = first_names(slots, globs) if globs else frozenset()  # names of nothing do no harm here
         return AttributionTask(self.model, slots, path, loss, parameters, unused, precision)
 
     def scored_parameters(self) -> dict[str, ScoredParameter]:
@@ -298,7 +298,16 @@ class FilterAttributor:
             >>> FilterAttributor(nn.Conv2d(2, 3, 5)).scored_parameters()["weight"].units_shape
             torch.Size([3, 2])
         """
-        return scored_parameters(self.model, ParameterSwap(self.model), self.unit, self.select)
+        return dict(self._scored_parameters(ParameterSwap(self.model)))
+
+    def _scored_parameters(self, slots: ParameterSwap, guesses: list[str] | None = None) -> dict[str, ScoredParameter]:
+        """The same as the last time, unless something is another that it depends on, or a predicate decides."""
+        layers = [(slots.owners[name].module, own.shape, own.dtype) for name, own in slots.parameters.items()]
+        unit = dict(self.unit) if isinstance(self.unit, Mapping) else self.unit
+        asked = (list(slots.parameters), layers, unit, self.select, tuple(REGISTERED))
+        if callable(self.select) or self._scored[0] != asked:
+            self._scored = asked, scored_parameters(self.model, slots, self.unit, self.select, guesses)
+        return self._scored[1]
 
 
 def _job_file(

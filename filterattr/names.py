@@ -13,8 +13,6 @@ _LAST = chr(sys.maxunicode)  # stands after everything that a name can go on wit
 _ESCAPED = re.compile(r"\[([*?[])\]")
 _BEGINNING, _END = re.compile(r"[^*?[]*"), re.compile(r"[^*?\]]*\Z")
 
-COMPILED = "_orig_mod"  # the name that `torch.compile` gives to the module that it wraps
-
 
 class Names:
     """Names that texts choose from: a text that is one of them means it alone, every other is a glob.
@@ -117,16 +115,3 @@ class Names:
         texts = list(texts)
         listed = ", ".join(self.describe(text) for text in texts[:limit])
         return f"{listed} and {len(texts) - limit} more" if len(texts) > limit else listed
-
-
-def without_compiled(name: str) -> str:
-    """Leave out the level that `torch.compile` puts between a module and what it holds.
-
-    Args:
-        name: Name of a module, parameter or buffer.
-
-    Example:
-        >>> without_compiled("body._orig_mod.0.weight")
-        'body.0.weight'
-    """
-    return ".".join(part for part in name.split(".") if part != COMPILED) if COMPILED in name else name

@@ -25,10 +25,9 @@ from filterattr.activations.result import ChannelSummary as ChannelSummary
 from filterattr.activations.result import LayerAttribution as LayerAttribution
 from filterattr.errors import LossError, SettingError, name_some
 from filterattr.integral.quadrature import Quadrature
-from filterattr.model.restoring import restoring
-from filterattr.model.state_dict import unwrap_model
-from filterattr.model.swap import ParameterSwap
-from filterattr.names import Names, without_compiled
+from filterattr.model.state_dict import unwrap_model, without_compiled
+from filterattr.model.swap import ParameterSwap, restoring
+from filterattr.names import Names
 
 Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool]
 

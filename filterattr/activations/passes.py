@@ -27,7 +27,7 @@ from filterattr.errors import (
 from filterattr.integral.quadrature import Quadrature
 from filterattr.model.lock import ModelLock
 from filterattr.model.modes import GradientMode
-from filterattr.model.random_state import CallersRandomness, Turn, has_drawn, seed_all
+from filterattr.model.random_state import CallersRandomness, Turn, derive_seed, has_drawn, seed_all
 from filterattr.model.swap import ParameterSwap
 
 Output: TypeAlias = Callable[[Any], Tensor]
@@ -80,7 +80,7 @@ class Sweep:
         self.claim.take()
         self.mode.enter()
         self.random.enter()
-        self.seed = self.random.state.derive_seed()
+        self.seed = derive_seed(self.random.state.of_processor())
         self.slots = ParameterSwap(self.model)
         # the same memory, but no gradient of the weights is ever computed, nor kept for
         self.frozen = {

@@ -19,9 +19,8 @@ from filterattr.intervention import swapped
 from filterattr.jobs.samples import series
 from filterattr.loss.checks import Loss
 from filterattr.model.modes import GradientMode
-from filterattr.model.restoring import restoring
 from filterattr.model.state_dict import StateLike, completed, state_for
-from filterattr.model.swap import ParameterSwap, refuse_behind
+from filterattr.model.swap import ParameterSwap, refuse_behind, restoring
 from filterattr.results.scores import FilterScores
 from filterattr.units.scored import sum_over_units
 

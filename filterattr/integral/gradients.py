@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import LossError, name_some
-from filterattr.integral.pieces import PIECE, SMALL, flat_pieces, wide_type
+from filterattr.integral.path import PIECE, SMALL, flat_pieces, wide_type
 
 
 class GradientAccumulator(ABC):
@@ -28,15 +28,17 @@ class GradientAccumulator(ABC):
         self.reached: set[str] = set()
         self.small: set[str] = set()
 
-    def register(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
-        """Observe the next backward pass; call it after the forward pass.
+    def take_all(self, value: Tensor, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
+        """Run the backward pass of a loss, and take its gradients.
 
         Args:
+            value: The loss, with its graph.
             leaves: Name to leaf parameter; each is a fresh object.
             coefficient: What the gradients are multiplied with.
 
         Raises:
-            LossError: Some hold gradients already, so that the loss has run a backward pass of its own.
+            LossError: Some hold gradients already, so that the loss has run a backward pass of its own; or reentrant
+                checkpointing keeps the gradient from some.
         """
         used = [name for name, leaf in leaves.items() if leaf.grad is not None]
         if used:
@@ -48,12 +50,24 @@ class GradientAccumulator(ABC):
             if name not in self.small:
                 leaf.register_post_accumulate_grad_hook(self._taker(name, coefficient))  # type: ignore[no-untyped-call]
 
+        try:
+            value.backward(inputs=list(leaves.values()))  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            silent = [name for name in leaves if name not in self.reached and leaves[name].grad is None]
+            raise LossError(
+                "the gradient must reach every parameter, but reentrant activation checkpointing cuts it off from some "
+                f"of {name_some(silent)}. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            ) from error
+        self.collect(leaves, coefficient)
+
     def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:  # noqa: B027 - none are small
         """Take the gradients that were too small to be taken one by one; call it after the backward pass.
 
         Args:
-            leaves: As for `register`.
-            coefficient: As for `register`.
+            leaves: As for `take_all`.
+            coefficient: As for `take_all`.
         """
 
     @abstractmethod
@@ -152,12 +166,14 @@ class GradientSums(GradientAccumulator):
 def _bundles(parameters: Mapping[str, Tensor]) -> Iterator[list[str]]:
     """Cut the small parameters into groups of one type and device, each of at most one piece."""
     groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    sizes: dict[tuple[torch.device, torch.dtype], int] = {}
     for name, tensor in parameters.items():
         if tensor.numel() > SMALL:
             continue
-        names = groups.setdefault((tensor.device, tensor.dtype), [])
-        if sum(parameters[other].numel() for other in names) + tensor.numel() > PIECE:
-            yield names
-            names = groups[tensor.device, tensor.dtype] = []
-        names.append(name)
+        key = tensor.device, tensor.dtype
+        sizes[key] = sizes.get(key, 0) + tensor.numel()
+        if sizes[key] > PIECE:
+            yield groups.pop(key)
+            sizes[key] = tensor.numel()
+        groups.setdefault(key, []).append(name)
     yield from groups.values()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from functools import cache
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
+from filterattr.errors import LossError, NonFiniteError, is_out_of_memory, name_some
 from filterattr.integral.gradients import GradientAccumulator
 from filterattr.integral.path import Path
 from filterattr.loss.checks import Loss, check_scalar, first_nonfinite_output
@@ -21,10 +20,8 @@ from filterattr.loss.repeats import changed_by, roots_of
 from filterattr.loss.sample_watch import SampleWatch, fresh
 from filterattr.model.modes import Autocast
 from filterattr.model.random_state import RandomState, Turn, seed_all
-from filterattr.model.restoring import restoring
-from filterattr.model.swap import ParameterSwap
+from filterattr.model.swap import ParameterSwap, restoring
 
-Leaves: TypeAlias = Mapping[str, nn.Parameter]
 G = TypeVar("G", bound=GradientAccumulator)
 
 _LARGEST_BLOCK = 30 * 2**20  # glibc looks no further than 32 MiB
@@ -42,6 +39,7 @@ class PathNode(Generic[G]):
         autocast: What the loss is evaluated in; the default leaves that to the user.
 
     Attributes:
+        slots: The slots of the model.
         path: The path.
         moved: The parameters that change along the path.
         losses: Place to loss of the current sample, float64.
@@ -67,19 +65,19 @@ class PathNode(Generic[G]):
         self.losses: dict[float, Tensor] = {}
         self.doubt = ""
         self._model = model
-        self._slots = slots
+        self.slots = slots
         self._loss = loss
         self._autocast = autocast if autocast is not None and autocast.is_used else None
         # autocast keeps its casts of every weight that it has seen
         self._turn = Turn()
         modes = () if self._autocast is None else (self._autocast.restore,)
-        self.give_back = (*modes, slots.restore, torch.clear_autocast_cache, self._turn.release)
+        self.give_back = (*modes, slots.restore, torch.clear_autocast_cache)
         self._line, self._point, self._weights = path.side_by_side()
         self._coefficients: dict[float, float] = {}
         self._arguments: tuple[Any, ...] = ()
         self._seed = 0
         self._is_quiet = False
-        self._sample = SampleWatch((), 0)
+        self._sample: SampleWatch | None = None
         self._n_started = 0
         self._is_traced = False
         self._where = ""
@@ -95,10 +93,10 @@ class PathNode(Generic[G]):
             index: Number of the sample, for messages.
         """
         self._arguments, self._seed = arguments, seed
-        self._sample = SampleWatch(arguments, index, with_arrays=not self._n_started)
+        self._sample = SampleWatch(arguments, index, with_arrays=not self._n_started) if arguments else None
         self._n_started += 1
         self._where = f" (sample {index})" if arguments else ""
-        self._sizes = sizes_of(arguments)
+        self._sizes = sizes_of(arguments) if arguments else []
         self.losses, self._coefficients, self._is_quiet = {}, {}, False
         self.gradients.reset()
 
@@ -119,28 +117,29 @@ class PathNode(Generic[G]):
         """
         try:
             leaves, tensors = self.leaves_at(t)
+            moved = {name: leaves[name] for name in self.moved} if coefficient is not None else {}
+            turns = self._turns()
 
             def one_pass() -> Tensor:
-                seeded = self._begin()
-                with self.with_weights(tensors):
+                seeded = self._begin(turns)
+                with self.slots.holding(tensors):
                     value = self.compute(self._arguments)
-                    if coefficient is not None and self.moved:
-                        moved = {name: leaves[name] for name in self.moved}
-                        self.gradients.register(moved, coefficient)
-                        self._backward(value, moved)
-                        self.gradients.collect(moved, coefficient)
+                    if moved and coefficient is not None:
+                        self.gradients.take_all(value, moved, coefficient)
                     # draws of other threads cannot lie in between: this one has its turn
                     self._is_quiet = seeded.is_untouched() if seeded else self._is_quiet
                     return value.detach().to(torch.float64)
 
-            self.losses[t] = restoring(one_pass, *self.give_back, tensors.clear, leaves.clear)
+            give_back = (*self.give_back, *(turn.release for turn in turns))
+            self.losses[t] = restoring(one_pass, *give_back, tensors.clear, leaves.clear, moved.clear)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 device = next(iter(self.path.base.values())).device
                 where, narrow = f"t = {t:.4g}{self._where}", self._autocast is not None
                 error.add_note(advice(error, where, self._arguments, device, self._fitted, narrow=narrow))
             raise
-        self._sample.check()
+        if self._sample is not None:
+            self._sample.check()
         if coefficient is not None:
             self._coefficients[t] = coefficient
             self._fitted = max(self._fitted, self._sizes, key=lambda sizes: sum(map(math.prod, sizes)))
@@ -160,12 +159,13 @@ class PathNode(Generic[G]):
         tensors = {**leaves, **rest}
 
         def one_pass() -> float:
-            with self.with_weights(tensors):
+            with self.slots.holding(tensors):
                 return float(self.compute(self._arguments).detach())
 
         seed_all(self._seed)
         value = restoring(one_pass, *self.give_back, tensors.clear, leaves.clear)
-        self._sample.check()
+        if self._sample is not None:
+            self._sample.check()
         return value
 
     def losses_at(self, places: Sequence[float]) -> list[float]:
@@ -294,7 +294,7 @@ class PathNode(Generic[G]):
         """
         if self._autocast is not None:
             self._autocast.enter()
-        value = self._loss(self._model, *fresh(arguments))
+        value = self._loss(self._model, *(fresh(arguments) if arguments else ()))
         if self._autocast is not None:
             self._autocast.restore()
         check_scalar(value, is_lowered=self._autocast is not None)
@@ -304,20 +304,27 @@ class PathNode(Generic[G]):
                 "it is given, without no_grad, inference_mode, detach or reentrant checkpointing."
             )
         if differentiable and not self._is_traced:
-            self._slots.check_graph(value)
+            self.slots.check_graph(value)
             self._is_traced = True
         return value
 
-    def _begin(self) -> RandomState | None:
+    def _turns(self) -> tuple[Turn, ...]:
+        """The turn that must be taken, where there are other threads."""
+        return (self._turn,) if threading.active_count() > 1 else ()
+
+    def _begin(self, turns: tuple[Turn, ...]) -> RandomState | None:
         """Seed the generators, and keep other threads from them.
+
+        Args:
+            turns: From `_turns`, asked once for a pass, so that what is taken is given back.
 
         Returns:
             The random state, if it shall be looked at whether the sample needs any: then it waits for its turn at all
             places, and otherwise for no thread that draws.
         """
-        if self._turn.take(wait=not self._is_quiet):
+        if all(turn.take(wait=not self._is_quiet) for turn in turns):
             seed_all(self._seed)
-        return RandomState() if not self.losses and threading.active_count() > 1 else None
+        return RandomState() if turns and not self.losses else None
 
     def leaves_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
         """The weights of one place; their memory is that of every place, as fresh memory costs more than to fill it.
@@ -333,56 +340,23 @@ class PathNode(Generic[G]):
         # no detach(): leaves in one buffer would count each other's writes
         leaves = {name: nn.Parameter(value.data) for name, value in self._weights.items()}
         tensors: dict[str, Tensor] = dict(leaves)
-        for name, value in self.path.fresh_fixed().items():
-            is_parameter = name in self._slots.parameters
-            tensors[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+        for name, value in self.path.fixed.items():  # clones, so that no place sees what another wrote
+            is_parameter = name in self.slots.parameters
+            tensors[name] = nn.Parameter(value.clone(), requires_grad=False) if is_parameter else value.clone()
         return leaves, tensors
-
-    @contextmanager
-    def with_weights(self, tensors: dict[str, Tensor]) -> Iterator[None]:
-        """Put tensors into the model, and find at the end of the block that it still holds them.
-
-        Nothing is undone: the block belongs into the work of `restoring`, with `give_back`.
-
-        Args:
-            tensors: First name to tensor, for every slot.
-
-        Raises:
-            ModelChangedError: The loss replaced or trained parameters.
-        """
-        self._slots.put(tensors)
-        try:
-            yield
-        except Exception as error:
-            try:
-                self._slots.check()
-            except ModelChangedError as cause:
-                raise cause from error  # what went wrong afterwards is a mere consequence
-            raise
-        self._slots.check()
-
-    def _backward(self, value: Tensor, leaves: Leaves) -> None:
-        try:
-            value.backward(inputs=list(leaves.values()))  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            silent = [name for name in leaves if name not in self.gradients.reached and leaves[name].grad is None]
-            raise LossError(
-                "the gradient must reach every parameter, but reentrant activation checkpointing cuts it off from some "
-                f"of {name_some(silent)}. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            ) from error
 
     def _first_trouble(self, t: float) -> str:
         """Name the module whose output is the first that is not finite."""
         leaves, tensors = self.leaves_at(t)
+        turns = self._turns()
 
         def search() -> str | None:
-            self._begin()
-            with self.with_weights(tensors):
+            self._begin(turns)
+            with self.slots.holding(tensors):
                 return first_nonfinite_output(self._model, lambda: self.compute(self._arguments))
 
-        name = restoring(search, *self.give_back, tensors.clear, leaves.clear)
+        releases = [turn.release for turn in turns]
+        name = restoring(search, *self.give_back, *releases, tensors.clear, leaves.clear)
         if name is None:
             return ""
         return f", first seen in the output of '{name}'" if name else ", first seen in the output of the model"

@@ -6,17 +6,19 @@ With waypoints it is a chain of K straight segments, each 1/K of [0, 1] long.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from filterattr.integral.pieces import PIECE, SMALL, flat_pieces, side_by_side, wide, wide_type
 from filterattr.model.fitting import FittedStates, Rounded
 
 _ROUNDING = 1e-9  # of a place between two corners
+SMALL = 2**13  # entries; an operation on fewer costs more for its call than for its work
+_ALIGNMENT = 64  # entries
+PIECE = 2**16  # entries; two float64 pieces stay in a processor's second cache
 
 
 class Path:
@@ -118,10 +120,6 @@ class Path:
         line = Path(ends[0], ends[1], self.fixed) if small else self
         return line, point, {name: views[name] if name in small else point[name] for name in self.base}
 
-    def fresh_fixed(self) -> dict[str, Tensor]:
-        """Return clones of what stays fixed, so that no point sees what another wrote."""
-        return {name: value.clone() for name, value in self.fixed.items()}
-
     def times_displacement(self, name: str, values: Tensor, factor: float = 1.0, *, keep: bool = False) -> Tensor:
         r"""Multiply with ``target - base``, in float64 and in pieces, so that no whole change is held.
 
@@ -143,12 +141,7 @@ class Path:
         base, target = self.base[name], self.target[name]
         if keep:
             values = torch.empty_like(base, dtype=wide_type(base)).copy_(values)
-        if values.stride()[values.ndim - base.ndim :] != base.stride():
-            base, target = base.contiguous(), target.contiguous()
-        size = base.numel()
-        rows = values.as_strided((values.numel() // max(1, size), size), (size, 1))
-        pieces = zip(torch.split(rows, PIECE, 1), flat_pieces(base), flat_pieces(target), strict=True)
-        for piece, first, second in pieces:
+        for piece, first, second in _alike(values, base, target):
             change = wide(second) - wide(first)
             if factor != 1.0:
                 change.mul_(factor)
@@ -203,6 +196,17 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor).reshape(-1) if tensor.is_complex() else tensor
 
 
+def _alike(values: Tensor, base: Tensor, target: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """Cut values, which may have samples in front, and both ends into the same pieces."""
+    size = base.numel()
+    if values.shape == base.shape and size <= PIECE:
+        return [(values, base, target)]
+    if values.stride()[values.ndim - base.ndim :] != base.stride():
+        base, target = base.contiguous(), target.contiguous()
+    rows = values.as_strided((values.numel() // max(1, size), size), (size, 1))
+    return zip(torch.split(rows, PIECE, 1), flat_pieces(base), flat_pieces(target), strict=True)
+
+
 def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Leave out the ends and repeated points; what does not move is kept once."""
     corners = [states[0]]
@@ -214,3 +218,62 @@ def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     if len(corners) > 1 and all(torch.equal(value, states[-1][name]) for name, value in corners[-1].items()):
         corners.pop()
     return corners[1:]
+
+
+def flat_pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Cut a tensor without gaps into flat views; tensors of the same layout are cut alike.
+
+    Args:
+        tensor: Dense, in any order of its dimensions.
+
+    Returns:
+        Views in the order of the memory.
+
+    Example:
+        >>> [len(piece) for piece in flat_pieces(torch.zeros(70_000))]
+        [65536, 4464]
+    """
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return torch.split(flat, PIECE) if flat.numel() > PIECE else (flat,)
+
+
+def wide_type(tensor: Tensor) -> torch.dtype:
+    """``float64``, or ``complex128`` for complex tensors."""
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in its `wide_type`: itself if it has it already."""
+    return tensor.to(wide_type(tensor))
+
+
+def side_by_side(tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Make zeros of the layouts of tensors, in one buffer for each type and device.
+
+    Args:
+        tensors: Name to a dense tensor.
+
+    Returns:
+        The buffers, and name to view; the views begin where fresh memory could begin, so that nobody computes slower or
+        in another way with them.
+
+    Example:
+        >>> buffers, views = side_by_side({"a": torch.ones(2, 3), "b": torch.ones(5)})
+        >>> buffers[0].add_(1)[:6].eq(1).all(), {name: tuple(view.shape) for name, view in views.items()}
+        (tensor(True), {'a': (2, 3), 'b': (5,)})
+    """
+    groups: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault((tensor.device, tensor.dtype), {})[name] = tensor
+    buffers, views = [], {}
+    for (device, kind), members in groups.items():
+        begins = list(accumulate((_aligned(tensor.numel()) for tensor in members.values()), initial=0))
+        buffers.append(torch.zeros(begins.pop(), dtype=kind, device=device))
+        for begin, (name, tensor) in zip(begins, members.items(), strict=True):
+            views[name] = buffers[-1].as_strided(tensor.shape, tensor.stride(), begin)
+    return buffers, views
+
+
+def _aligned(size: int) -> int:
+    """The next place where a tensor may begin: PyTorch's own begin at multiples of 64 bytes."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

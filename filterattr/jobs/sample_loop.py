@@ -17,8 +17,8 @@ from filterattr.jobs.checkpoint import JobFile, StoredJob
 from filterattr.jobs.distributed import Message, ProcessGroup
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
-from filterattr.model.random_state import RandomState, Turn
-from filterattr.model.restoring import restoring
+from filterattr.model.random_state import RandomState, Turn, derive_seed
+from filterattr.model.swap import restoring
 
 _LOSS_TOLERANCE = 1e-4
 _LOSS_ROUNDING = 1e-5  # of the larger loss: what a small difference of large numbers may be off by
@@ -89,12 +89,12 @@ class SampleLoop:
         """
         stored, answers = self.ranks.run_on_all(self._take_up)
         self._share_random_state(stored, answers)
-        stream, samples = restoring(partial(self._begun, data), self._turn.release)
-        seed = stream.derive_seed()
+        seed = derive_seed(self._random_state)
+        take = partial(next, iter([()]), None) if data is None else self._source(data)
         whole = self.ranks.size * self.estimator.samples_per_pass
         begin, number = 0, whole
         while number == whole:
-            number, answers = self.ranks.run_on_all(partial(self._round, samples, stream, begin, seed))
+            number, answers = self.ranks.run_on_all(partial(self._round, take, begin, seed))
             self.ranks.agree(answers, "data")
             begin += number
             if self.estimator.is_due(begin - number, begin) and self._is_enough():
@@ -162,15 +162,13 @@ class SampleLoop:
         if not is_stored:
             self._random_state = shared
 
-    def _round(
-        self, samples: Iterator[tuple[Any, ...]], stream: RandomState, begin: int, seed: int
-    ) -> tuple[int, Message]:
+    def _round(self, take: Callable[[], tuple[Any, ...] | None], begin: int, seed: int) -> tuple[int, Message]:
         """Take samples for every process and work on the own ones."""
         digests: list[str] = []
         own: list[tuple[Sample, str]] = []
         whole = self.ranks.size * self.estimator.samples_per_pass
         for place in range(whole):
-            arguments = restoring(partial(self._next, samples, stream), self._turn.release)
+            arguments = take()
             if arguments is None:
                 break
             index = begin + place
@@ -182,14 +180,21 @@ class SampleLoop:
             self._keep([digest for _, digest in new], self.estimator.add_samples([sample for sample, _ in new]))
         if len(digests) < whole and self._met < len(self._digests):
             raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
+        if self.ranks.size == 1:
+            return len(digests), {}
         return len(digests), {"number of samples": len(digests), "sample": fingerprint(digests)}
 
-    def _begun(self, data: Iterable[Any] | None) -> tuple[RandomState, Iterator[tuple[Any, ...]]]:
-        """Begin with the data; the random state is what their source sees first."""
+    def _source(self, data: Iterable[Any]) -> Callable[[], tuple[Any, ...] | None]:
+        """Begin with the data; every call takes a sample, in the random stream of their own."""
+        stream, samples = restoring(partial(self._begun, data), self._turn.release)
+        return lambda: restoring(partial(self._next, samples, stream), self._turn.release)
+
+    def _begun(self, data: Iterable[Any]) -> tuple[RandomState, Iterator[tuple[Any, ...]]]:
+        """The random state is what the source of the data sees first."""
         self._turn.take()
         self._caller.restore()
         torch.set_rng_state(self._random_state)
-        return RandomState(), iter([()]) if data is None else ((sample,) for sample in data)
+        return RandomState(), ((sample,) for sample in data)
 
     def _next(self, samples: Iterator[tuple[Any, ...]], stream: RandomState) -> tuple[Any, ...] | None:
         """Take a sample, in the random stream of the data source."""

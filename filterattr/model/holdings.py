@@ -47,6 +47,7 @@ class Contents:
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._lists: list[tuple[list[Any] | deque[Any], list[Any]]] = []
         self._sets: list[tuple[set[Any], set[Any]]] = []
+        self._empty: list[_Container] = []
 
     def keep(self, container: _Container) -> None:
         """Remember what a container holds.
@@ -54,7 +55,9 @@ class Contents:
         Args:
             container: The container; it stays the user's.
         """
-        if isinstance(container, dict):
+        if not container:  # most are: hooks that nobody has registered
+            self._empty.append(container)
+        elif isinstance(container, dict):
             self._dicts.append((container, dict(container)))
         elif isinstance(container, set):
             self._sets.append((container, set(container)))
@@ -63,9 +66,12 @@ class Contents:
 
     def restore(self) -> None:
         """Write back only what differs, so that nothing but identities ever changes."""
+        if any(self._empty):
+            for container in self._empty:
+                if container:
+                    _empty_again(container)
         for entries, own_entries in self._dicts:
-            if entries or own_entries:
-                restore_dict(entries, own_entries)
+            restore_dict(entries, own_entries)
         for items, own_items in self._lists:
             if len(items) != len(own_items) or not all(map(is_, items, own_items)):
                 items.clear()
@@ -87,6 +93,10 @@ class ModuleSnapshot:
         self.owner = owner
         self._kind = type(owner)
         self._attributes = dict(owner.__dict__)
+
+    def is_as_it_was(self) -> bool:
+        """Whether nothing has to be given back."""
+        return type(self.owner) is self._kind and _same(self.owner.__dict__, self._attributes)
 
     def restore(self) -> None:
         """Give the object its own back; doing it twice does no harm."""
@@ -123,6 +133,9 @@ class Holdings:
         modules: The modules of the model.
         registered: The model's own parameters and buffers, by name.
 
+    Attributes:
+        places: Where something is exchanged; nothing is to be put anywhere if there are none.
+
     Example:
         >>> layer = nn.Linear(1, 1)
         >>> layer.tied = [layer.weight]
@@ -141,7 +154,7 @@ class Holdings:
         self._names = {id(tensor): name for name, tensor in registered.items()}
         self._snapshots: list[ModuleSnapshot] = []
         self._contents = Contents()
-        self._places: list[_Place] = []
+        self.places: list[_Place] = []
         self._restored: list[_Place] = []  # those that neither a snapshot nor the contents give back
         self._copied: dict[int, Any] = {}
         self._views: dict[int, tuple[str, Tensor]] = {}
@@ -157,21 +170,20 @@ class Holdings:
         Args:
             tensors: Name to what is put in the place of the own tensor.
         """
-        if not self._places:
-            return
         new: dict[int, Any] = {
             key: tensors[name] for key, name in self._names.items() if name in tensors and key in self._seen
         }
         new |= _copies(self._copied)
         for key, (name, view) in self._views.items():
             new[key] = _same_view(view, self._registered[name], tensors.get(name))
-        for holder, key, value in self._places:
+        for holder, key, value in self.places:
             holder[key] = _rebuilt(value, new)
 
     def restore(self) -> None:
         """Give every holder its own objects back; doing it twice does no harm."""
         for snapshot in self._snapshots:
-            snapshot.restore()
+            if not snapshot.is_as_it_was():
+                snapshot.restore()
         self._contents.restore()
         for holder, key, value in self._restored:
             holder[key] = value
@@ -225,7 +237,7 @@ class Holdings:
                 self._seen.add(id(part))
                 waiting.extend(self._inside(part))
         if is_exchanged:
-            self._places.append(place)
+            self.places.append(place)
             if isinstance(place.holder, _Setter):
                 self._restored.append(place)
 
@@ -292,8 +304,15 @@ class Holdings:
                 waiting.extend(_referred(part))
         if is_exchanged:
             self._seen.update(map(id, _parts(place.value)))
-            self._places.append(place)
+            self.places.append(place)
             self._restored.append(place)
+
+
+def _empty_again(container: _Container) -> None:
+    if isinstance(container, dict):
+        restore_dict(container, {})
+    else:
+        container.clear()
 
 
 def restore_dict(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
@@ -452,8 +471,7 @@ def _copies(values: Mapping[int, Any]) -> dict[int, Any]:
         if not isinstance(value, Tensor):
             copies[key] = value.copy(order="K")
             continue
-        tensor = value.detach()
-        memory = _memory(tensor)
+        memory, tensor = _memory(value), value.detach()  # inside of torch.func only the value itself has a memory
         if memory and shared[memory] > 1:
             if memory not in storages:
                 whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

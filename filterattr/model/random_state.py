@@ -73,11 +73,19 @@ class RandomState:
         """The remembered state of PyTorch's generator for the CPU."""
         return self._states[0][1]
 
-    def derive_seed(self) -> int:
-        """Return a seed that depends on the remembered state of the CPU, without using that state up."""
-        generator = torch.Generator()
-        generator.set_state(self._states[0][1])
-        return int(torch.randint(2**62, (), generator=generator, device="cpu"))
+
+def derive_seed(state: Tensor) -> int:
+    """Draw a seed from a state of PyTorch's generator for the CPU, without using that state up.
+
+    Args:
+        state: From `RandomState.of_processor`.
+
+    Returns:
+        The seed.
+    """
+    generator = torch.Generator()
+    generator.set_state(state)
+    return int(torch.randint(2**62, (), generator=generator, device="cpu"))
 
 
 def has_drawn(seed: int) -> bool:

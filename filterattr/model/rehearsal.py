@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from filterattr.model.lock import ModelLock
 from filterattr.model.random_state import RandomState
-from filterattr.model.restoring import restoring
-from filterattr.model.swap import ParameterSwap
+from filterattr.model.swap import ParameterSwap, restoring
 
 
 def rehearse(

@@ -12,10 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from filterattr.errors import StateMismatchError, UnsupportedModelError, name_some
-from filterattr.names import COMPILED, without_compiled
 
 StateLike: TypeAlias = nn.Module | Mapping[str, Tensor]
 
+_COMPILED = "_orig_mod"  # the name that `torch.compile` gives to the module that it wraps
 _NESTED = ("params_ema", "params", "state_dict")
 _PREFIX = "module."
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
@@ -44,8 +44,8 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             model = model.module
-        elif isinstance(getattr(model, COMPILED, None), nn.Module):
-            model = getattr(model, COMPILED)
+        elif isinstance(getattr(model, _COMPILED, None), nn.Module):
+            model = getattr(model, _COMPILED)
         else:
             return model
 
@@ -90,6 +90,19 @@ def plain_state(state: StateLike, role: str, names: Collection[str] = ()) -> dic
     if names:
         return _named_as(entries, names)
     return entries if is_module else _without_prefix(entries)
+
+
+def without_compiled(name: str) -> str:
+    """Leave out the level that `torch.compile` puts between a module and what it holds.
+
+    Args:
+        name: Name of a module, parameter or buffer.
+
+    Example:
+        >>> without_compiled("body._orig_mod.0.weight")
+        'body.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -239,7 +252,7 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _without_compiled_level(entries: dict[str, Tensor], role: str) -> dict[str, Tensor]:
-    if not any(COMPILED in name for name in entries):
+    if not any(_COMPILED in name for name in entries):
         return entries
     plain: dict[str, Tensor] = {}
     for name, value in entries.items():

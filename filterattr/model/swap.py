@@ -7,9 +7,9 @@ version counters without copying any of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from torch.nn.parameter import is_lazy
 
 from filterattr.errors import LossError, ModelChangedError, UnsupportedModelError, gathered, name_some
 from filterattr.model.holdings import Holdings
-from filterattr.names import without_compiled
+from filterattr.model.state_dict import without_compiled
+
+Answer = TypeVar("Answer")
 
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 
@@ -61,15 +63,19 @@ class ParameterSwap:
         self._modules: dict[int, nn.Module] = {}
         self._holdings: Holdings | None = None
         self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        self._held: dict[str, tuple[Tensor, _Kind]] = {}
-        self._versions: dict[str, int] = {}
+        self._held: dict[str, Tensor] = {}
+        self._kinds: dict[str, _Kind] = {}
+        self._marks: dict[str, dict[str, Any]] = {}  # that people leave on their parameters
+        self._resting: dict[str, Tensor] = {}  # the model's own tensors, but those made in inference mode
+        self._versions: list[int] = []
         self._dirty = False
         first_names: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             seen = id(module) in self._modules
+            prefix = without_compiled(path)
             self._modules[id(module)] = module
             for local, tensor, is_parameter in _entries(module):
-                name = without_compiled(f"{path}.{local}" if path else local)
+                name = f"{prefix}.{local}" if prefix else local
                 first = first_names.setdefault(id(tensor), name)
                 self.aliases[name] = first
                 if first == name:
@@ -89,18 +95,27 @@ class ParameterSwap:
         Args:
             tensors: First name to tensor; for a parameter, an `torch.nn.Parameter`.
         """
-        if self._holdings is None:
-            self._holdings = Holdings(self._modules.values(), {**self.parameters, **self.buffers})
+        holdings = self._holdings or self._look_around()
         self._dirty = True
-        self._held = {name: (tensor, _kind(tensor)) for name, tensor in tensors.items()}
-        self._versions = self._own_versions()
+        self._held = dict(tensors)
+        self._versions = [tensor._version for tensor in self._resting.values()]
         for name, tensor in tensors.items():
-            own = self.parameters.get(name)
-            if own is not None and own.__dict__:
-                tensor.__dict__.update(own.__dict__)  # marks that people leave on their parameters
+            if name in self._marks:
+                tensor.__dict__.update(self._marks[name])
             for slots, local in self._places[name]:
                 slots[local] = tensor
-        self._holdings.put(tensors)
+        if holdings.places:
+            holdings.put(tensors)
+
+    def holding(self, tensors: Mapping[str, Tensor]) -> Holding:
+        """Put tensors into the slots, and find at the end of the ``with`` block that they are still there.
+
+        Nothing is undone: the block belongs into the work of `restoring`, with `restore`.
+
+        Args:
+            tensors: As for `put`.
+        """
+        return Holding(self, tensors)
 
     def check(self) -> None:
         """Make sure that every slot still holds what was put there, and that the model's own tensors rest.
@@ -110,17 +125,21 @@ class ParameterSwap:
         """
         replaced = [
             name
-            for name, (tensor, kind) in self._held.items()
-            if name in self.parameters
-            and (_kind(tensor) != kind or any(slots.get(local) is not tensor for slots, local in self._places[name]))
+            for name, kind in self._kinds.items()
+            if name in self._held
+            for tensor in (self._held[name],)
+            if (tensor.dtype, tensor.device, tensor.shape) != kind
+            or [slots for slots, local in self._places[name] if slots.get(local) is not tensor]
         ]
         if replaced:
             raise ModelChangedError(
                 f"a parameter was replaced while the loss ran: {name_some(replaced)}. The loss must not assign, "
                 "convert (.half(), .to()) or load weights, and one model must not be used by two calls at once."
             )
-        written = [name for name, version in self._own_versions().items() if self._versions.get(name) != version]
-        if written:
+        versions = [tensor._version for tensor in self._resting.values()]
+        if versions != self._versions:
+            both = zip(self._resting, self._versions, versions, strict=True)
+            written = [name for name, before, now in both if before != now]
             raise ModelChangedError(
                 f"the model's own weights were written to while the loss ran: {name_some(written)}. The loss must only "
                 "compute, with the model it is given; what it wrote elsewhere cannot be undone."
@@ -145,10 +164,65 @@ class ParameterSwap:
         self._held = {}
         self._dirty = False
 
-    def _own_versions(self) -> dict[str, int]:
-        """How often the model's own tensors have been written to; tensors made in inference mode do not count."""
+    def _look_around(self) -> Holdings:
+        """Find once, before anything is exchanged, what every exchange needs."""
         own = {**self.parameters, **self.buffers}
-        return {name: tensor._version for name, tensor in own.items() if not tensor.is_inference()}
+        self._resting = {name: tensor for name, tensor in own.items() if not tensor.is_inference()}
+        self._kinds = {name: (own.dtype, own.device, own.shape) for name, own in self.parameters.items()}
+        self._marks = {name: own.__dict__ for name, own in self.parameters.items() if own.__dict__}
+        self._holdings = Holdings(self._modules.values(), own)
+        return self._holdings
+
+
+def restoring(work: Callable[[], Answer], *give_back: Callable[[], object]) -> Answer:
+    """Do something, and give everything back afterwards, twice.
+
+    An interrupt can arrive at any instruction. One in the first ``finally`` leaves the second one to do its work, so
+    that every step of giving back must be one that does no harm when it is done again. No ``with`` block can do this:
+    an interrupt between its ``__enter__`` and its body skips its ``__exit__``.
+
+    Args:
+        work: What is done; all that must be given back is changed in here.
+        give_back: What gives it back, in order; each does no harm twice, nor if nothing was changed.
+
+    Returns:
+        What ``work`` returns.
+
+    Example:
+        >>> given_back = []
+        >>> restoring(lambda: "done", lambda: given_back.append("a"), lambda: given_back.append("b"))
+        'done'
+        >>> given_back
+        ['a', 'b', 'a', 'b']
+    """
+    try:
+        try:
+            return work()
+        finally:
+            for give in give_back:
+                give()
+    finally:
+        for give in give_back:
+            give()
+
+
+class Holding:
+    """The block of `ParameterSwap.holding`."""
+
+    def __init__(self, slots: ParameterSwap, tensors: Mapping[str, Tensor]) -> None:
+        self._slots, self._tensors = slots, tensors
+
+    def __enter__(self) -> None:
+        self._slots.put(self._tensors)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self._slots.check()
+        elif isinstance(error, Exception):
+            try:
+                self._slots.check()
+            except ModelChangedError as cause:
+                raise cause from error  # what went wrong afterwards is a mere consequence
 
 
 def refuse_behind(value: Tensor, own: Mapping[str, nn.Parameter]) -> None:
@@ -200,12 +274,7 @@ def parameters_behind(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> 
     return [name for name, parameter in parameters.items() if id(parameter) in reached]
 
 
-_Kind = tuple[torch.dtype, torch.device, torch.Size]
-
-
-def _kind(tensor: Tensor) -> _Kind:
-    """What `torch.nn.Module.to` changes about a parameter without replacing it."""
-    return tensor.dtype, tensor.device, tensor.shape
+_Kind = tuple[torch.dtype, torch.device, torch.Size]  # what `torch.nn.Module.to` changes without replacing it
 
 
 def _entries(module: nn.Module) -> Iterator[tuple[str, Any, bool]]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from filterattr.errors import UnitError
 from filterattr.model.rehearsal import rehearse
-from filterattr.model.state_dict import unwrap_model
-from filterattr.names import Names, without_compiled
+from filterattr.model.state_dict import unwrap_model, without_compiled
+from filterattr.names import Names
 from filterattr.units.heads import heads_of
 from filterattr.units.layouts import layout_of
 from filterattr.units.unit import Group, Unit

@@ -51,7 +51,7 @@ class _Entry:
         return isinstance(module, self.layer) if isinstance(self.layer, type) else bool(self.layer(module))
 
 
-_ENTRIES: list[_Entry] = []
+REGISTERED: list[_Entry] = []
 
 
 def register_layout(layer: Layer, axes: Mapping[str, str], **sizes: int | str) -> None:
@@ -93,7 +93,7 @@ def register_layout(layer: Layer, axes: Mapping[str, str], **sizes: int | str) -
             "a layout needs axes for each parameter, some of which begin with 'o' (outputs), and sizes of these axes; "
             f"got axes={dict(axes)!r}, sizes={sizes!r}."
         )
-    _ENTRIES.insert(0, _Entry(layer, MappingProxyType(dict(axes)), MappingProxyType(dict(sizes))))
+    REGISTERED.insert(0, _Entry(layer, MappingProxyType(dict(axes)), MappingProxyType(dict(sizes))))
 
 
 def layout_of(module: nn.Module, local: str, parameter: Tensor) -> Layout:
@@ -112,7 +112,7 @@ def layout_of(module: nn.Module, local: str, parameter: Tensor) -> Layout:
         >>> layout_of(layer, "weight", layer.weight).kernel
         ('(g i) o ... -> (g o) i', {'g': 2})
     """
-    for entry in _ENTRIES:
+    for entry in REGISTERED:
         if entry.fits(module):
             written = next((axes for name, axes in entry.axes.items() if fnmatchcase(local, name)), None)
             if written is not None and _has_as_many_axes(written, parameter):

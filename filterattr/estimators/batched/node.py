@@ -22,7 +22,7 @@ from filterattr.integral.gradients import GradientSums
 from filterattr.integral.node import PathNode
 from filterattr.jobs.samples import Sample
 from filterattr.model.random_state import RandomState, Turn, seed_all
-from filterattr.model.restoring import restoring
+from filterattr.model.swap import restoring
 
 _CAUSES = {
     "it draws random numbers, as dropout in train mode does": ("random operation",),
@@ -107,7 +107,7 @@ class BatchedPathNode:
             inside = {**held, **weights, **moving}
 
             def one_pass() -> Tensor:
-                with self._alone.with_weights(inside):
+                with self._alone.slots.holding(inside):
                     return self._alone.compute(stack.arguments(tensors), differentiable=is_node)
 
             return restoring(one_pass, *self._alone.give_back, inside.clear)

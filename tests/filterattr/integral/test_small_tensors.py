@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from filterattr import FilterAttributor, LossError
 from filterattr.integral.gradients import GradientSums
-from filterattr.integral.path import Path
-from filterattr.integral.pieces import PIECE, SMALL, side_by_side
+from filterattr.integral.path import PIECE, SMALL, Path, side_by_side
 
 pytestmark = pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.FilterAttrWarning")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, FilterAttrWarning, UnitError, output_channels, register_layout
-from filterattr.units.layouts import _ENTRIES, layout_of
+from filterattr.units.layouts import REGISTERED, layout_of
 from filterattr.units.unit import unit_of
 
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -277,9 +277,9 @@ def test_biases_of_experts_have_outputs_and_no_inputs() -> None:
 @pytest.fixture
 def registry() -> Any:
     """What a test registers is forgotten afterwards."""
-    before = list(_ENTRIES)
+    before = list(REGISTERED)
     yield
-    _ENTRIES[:] = before
+    REGISTERED[:] = before
 
 
 @pytest.mark.usefixtures("registry")
