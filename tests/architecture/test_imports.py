@@ -19,7 +19,7 @@ ALLOWED = {
     "errors": set(),
     "names": set(),
     "memory": set(),
-    "model": {"errors", "names"},
+    "model": {"errors"},
     "loss": {"errors", "memory"},
     "files": {"errors", "model"},
     "units": {"errors", "names", "model"},

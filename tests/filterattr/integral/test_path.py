@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor
-from filterattr.integral.path import Path
-from filterattr.integral.pieces import PIECE, SMALL
+from filterattr.integral.path import PIECE, SMALL, Path
 from filterattr.model.fitting import fit_states
 
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
