@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from filterattr import LossError
 from filterattr.integral.gradients import GradientSums
-from filterattr.integral.pieces import PIECE, SMALL
+from filterattr.integral.path import PIECE, SMALL
 
 SIZES = {"one": 1, "small": SMALL, "large": SMALL + 1, "long": PIECE + 5, "last": 3}
 
