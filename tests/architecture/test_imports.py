@@ -82,6 +82,7 @@ PUBLIC = (
     "filterattr.files",
     "filterattr.memory",
 )
+METHOD = ROOT / "filterattr" / "integral" / "__init__.py"  # shows the inside of the library on purpose
 PYTHON_BLOCKS = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -93,7 +94,7 @@ def sources_of_users() -> dict[str, str]:
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(modules)}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md"))]:
         sources[str(path.relative_to(ROOT))] = "\n".join(PYTHON_BLOCKS.findall(path.read_text()))
-    for path in [*(ROOT / "filterattr").rglob("*.py"), *(ROOT / "sr_zoo").rglob("*.py")]:
+    for path in sorted({*(ROOT / "filterattr").rglob("*.py"), *(ROOT / "sr_zoo").rglob("*.py")} - {METHOD}):
         shown = re.findall(r"^ *>>> ((?:from|import) (?:filterattr|sr_zoo).*)$", path.read_text(), re.MULTILINE)
         sources[f"docstrings of {path.relative_to(ROOT)}"] = "\n".join(shown)
     return {name: source for name, source in sources.items() if "filterattr" in source}

@@ -21,9 +21,7 @@ def leaves_of(sizes: dict[str, int], kind: torch.dtype = torch.float32) -> dict[
 
 def add(sums: GradientSums, leaves: dict[str, nn.Parameter], loss: Tensor, coefficient: float) -> None:
     """One node, as `PathNode` does it."""
-    sums.register(leaves, coefficient)
-    loss.backward(inputs=list(leaves.values()))
-    sums.collect(leaves, coefficient)
+    sums.take_all(loss, leaves, coefficient)
 
 
 class TestSums:
@@ -103,7 +101,7 @@ class TestWhatGetsNone:
         leaves = leaves_of(SIZES)
         leaves[name].sum().backward()
         with pytest.raises(LossError, match=rf"must not call backward\(\); it left gradients in '{name}'"):
-            GradientSums(leaves).register(leaves, 1.0)
+            GradientSums(leaves).take_all(leaves[name].sum(), leaves, 1.0)
 
     @pytest.mark.parametrize("size", [9, SMALL + 1])
     def test_sparse_gradients_are_added_dense(self, size: int) -> None:
