@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.architecture.test_imports import ALLOWED, MODULES, ROOT
 
 PAGE = (ROOT / "docs" / "explanation" / "design.md").read_text()
@@ -25,9 +27,11 @@ def test_modules_in_its_text_are_there() -> None:
     assert named <= NAMES, f"docs/explanation/design.md names {sorted(named - NAMES)}, which are not there"
 
 
-def test_its_order_is_that_of_the_imports() -> None:
-    order = next(paragraph for paragraph in PAGE.split("\n\n") if paragraph.startswith("`errors`"))
-    folders = re.findall(r"`(\w+)`", order)
+@pytest.mark.parametrize("page", ["docs/explanation/design.md", "CONTRIBUTING.md"])
+def test_its_order_is_that_of_the_imports(page: str) -> None:
+    order = re.search(r"`errors\b.*?`display`|`errors,.*?display`", (ROOT / page).read_text(), re.DOTALL)
+    assert order is not None
+    folders = re.findall(r"\w+", order.group())
     assert sorted(folders) == sorted(ALLOWED)
     for place, folder in enumerate(folders):
-        assert ALLOWED[folder] <= set(folders[:place]), f"{folder} imports what comes later in {order}"
+        assert ALLOWED[folder] <= set(folders[:place]), f"{page}: {folder} imports what comes later"

@@ -92,7 +92,7 @@ def sources_of_users() -> dict[str, str]:
     # not what `make docs` leaves in docs/learn and docs/gallery
     modules += [path for folder in ("tutorials", "_pictures", "_ext") for path in (ROOT / "docs" / folder).glob("*.py")]
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(modules)}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs").glob("*/*.md"))]:
         sources[str(path.relative_to(ROOT))] = "\n".join(PYTHON_BLOCKS.findall(path.read_text()))
     for path in sorted({*(ROOT / "filterattr").rglob("*.py"), *(ROOT / "sr_zoo").rglob("*.py")} - {METHOD}):
         shown = re.findall(r"^ *>>> ((?:from|import) (?:filterattr|sr_zoo).*)$", path.read_text(), re.MULTILINE)
