@@ -84,7 +84,7 @@ class Contributions:
                 for reduction, score in groups[scored.group].items():
                     score.add_(scores[reduction])
             else:
-                groups[scored.group] = {reduction: score.clone() for reduction, score in scores.items()}
+                groups[scored.group] = scores
         for name, scores in groups.items():
             yield name, _with_all(scores)
 

@@ -142,6 +142,9 @@ class TestChoices:
         states = fitted(base, target, buffers, keep_buffers="target")
         assert states.end_buffers.keys() == {0.0}
         assert {name: value.tolist() for name, value in states.end_buffers[0.0].items()} == {"mean": [1, 1], "count": 1}
+        states = fitted(base, target, buffers, keep_buffers="base")
+        assert states.end_buffers.keys() == {1.0}
+        assert {name: value.tolist() for name, value in states.end_buffers[1.0].items()} == {"mean": [2, 2], "count": 2}
         del base["mean"], target["mean"]
         assert fitted(base, target, buffers, keep_buffers="target").end_buffers == {}  # a counter alone is no reason
 
@@ -158,6 +161,10 @@ class TestChoices:
         assert [list(corner) for corner in states.corners] == [["weight"], ["weight"]]
         with pytest.raises(StateMismatchError, match=r"'count' is torch.int64 and differs, but cannot move"):
             fit(7, 8)
+        state = {"weight": torch.ones(2)}
+        with pytest.raises(StateMismatchError, match="base lacks 1 of 2: 'count'") as caught:
+            fit_states(state, parameters, parameters=parameters, buffers={}, aliases=names)
+        assert "differs" not in str(caught.value)
 
 
 class TestFindings:
@@ -183,6 +190,13 @@ class TestFindings:
         waypoints = [self.PARAMETERS, {}]
         assert "waypoint 1 lacks 3 of 3" in self.message(self.PARAMETERS, waypoints=waypoints)
 
+    def test_about_every_name_that_differs_from_the_first(self) -> None:
+        names = dict.fromkeys(("a", "second", "third"), "a")
+        state = {"a": torch.ones(2), "second": torch.zeros(2), "third": torch.ones(2)}
+        with pytest.raises(StateMismatchError, match="different values for 'a' and 'second'") as caught:
+            fit_states(state, state, parameters={"a": torch.ones(2)}, buffers={}, aliases=names)
+        assert "third" not in str(caught.value)
+
     def test_about_values(self) -> None:
         large = torch.tensor([1.0, 1e300], dtype=torch.float64)
         state = {"a": torch.tensor([1.0, math.inf]), "b": large, "c": torch.ones(2, dtype=torch.complex64)}
@@ -194,12 +208,25 @@ class TestFindings:
         nan = {**self.PARAMETERS, "b": torch.tensor([NAN, 1.0], dtype=torch.float64)}
         assert "target holds infinite values or NaN in 'b'. Load" in self.message(self.PARAMETERS, nan)
 
-    def test_sums_that_overflow_are_no_finding(self) -> None:
+    def test_about_types_names_each(self) -> None:
+        parameters = {"a": torch.ones(1).half(), "b": torch.ones(1), "c": torch.ones(1).half()}
+        state = {name: torch.full((1,), 1e300, dtype=torch.float64) for name in parameters}
+        with pytest.raises(StateMismatchError, match=r"too large for torch.float16, torch.float32 in 'a', 'b', 'c'"):
+            fit_states(state, parameters, parameters=parameters, buffers={}, aliases={name: name for name in "abc"})
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+    def test_sums_that_overflow_are_no_finding(self, kind: torch.dtype) -> None:
         limit = torch.full((2,), torch.finfo(torch.float32).max)
-        state = {**self.PARAMETERS, "a": limit}
+        state = {**self.PARAMETERS, "a": limit.to(kind)}
         names = {name: name for name in self.PARAMETERS}
         states = fit_states(state, self.PARAMETERS, parameters=self.PARAMETERS, buffers={}, aliases=names)
         assert torch.equal(states.corners[0]["a"], limit)
+
+    def test_complex_values_of_complex_parameters_are_none(self) -> None:
+        parameters = {"w": torch.ones(2, dtype=torch.complex64)}
+        states = ({"w": torch.tensor([1 + 2j, number], dtype=torch.complex128)} for number in (1j, 2j))
+        corners = fit_states(*states, parameters=parameters, buffers={}, aliases={"w": "w"}).corners
+        assert [corner["w"].tolist() for corner in corners] == [[1 + 2j, 1j], [1 + 2j, 2j]]
 
     def test_about_buffers_need_no_other_architecture(self) -> None:
         with pytest.raises(StateMismatchError) as caught:
@@ -224,6 +251,17 @@ class TestRounded:
         weight = torch.zeros(2, dtype=torch.float64)
         base, target = {"w": torch.ones(2).bfloat16()}, {"w": torch.ones(2).half() * 1.25}
         assert fit_states(base, target, parameters={"w": weight}, buffers={}, aliases={"w": "w"}).rounded == {}
+
+    def test_counts_the_parts_of_the_path_where_one_state_is_finer(self) -> None:
+        def rounded(*states: Tensor) -> dict[str, Rounded]:
+            base, *waypoints, target = ({"w": state} for state in states)
+            names, model = {"w": "w"}, {"w": torch.zeros(2)}
+            return fit_states(base, target, waypoints=waypoints, parameters=model, buffers={}, aliases=names).rounded
+
+        fine = torch.tensor([2 + 1e-12, 2.0], dtype=torch.float64)
+        assert rounded(torch.full((2,), 2.0).bfloat16(), fine) == {"w": (1, 1)}
+        assert rounded(fine, torch.full((2,), 2.0).bfloat16()) == {"w": (1, 1)}
+        assert rounded(torch.ones(2), torch.full((2,), 2.0), fine) == {"w": (1, 1)}
 
     def test_up_to_a_tenth_is_no_reason_to_warn(self) -> None:
         moving = {"a": torch.zeros(1).bfloat16(), "b": torch.zeros(1).half()}
