@@ -38,9 +38,10 @@ _CAUSES = {
         "inplace",
         "more elements than `self`",
     ),
-    "it uses activation checkpointing or an autograd.Function without setup_context": (
+    "it uses activation checkpointing, or an autograd.Function that has no setup_context or no rule for vmap": (
         "saved tensor hooks",
         "setup_context",
+        "vmap support",  # PyTorch 2.6 checkpoints with such a Function
     ),
     "it takes derivatives of its own with autograd": ("requires_grad_()", "backward() called"),
 }

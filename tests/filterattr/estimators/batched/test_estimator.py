@@ -199,6 +199,22 @@ class TestWhatSharesAPass:
         assert seen == [(done, 20) for done in range(1, 21)]
 
 
+class Doubled(torch.autograd.Function):
+    """What users write; vmap would need one line more."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(_ctx: object, slope: Tensor) -> Tensor:
+        return 2 * slope
+
+
 class TestRefusals:
     @pytest.mark.parametrize("number", [0, -1, True, 2.0, "4"])
     def test_the_number_must_be_whole_and_positive(self, number: object) -> None:
@@ -225,6 +241,7 @@ class TestRefusals:
             (plain_network, lambda m, x: m(x)[m(x) > 0].sum(), "it reads values of tensors"),
             (plain_network, lambda m, x: m(x).sum() * len(x.numpy()), "it reads values of tensors"),
             (plain_network, lambda m, x: checkpoint(m, x, use_reentrant=False).sum(), "activation checkpointing"),
+            (plain_network, lambda m, x: Doubled.apply(m(x)).sum(), "no rule for vmap"),
             (plain_network, lambda m, x: m(x.requires_grad_()).sum(), "derivatives of its own"),
             (plain_network, lambda m, x: m(x * random.random()).sum(), "Python's or NumPy's random numbers"),
             (plain_network, lambda m, x: m(x * float(np.random.rand())).sum(), "NumPy's random numbers"),  # noqa: NPY002
