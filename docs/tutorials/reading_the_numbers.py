@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from filterattr import FilterAttributor
-from filterattr.analysis import Masking, p_value
+from filterattr.analysis import Masking, p_value, path_health
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.pretrained import load_network
@@ -59,8 +59,9 @@ for count in (1, 2, 4, 8, 16):
 #
 # The remainder is the part of weights that are not scored, such as biases. If it is
 # large, the story is not in the kernels.
-change = attribution.loss_target - attribution.loss_base
-print(f"not scored (biases): {attribution.remainder / change:.1%} of the loss change")
+# Signs would cancel, so absolute attributions are compared.
+share = path_health(attribution).remainder_share
+print(f"not scored (biases): {share:.1%} of all absolute attributions")
 
 # %%
 # 2. Does the path make sense? Barrier and cosine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from filterattr.model.swap import ParameterSwap
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.units.scored import ScoredParameter, units_of
 
+_LOSS_TOLERANCE = 1e-4  # of a loss, between two machines
 _SECONDS_BETWEEN_WRITES = 20.0
 _ONE_BY_ONE = 16  # units for which the weights of target are put into the model once
 
@@ -139,8 +141,9 @@ class KnockOutJob:
         self._losses = torch.full((self.units.n_units,), torch.nan, dtype=torch.float64, device="cpu")
         self._groups = self._grouped(seed)
         started = time.monotonic()
-        self.loss_target = self._loss_of_target()
+        self.loss_target = self._loss_of(self._target)
         self._seconds = time.monotonic() - started
+        self._loss_base = math.nan  # looked at where a checkpoint is kept
         self._file = self._taken_up(checkpoint)
 
     def cost(self) -> KnockOutCost:
@@ -220,12 +223,9 @@ class KnockOutJob:
     def _left(self, places: list[int]) -> list[int]:
         return [place for place in places if not torch.isfinite(self._losses[place])]
 
-    def _whole_target(self) -> dict[str, Tensor]:
-        return completed(self._target, self._model)
-
     @torch.no_grad()
-    def _loss_of_target(self) -> float:
-        with swapped(self._model, self._whole_target(), seed=0) as model:
+    def _loss_of(self, state: Mapping[str, Tensor]) -> float:
+        with swapped(self._model, completed(state, self._model), seed=0) as model:
             return float(self._mean_loss(model))
 
     def _mean_loss(self, model: nn.Module) -> Tensor:
@@ -254,7 +254,7 @@ class KnockOutJob:
     @torch.no_grad()
     def _losses_with(self, values: Mapping[str, Tensor]) -> Tensor:
         """Losses of target with other values of some parameters, one a row."""
-        with swapped(self._model, self._whole_target(), seed=0) as model:
+        with swapped(self._model, completed(self._target, self._model), seed=0) as model:
             parameters = ParameterSwap(model).parameters
             held = [parameters[name] for name in values]  # copies, which may be written to
             if self._batch > 1:
@@ -302,23 +302,33 @@ class KnockOutJob:
             "samples": fingerprint(self._samples, "data"),
         }
         file = JobFile(Path(checkpoint), identity, {"torch": str(torch.__version__)})
+        self._loss_base = self._loss_of({**self._target, **{name: self._base[name] for name in self._parameters}})
         stored = file.read()
         if stored is None:
             return file
         losses, known = stored.tensors.get("losses"), stored.numbers.get("loss_target")
         if losses is None or losses.shape != self._losses.shape or not isinstance(known, float):
             raise StorageError(f"'{file.path}' is no complete knock-out.")
-        if abs(known - self.loss_target) > 1e-4 * max(abs(known), abs(self.loss_target)):
-            raise StorageError(
-                f"'{file.path}' belongs to another job: the loss of target was {known:.6g} and is "
-                f"{self.loss_target:.6g} now. Give every job a file of its own, or delete this one."
-            )
+        self._check_loss(file, "target", known, self.loss_target)
+        known = stored.numbers.get("loss_base")
+        if isinstance(known, float):  # version 0.1 kept that of target alone
+            self._check_loss(file, "base", known, self._loss_base)
         self._losses = losses
         return file
 
+    @staticmethod
+    def _check_loss(file: JobFile, end: str, known: float, value: float) -> None:
+        """Functions cannot be compared; what they return can, at both ends: at one of them two losses may agree."""
+        if abs(known - value) > _LOSS_TOLERANCE * max(abs(known), abs(value)):
+            raise StorageError(
+                f"'{file.path}' belongs to another job: the loss of {end} was {known:.6g} and is {value:.6g} now. Give "
+                "every job a file of its own, or delete this one."
+            )
+
     def _write(self) -> None:
         if self._file is not None:
-            numbers = {"n_samples": int(self._losses.isfinite().sum()), "loss_target": self.loss_target}
+            ends = {"loss_target": self.loss_target, "loss_base": self._loss_base}
+            numbers = {"n_samples": int(self._losses.isfinite().sum()), **ends}
             self._file.write({"losses": self._losses}, numbers)
 
     def _result(self, before: int) -> KnockOut:

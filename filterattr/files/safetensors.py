@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import StorageError, is_out_of_memory
+from filterattr.files.kinds import HEAD_BYTES, kind_of
 from filterattr.files.layout import (
     MAX_HEADER_BYTES,
     Entry,
@@ -106,14 +107,17 @@ def read_tensors(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor],
         ...
         filterattr.errors.StorageError: 'nowhere.safetensors' cannot be read: No such file or directory.
     """
+    head = b""
     try:
         with reading(path) as (stream, size):
+            head = stream.read(HEAD_BYTES)
+            stream.seek(0)
             entries, metadata = read_header(stream, size)
             _check_kind(path, kind, metadata)
             types = _types(metadata, entries)
             tensors = read_entries(stream, entries)
     except LayoutError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, kind_of(head)) from error
     tensors |= {name: tensors[name].view(dtype).reshape(shape) for name, (dtype, shape) in types.items()}
     text = metadata.get("description", "")
     if metadata.get("digest") != _digest(metadata["kind"], text, tensors):
@@ -211,7 +215,9 @@ def _description(path: str | Path, text: str) -> dict[str, Any]:
     return description
 
 
-def _unreadable(path: str | Path, reason: Exception) -> StorageError:
+def _unreadable(path: str | Path, reason: Exception, other: str | None = None) -> StorageError:
+    if other is not None:
+        return StorageError(f"'{path}' is not a readable safetensors file: it is {other}.")
     kind = "" if isinstance(reason, LayoutError) else f"{type(reason).__name__}: "
     return StorageError(
         f"'{path}' is not a readable safetensors file: {kind}{reason}. It is damaged or of another format."

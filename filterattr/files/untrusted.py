@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import StorageError, gathered, name_some
+from filterattr.files.kinds import HEAD_BYTES, kind_of
 from filterattr.files.layout import LayoutError, read_entries, read_header
 from filterattr.files.pickled import NotPlain, Storage
 from filterattr.files.reading import reading
@@ -50,15 +51,18 @@ def read_untrusted(path: str | Path) -> Any:
         ...
         filterattr.errors.StorageError: the tensors in '...bomb.pth' must be plain: 'weight' shows 4000000000 bytes ...
     """
+    head = b""
     try:
         with reading(path) as (stream, size):
-            content = _content(path, stream, size)
+            head = stream.read(HEAD_BYTES)
+            stream.seek(0)
+            content = _content(head, stream, size)
     except ForeignClassError as error:
         raise StorageError(_foreign_classes(path, error.names)) from error
     except (TorchFileError, LayoutError) as error:
         raise StorageError(
-            f"'{path}' must be a checkpoint of tensors alone, as torch.save or safetensors write it; it is damaged or "
-            f"of another format: {error}. Get it again from where it came from."
+            f"'{path}' must be a checkpoint of tensors alone, as torch.save or safetensors write it; "
+            f"{_reason(head, error)}"
         ) from error
     findings = _unsound(content)
     if findings:
@@ -66,12 +70,15 @@ def read_untrusted(path: str | Path) -> Any:
     return content
 
 
-def _content(path: str | Path, stream: BinaryIO, size: int) -> Any:
+def _reason(head: bytes, error: Exception) -> str:
+    kind = kind_of(head)
+    if kind is not None:
+        return f"it is {kind}."
+    return f"it is damaged or of another format: {error}. Get it again from where it came from."
+
+
+def _content(head: bytes, stream: BinaryIO, size: int) -> Any:
     """Read a file of the format that its first bytes tell; safetensors begin with the length of a JSON object."""
-    head = stream.read(64)
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise StorageError(f"'{path}' is a web page, not weights: the download went wrong.")
-    stream.seek(0)
     if head[8:9] != b"{":
         return read_torch_file(stream, size)
     entries, _ = read_header(stream, size)

@@ -260,6 +260,36 @@ def test_a_knock_out_that_ran_out_of_time_goes_on_where_it_was(tmp_path) -> None
         )  # fmt: skip
 
 
+def test_a_knock_out_looks_at_the_loss_of_both_ends(tmp_path) -> None:
+    """Another function may agree with the first at target: a distance from what target answers is 0 there."""
+    base, target = relu_network(), relu_network()
+    answer = target(image()).detach()
+    path = tmp_path / "job.safetensors"
+
+    def job(power: int) -> KnockOutJob:
+        loss = lambda model, x: (model(x) - answer).abs().pow(power).sum()  # noqa: E731
+        return KnockOutJob(FilterAttributor(base), base, target, loss, [image()], checkpoint=path)
+
+    job(2).run(seconds=0)
+    assert job(2).loss_target == 0 < job(2).cost().n_units
+    with pytest.raises(StorageError, match="the loss of base was"):
+        job(1)
+
+
+def test_knock_outs_that_kept_the_loss_of_target_alone_go_on(tmp_path) -> None:
+    base, target = relu_network(), relu_network()
+    path = tmp_path / "job.safetensors"
+
+    def job() -> KnockOutJob:
+        return KnockOutJob(FilterAttributor(base), base, target, squared_sum, [image()], checkpoint=path)
+
+    first = job()
+    first.run(seconds=0)
+    stored = first._file.read()
+    first._file.write(stored.tensors, {name: one for name, one in stored.numbers.items() if name != "loss_base"})
+    assert job().cost().n_units == 32
+
+
 def test_knock_out_refuses_what_it_cannot_do() -> None:
     base = relu_network()
     attributor = FilterAttributor(base)

@@ -294,7 +294,7 @@ class TestForeignFiles:
         ("content", "reason"),
         [
             (b"", "a header of 0 bytes in a file of 0"),
-            (b"<!DOCTYPE html>" * 9, "a header of"),
+            (b"<!DOCTYPE html>" * 9, "it is a web page"),
             (pickle.dumps({"a": 1}), "a header of"),
             (struct.pack("<Q", 2) + b"[]", "no JSON object"),
             (struct.pack("<Q", 2) + b"{}", "says format None, kind None"),
@@ -558,7 +558,7 @@ class TestThirdPartyCheckpoints:
         ("content", "reason"),
         [
             (b"", "must be a checkpoint of tensors alone.*damaged"),
-            (b"\n <!DOCTYPE html><html>", "is a web page, not weights"),
+            (b"\n <!DOCTYPE html><html>", "it is a web page: the download went wrong"),
             (b"PK\x03\x04 and then nothing", "its end is missing"),
             (b"\x80\x02", "must be a checkpoint of tensors alone"),
             (b"version https://git-lfs.github.com/spec/v1", "must be a checkpoint of tensors alone"),
