@@ -129,6 +129,14 @@ class TestInBetween:
         assert path.segment_at(0.5 - 1e-10) == (path.segments[1], 0.0)
         assert path.segment_at(1.0) == (path.segments[1], 1.0)
 
+    def test_a_straight_path_has_its_ends_and_no_corner_near_them(self) -> None:
+        path = path_between({"w": torch.zeros(1)}, {"w": torch.ones(1)})
+        assert path.segments == (path,)
+        assert path.segment_at(1e-10) == (path, 1e-10)
+        names = path.moved()
+        names.clear()
+        assert path.moved() == ["w"]
+
     def test_repeated_points_are_no_corners(self) -> None:
         first, second, third = ({"w": torch.tensor([value])} for value in (0.0, 1.0, 5.0))
         waypoints = path_between(first, first, second, second, third, third).waypoints
@@ -209,7 +217,7 @@ class TestCosine:
 
     def test_of_weights_that_are_all_zero(self) -> None:
         zeros, ones = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
-        assert Path(zeros, zeros, {}).cosine() == 1.0
+        assert repr(Path(zeros, zeros, {}).cosine()) == "1.0"
         assert Path(zeros, ones, {}).cosine() == Path(ones, zeros, {}).cosine() == 0.0
         assert Path(ones, {"w": -torch.ones(3)}, {}).cosine() == pytest.approx(-1, rel=1e-14)
 
@@ -224,7 +232,8 @@ class TestSideBySide:
         line, point, places = path.side_by_side()
         assert base["large"] is large
         assert base["still"] is still
-        assert len(point) == 3
+        assert set(point) == {"buffer 0", "large", "still"}
+        assert places["small"].data_ptr() == point["buffer 0"].data_ptr()
         assert {name: value.shape for name, value in places.items()} == {name: v.shape for name, v in values.items()}
         for t in (0.0, 0.5, 1.0):
             line.write(t, point)

@@ -266,6 +266,7 @@ class TestRounded:
     def test_up_to_a_tenth_is_no_reason_to_warn(self) -> None:
         moving = {"a": torch.zeros(1).bfloat16(), "b": torch.zeros(1).half()}
         assert rounding_warning({"a": Rounded(10, 1)}, moving) is None
+        assert str(rounding_warning({"a": Rounded(100, 11)}, moving)).startswith("11% of the changes")
         assert rounding_warning({}, moving) is None
         text = rounding_warning({"a": Rounded(10, 2), "b": Rounded(30, 1)}, moving)
         assert text is not None
