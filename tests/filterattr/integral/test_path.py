@@ -252,7 +252,16 @@ class TestSideBySide:
             assert set(point) == {"w"}
             assert places["w"] is point["w"]
 
-    def test_what_stays_fixed_is_cloned_for_every_point(self) -> None:
-        path = Path({}, {}, {"buffer": torch.ones(2)})
-        path.fresh_fixed()["buffer"].zero_()
-        assert path.fresh_fixed()["buffer"].tolist() == [1, 1]
+    def test_what_a_loss_writes_into_buffers_no_other_place_sees(self) -> None:
+        networks = [nn.BatchNorm1d(2) for _ in range(2)]
+        networks[1].weight.data.add_(1)
+        seen: list[Tensor] = []
+
+        def loss(model: nn.Module) -> Tensor:
+            seen.append(model.running_mean.clone())
+            model.running_mean.add_(1)
+            return (model.weight * seen[-1].add(1)).sum()
+
+        FilterAttributor(networks[0], unit="weight", select="weight").attribute(*networks, loss, n_steps=3)
+        assert len(seen) > 3
+        assert not any(buffer.any() for buffer in seen)
