@@ -9,7 +9,7 @@ from tests.reliability.drafts import CALLING, FILTERATTR, HOOKING, IMPLEMENTATIO
 from tests.reliability.networks import assert_values, by_hand, convolutions, ends, picture, squared
 from tests.reliability.scoreboard import failures_apart
 
-CASES = {*range(1, 67), 77, 79, 80}  # the others are about files and processes: test_storage, test_resume, ...
+CASES = {*range(1, 67), 77, 79, 80}  # the others are about files and processes: see test_cases
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
