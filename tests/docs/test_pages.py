@@ -81,3 +81,9 @@ def test_pictures_have_an_alternative(page: Path) -> None:
     text = page.read_text()
     assert not re.findall(r"!\[\s*\]\(", text)
     assert all(":alt:" in figure for figure in re.findall(r"```\{(?:image|figure)\}.*?```", text, re.DOTALL))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_the_repository_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"(?<![\w/.])((?:filterattr|sr_zoo|tests|docs)/[\w/]+\.(?:py|md))\b", page.read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]
