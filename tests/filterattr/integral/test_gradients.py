@@ -121,7 +121,8 @@ class TestNotFinite:
             sums = GradientSums(leaves_of(SIZES, kind))
             assert sums.find_nonfinite() == {}
             for name in ("small", "long"):
-                sums.sums[name][-1] = value
+                sums.sums[name][-1] = complex(1, value) if kind.is_complex else value
             found = sums.find_nonfinite()
             assert list(found) == ["small", "long"]
+            assert {type(number) for number in found.values()} == {float}
             assert all(number == value or math.isnan(number) == math.isnan(value) for number in found.values())

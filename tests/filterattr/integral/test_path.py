@@ -253,7 +253,7 @@ class TestSideBySide:
             assert places["w"] is point["w"]
 
     def test_what_a_loss_writes_into_buffers_no_other_place_sees(self) -> None:
-        networks = [nn.BatchNorm1d(2) for _ in range(2)]
+        networks = [nn.BatchNorm1d(2).eval() for _ in range(2)]
         networks[1].weight.data.add_(1)
         seen: list[Tensor] = []
 
