@@ -33,6 +33,9 @@ ALLOWED = {
 }
 ALLOWED["attribution"] = {*ALLOWED} - {"activations", "recorder", "intervention"}
 ALLOWED["analysis"] = {*ALLOWED} - {"recorder"}
+ALLOWED["benchmarks"] = {
+    "errors", "names", "files", "units", "jobs", "results", "intervention", "attribution", "analysis",
+}  # fmt: skip
 ALLOWED["display"] = {"errors", "files", "jobs", "results", "intervention", "attribution", "activations", "analysis"}
 IMAGE_LIBRARIES = {"PIL", "skimage", "cv2", "imageio", "torchvision"}
 
@@ -76,6 +79,7 @@ def test_the_library_knows_nothing_of_images_nor_of_the_zoo(path: Path) -> None:
 PUBLIC = (
     "filterattr",
     "filterattr.analysis",
+    "filterattr.benchmarks",
     "filterattr.display",
     "filterattr.display.page",
     "filterattr.errors",

@@ -1,0 +1,188 @@
+"""Rankings against truth that is known: ``python -m filterattr.benchmarks.planted``.
+
+Makes pairs of small networks whose carriers are known (`filterattr.benchmarks.planting`), scores both functions of each
+by every ranking of the library, prints how near they are to the truth, and writes every number to a CSV file. Scores of
+anybody else's method join it with the same columns::
+
+    from filterattr.benchmarks import Judge, families, plant
+
+    pair = plant(families()["CNN"], seed=0)     # pair.base, pair.target, pair.search["A"], pair.attributor.model
+    auroc, precision, reverted, moved = Judge.of(pair)("A", scores)
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from filterattr.benchmarks.families import families
+from filterattr.benchmarks.planting import plant
+from filterattr.benchmarks.scoring import Judge, rankings
+from filterattr.errors import FilterAttrWarning, SettingError, name_some
+from filterattr.files.writing import replace_file
+from filterattr.jobs.progress import Progress, counted
+
+
+class Row(NamedTuple):
+    """One line of the CSV file.
+
+    Attributes:
+        family: The kind of network.
+        seed: Seed of the pair.
+        function: ``"A"`` or ``"B"``.
+        ranking: What scored the units.
+        auroc: See `filterattr.benchmarks.scoring.Truth`; as the three below.
+        precision: Share of carriers among the highest.
+        reverted: What masking these reverts of the function.
+        moved: The most that it moves another task.
+        n_passes: Forward-backward passes that it took.
+    """
+
+    family: str
+    seed: int
+    function: str
+    ranking: str
+    auroc: float
+    precision: float
+    reverted: float
+    moved: float
+    n_passes: int
+
+
+def run(names: Sequence[str], seeds: Iterable[int], *, progress: Progress = None) -> list[Row]:
+    """Make the pairs and judge all rankings.
+
+    Args:
+        names: Families.
+        seeds: Of each family.
+        progress: As in `filterattr.FilterAttributor.attribute`, counted in pairs.
+
+    Returns:
+        One row a family, seed, function and ranking.
+
+    Raises:
+        SettingError: A family is unknown.
+
+    Example:
+        >>> rows = run(["LoRA"], [0], progress=False)
+        >>> rows[0].family, rows[0].ranking, 0 <= rows[0].auroc <= 1
+        ('LoRA', 'signed, lambda 0', True)
+    """
+    known = families()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SettingError(f"a family must be one of {name_some(known, 10)}; got {name_some(unknown)}.")
+    pairs = [(name, seed) for seed in seeds for name in names]
+    rows = []
+    with counted(progress, len(pairs), "pair", title="planting and scoring") as step, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FilterAttrWarning)  # drift makes barriers
+        for name, seed in pairs:
+            judge = Judge.of(plant(known[name], seed))
+            for ranked in rankings(judge.pair, seed):
+                truth = judge(ranked.function, ranked.scores)
+                rows.append(Row(name, seed, ranked.function, ranked.ranking, *truth, ranked.n_passes))
+            step()
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Write the means over seeds and functions as a table in Markdown.
+
+    Args:
+        rows: Of `run`.
+
+    Returns:
+        One line a ranking: AUROC in each family, then precision, reverted and moved over all, and passes.
+
+    Example:
+        >>> print(table([Row("CNN", 0, "A", "random", 0.5, 0.25, 0.125, 0.5, 0)]))
+        | ranking | CNN | precision | reverted | moved | passes |
+        | --- | --- | --- | --- | --- | --- |
+        | random | .50 | .25 | .12 | .50 | 0 |
+        <BLANKLINE>
+    """
+    names = list(dict.fromkeys(row.family for row in rows))
+    head = ["ranking", *names, "precision", "reverted", "moved", "passes"]
+    lines = [head, ["---"] * len(head)]
+    for ranking in dict.fromkeys(row.ranking for row in rows):
+        those = [row for row in rows if row.ranking == ranking]
+        cells = [_mean(row.auroc for row in those if row.family == name) for name in names]
+        # a broken network counts as one that is as far away as base, or nowhere near it
+        cells += [
+            _mean(row.precision for row in those),
+            _mean(max(row.reverted, 0.0) for row in those),
+            _mean(min(row.moved, 1.0) for row in those),
+            str(those[0].n_passes),
+        ]
+        lines.append([ranking, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """Write all rows.
+
+    Args:
+        rows: Of `run`, and of anybody else.
+        path: The file.
+
+    Raises:
+        StorageError: The disk refuses.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "planted.csv"
+        >>> write_csv([Row("CNN", 0, "A", "random", 0.5, 0.25, 0.125, 0.5, 0)], path)
+        >>> print(path.read_text().splitlines()[0])
+        family,seed,function,ranking,auroc,precision,reverted,moved,n_passes
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    replace_file(path, [text.getvalue().encode()])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark from the command line.
+
+    Args:
+        arguments: Those of the command line by default.
+
+    Returns:
+        The exit status, 0.
+
+    Example:
+        >>> main(["--help"])
+        Traceback (most recent call last):
+        ...
+        SystemExit: 0
+    """
+    parser = argparse.ArgumentParser(prog="python -m filterattr.benchmarks.planted", description=_first_line(__doc__))
+    parser.add_argument("--families", nargs="+", default=list(families()), help="default: all", metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=5, help="pairs of each family (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("planted.csv"), help="CSV file (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    rows = run(options.families, range(options.seeds), progress=True)
+    write_csv(rows, options.out)
+    sys.stdout.write(f"{table(rows)}\nwrote {options.out}\n")
+    return 0
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0].partition(":")[0] + "."
+
+
+def _mean(values: Iterable[float]) -> str:
+    return f"{np.mean(list(values)):.2f}".removeprefix("0")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
