@@ -1,6 +1,8 @@
 """Sphinx settings: `make docs` builds with warnings as errors, executes all pages, and never asks the network."""
 
+import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -46,10 +48,13 @@ nitpick_ignore_regex = [
     # private parts of the library, and types that its own aliases are made of
     ("py:.*", r".*\b_\w+$"),
     ("py:.*", r"filterattr\.(model|loss|files|units|jobs|results|integral|estimators|activations|display\.page)\..*"),
-    ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.study\..*"),
+    ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.(study|cli)\..*"),
     # how Sphinx writes aliases of unions inside of other annotations
     ("py:.*", r"TypeAliasForwardRef|'\w+'"),
-    ("py:.*", r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Intervention|Rank)"),
+    (
+        "py:.*",
+        r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Intervention|Rank|Array|Distance|DistanceName)",
+    ),
     # single letters, numbers and words in single backticks of docstrings that name no object
     ("py:obj", r".*"),
 ]
@@ -61,6 +66,28 @@ myst_heading_anchors = 3
 bibtex_bibfiles = ["references.bib"]
 html_math_renderer = "mathml"
 
+
+def documented_elsewhere() -> dict[str, list[str]]:
+    """Module to the names it exports that another module of the reference defines; these have their place there."""
+    pages = "\n".join(path.read_text() for path in (HERE / "reference").glob("*.md"))
+    known = re.findall(r"^ +((?:filterattr|sr_zoo)\.[\w.]+)$", pages, re.MULTILINE)
+    files = {name: HERE.parent.joinpath(*name.split(".")) for name in known}
+    modules = {
+        name: importlib.import_module(name)
+        for name, path in files.items()
+        if path.is_dir() or path.with_suffix(".py").exists()
+    }
+    return {
+        name: [
+            other
+            for other in getattr(module, "__all__", ())
+            if getattr(getattr(module, other), "__module__", name) in modules.keys() - {name}
+        ]
+        for name, module in modules.items()
+    }
+
+
+autosummary_context = {"elsewhere": documented_elsewhere()}
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
