@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,9 @@ def way() -> Way:
     torch.manual_seed(0)
     base, target = (nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Conv2d(4, 1, 3)) for _ in range(2))
     attributor = FilterAttributor(base)
-    way.follow(lambda: attributor.attribute(base, target, loss, progress=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "active_count", lambda: 1)  # other tests may have left threads, which take turns
+        way.follow(lambda: attributor.attribute(base, target, loss, progress=False))
     return way
 
 
