@@ -232,7 +232,7 @@ class PathNode(Generic[G]):
     def check_repeats(self) -> None:
         """Evaluate the loss once more at the first place: it must be the same function at every node.
 
-        A difference that may be rounding, but matters beside the change of the loss, goes into `doubt`.
+        A difference that may be rounding, but is larger than it should be here, goes into `doubt`.
 
         Raises:
             LossError: It is not, by more than rounding; what has changed is named, as far as it can be found.
@@ -244,7 +244,7 @@ class PathNode(Generic[G]):
         before, *known, again = torch.stack(values).tolist()
         gap, size, change = abs(again - before), max(map(abs, known)), max(known) - min(known)
         rounding = self._rounding()
-        if gap <= min(rounding, 4 * rounding**2 + 1e-3 * change / (size or 1.0)) * size:
+        if gap <= self._silence(rounding, change / (size or 1.0)) * size:
             return
         text = (
             f"the loss must be the same function at every node, but it is {before:.9g} and {again:.9g} at t = {t:.4g}, "
@@ -277,7 +277,18 @@ class PathNode(Generic[G]):
         if self._autocast is not None:
             kinds.add(torch.bfloat16)
         rounding = math.sqrt(max(torch.finfo(kind).eps for kind in kinds))
-        return rounding if next(iter(self.path.base.values())).device.type == "cpu" else max(rounding, 1e-3)
+        return rounding if self._is_on_cpu() else max(rounding, 1e-3)
+
+    def _silence(self, rounding: float, change: float) -> float:
+        """What two evaluations may differ by without a word; both are relative to the largest loss.
+
+        Where sums have a fixed order, two evaluations of the same have the same bits.
+        """
+        least = min(rounding, 4 * rounding**2 + 1e-3 * change)
+        return min(least, max(8 * rounding**2, 1e-10)) if self._is_on_cpu() else least
+
+    def _is_on_cpu(self) -> bool:
+        return next(iter(self.path.base.values())).device.type == "cpu"
 
     def compute(self, arguments: tuple[Any, ...], *, differentiable: bool = True) -> Tensor:
         """Run the loss in its precision, while the model holds what it shall; `give_back` brings the user's back.

@@ -518,7 +518,7 @@ def _choose_loss(job: Job, plan: random.Random, model: nn.Module, family: str, k
         job.loss = lambda model, sample: seen.append(sample) or _clean(model, sample)
     elif choice in ("counts", "generator"):
         calls: list[int] = []
-        noise = torch.Generator().manual_seed(0)  # its draws are far apart
+        noise = torch.Generator().manual_seed(plan.randrange(10**6))
         factor = (
             (lambda: calls.append(1) or len(calls))
             if choice == "counts"

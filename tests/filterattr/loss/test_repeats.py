@@ -292,3 +292,40 @@ class TestRepeats:
         with pytest.warns(UserWarning, match="same function at every node") as caught:
             FilterAttributor(base).attribute(base, target, loss, n_steps=8)
         assert caught[0].filename == __file__
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+    def test_draws_that_are_close_to_each_other_are_told(self, kind):
+        """Beside the change of the loss they are small; a processor would still give the same bits twice."""
+        torch.manual_seed(0)
+        base, target = (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(kind) for _ in range(2))
+        noise = torch.Generator().manual_seed(3)
+
+        def loss(model):
+            return model(X.to(kind)).square().sum() * (1 + 2e-5 * torch.rand((), generator=noise))
+
+        with pytest.raises((LossError, UserWarning), match="same function at every node"):
+            FilterAttributor(base, unit="weight").attribute(base, target, loss, n_steps=8)
+
+    @pytest.mark.filterwarnings("ignore:the attributions should sum to:filterattr.FilterAttrWarning")
+    @pytest.mark.parametrize("n_threads", [1, 2])
+    def test_sums_that_threads_share_are_the_same_twice(self, n_threads):
+        torch.manual_seed(0)
+        images = torch.rand(4, 3, 24, 24)
+
+        def network():
+            return nn.Sequential(
+                nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.GELU(), nn.Flatten(2), nn.LSTM(484, 32, batch_first=True)
+            )
+
+        def loss(model, x):
+            outputs, _ = model(x)
+            return outputs.softmax(-1).logsumexp((0, 1)).square().mean() - 30
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(n_threads)
+        try:
+            base, target = network(), network()
+            target.load_state_dict({name: value * 0.9 for name, value in base.state_dict().items()})
+            FilterAttributor(base, unit="weight", select="*").attribute(base, target, loss, [images], n_steps=8)
+        finally:
+            torch.set_num_threads(before)
