@@ -155,4 +155,5 @@ def test_buffers_are_one_for_each_type() -> None:
     tensors = {"a": torch.zeros(5), "b": torch.zeros(2, dtype=torch.float64), "c": torch.zeros(())}
     buffers, views = side_by_side(tensors)
     assert [buffer.dtype for buffer in buffers] == [torch.float32, torch.float64]
+    assert [buffer.numel() for buffer in buffers] == [128, 64]  # each begins at a multiple of 64 entries
     assert {name: view.shape for name, view in views.items()} == {name: value.shape for name, value in tensors.items()}
