@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from filterattr.benchmarks.families import families
-from filterattr.benchmarks.planting import plant
+from filterattr.benchmarks.planting import PlantedPair, is_learnt, plant
 from filterattr.benchmarks.scoring import Judge, rankings
 from filterattr.errors import FilterAttrWarning, SettingError, name_some
 from filterattr.files.writing import replace_file
@@ -66,7 +66,8 @@ def run(names: Sequence[str], seeds: Iterable[int], *, progress: Progress = None
         progress: As in `filterattr.FilterAttributor.attribute`, counted in pairs.
 
     Returns:
-        One row a family, seed, function and ranking.
+        One row a family, seed, function and ranking; a `FilterAttrWarning` names pairs that were left out, as target is
+        no better than base at a function after the drift.
 
     Raises:
         SettingError: A family is unknown.
@@ -82,14 +83,32 @@ def run(names: Sequence[str], seeds: Iterable[int], *, progress: Progress = None
         raise SettingError(f"a family must be one of {name_some(known, 10)}; got {name_some(unknown)}.")
     pairs = [(name, seed) for seed in seeds for name in names]
     rows = []
-    with counted(progress, len(pairs), "pair", title="planting and scoring") as step, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FilterAttrWarning)  # drift makes barriers
+    lost = []
+    with counted(progress, len(pairs), "pair", title="planting and scoring") as step:
         for name, seed in pairs:
-            judge = Judge.of(plant(known[name], seed))
-            for ranked in rankings(judge.pair, seed):
-                truth = judge(ranked.function, ranked.scores)
-                rows.append(Row(name, seed, ranked.function, ranked.ranking, *truth, ranked.n_passes))
+            pair = plant(known[name], seed)
+            if is_learnt(pair):
+                rows += _judged(pair, name, seed)
+            else:
+                lost.append(f"{name} {seed}")
             step()
+    if lost:
+        warnings.warn(
+            f"pairs were left out, as the drift took a function away from them: {name_some(lost, len(lost))}.",
+            FilterAttrWarning,
+            stacklevel=2,
+        )
+    return rows
+
+
+def _judged(pair: PlantedPair, name: str, seed: int) -> list[Row]:
+    """The rows of one pair."""
+    judge, rows = Judge.of(pair), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FilterAttrWarning)  # drift makes barriers
+        for ranked in rankings(pair, seed):
+            truth = judge(ranked.function, ranked.scores)
+            rows.append(Row(name, seed, ranked.function, ranked.ranking, *truth, ranked.n_passes))
     return rows
 
 

@@ -21,7 +21,7 @@ from torch.optim import Adam
 from filterattr.analysis.knockout import unit_labels
 from filterattr.attribution import FilterAttributor
 from filterattr.benchmarks.families import N_CLASSES, Family
-from filterattr.intervention import train_only
+from filterattr.intervention import swapped, train_only
 from filterattr.names import Names
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.units.scored import sum_over_units, units_of
@@ -117,6 +117,25 @@ def plant(family: Family, seed: int, *, n_search: int = 16, n_held_out: int = 64
         {name: [task.batch(1, generator) for _ in range(n_search)] for name, task in tasks.items()},
         {name: [task.batch(n_held_out, generator)] for name, task in tasks.items()},
     )
+
+
+@torch.no_grad()
+def is_learnt(pair: PlantedPair) -> bool:
+    """Whether target is better than base at both functions still, on the samples for scores.
+
+    Args:
+        pair: The pair.
+
+    Example:
+        >>> from filterattr.benchmarks import families
+        >>> is_learnt(plant(families()["LoRA"], 0))
+        True
+    """
+    losses = []
+    for state in (pair.base, pair.target):
+        with swapped(pair.attributor.model, state) as model:
+            losses.append([sum(loss(model, one).item() for one in pair.search[name]) for name in FUNCTIONS])
+    return all(after < before for before, after in zip(*losses, strict=True))
 
 
 class _Task:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from filterattr import FilterScores, FilterSelection, SettingError, Unit, swapped
+from filterattr import FilterAttrWarning, FilterScores, FilterSelection, SettingError, Unit, swapped
 from filterattr.analysis.rankings import weight_change
 from filterattr.benchmarks.families import families
 from filterattr.benchmarks.planted import main, run, table
-from filterattr.benchmarks.planting import FUNCTIONS, GENERAL, PlantedPair, loss, plant
+from filterattr.benchmarks.planting import FUNCTIONS, GENERAL, PlantedPair, is_learnt, loss, plant
 from filterattr.benchmarks.scoring import Judge, auroc, rankings
 from filterattr.units.scored import ScoredParameter
 
@@ -117,3 +119,12 @@ def test_a_broken_network_does_not_drown_the_others_in_the_table() -> None:
     (row,) = [one for one in run(["LoRA"], [0], progress=False) if one.ranking == "random" and one.function == "A"]
     broken = row._replace(reverted=-40.0, moved=90.0)
     assert "| .00 | 1.00 | 0 |" in table([broken])
+
+
+def test_a_pair_that_lost_a_function_is_left_out_and_named(pairs: list[PlantedPair], monkeypatch: Any) -> None:
+    lost = dataclasses.replace(pairs[0], target=pairs[0].base)
+    assert is_learnt(pairs[0])
+    assert not is_learnt(lost)
+    monkeypatch.setattr("filterattr.benchmarks.planted.plant", lambda family, seed: lost)
+    with pytest.warns(FilterAttrWarning, match="left out, as the drift took a function away from them: 'LoRA 3'"):
+        assert run(["LoRA"], [3], progress=False) == []
