@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.units.builders import recurrent_gates
-from filterattr.units.select import Select, UnitLike
-from filterattr.units.unit import Group
+from filterattr.units.select import Select
+from filterattr.units.unit import Group, UnitLike
 
 N_CLASSES = 3
 Layout: TypeAlias = Literal["apart", "overlapping", "one layer"]
@@ -117,7 +117,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = self.norm(x)
         x = x + self.attention(seen, seen, seen, need_weights=False)[0]
-        return x + self.outer(nn.functional.gelu(self.inner(self.inner_norm(x))))
+        after: Tensor = x + self.outer(nn.functional.gelu(self.inner(self.inner_norm(x))))
+        return after
 
 
 class _Transformer(nn.Module):

@@ -175,7 +175,7 @@ def _carriers(family: Family, attributor: FilterAttributor, generator: torch.Gen
 def _marked(like: FilterScores, places: Tensor) -> FilterSelection:
     """The units at these flat places."""
     flat = torch.zeros(like.n_units, dtype=torch.bool).index_fill_(0, places, value=True)
-    parts = flat.split([tensor.numel() for tensor in like.values()])
+    parts = torch.split(flat, [tensor.numel() for tensor in like.values()])
     marked = {key: part.reshape(tensor.shape) for (key, tensor), part in zip(like.items(), parts, strict=True)}
     return FilterSelection(marked, like.parameters)
 
@@ -232,7 +232,7 @@ class _Learner:
         """Of the task, and how much the carriers change what is said to the inputs of the others."""
         batches = [task.batch(_BATCH, generator) for task in self._tasks]
         inputs = torch.cat([x for x, _ in batches])
-        held = dict(self._model.named_parameters())
+        held: dict[str, Tensor] = dict(self._model.named_parameters())
         if bool(torch.rand((), generator=generator) < 0.5):
             held = self._without(held, self._others)
         held = self._without(held, self._some(generator))
@@ -242,7 +242,8 @@ class _Learner:
         moved = (said[_BATCH:] - before[_BATCH:]).square().mean()
         value = nn.functional.cross_entropy(said[:_BATCH], batches[0][1])
         self._last = max(self._last, value.item())
-        return value + _HOLDING * moved
+        total: Tensor = value + _HOLDING * moved
+        return total
 
     def _some(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Weights of a few carriers; without them for a step, all of the others learn to carry a part."""
@@ -272,9 +273,9 @@ def _drift(
         for name, parameter in model.named_parameters():
             if name in scored:
                 factor = factors[scored[name].key(name)].reshape(-1)[unit_labels(scored[name])]
-                parameter += steps[name] * factor
+                parameter.add_(steps[name] * factor)
             elif name in drifting:
-                parameter += steps[name] * lengths.mean() / steps[name].abs().mean()
+                parameter.add_(steps[name] * lengths.mean() / steps[name].abs().mean())
 
 
 def _weights(model: nn.Module) -> State:
