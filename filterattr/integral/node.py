@@ -157,13 +157,15 @@ class PathNode(Generic[G]):
         leaves, rest = self.leaves_at(t)
         rest |= {name: value.clone() for name, value in self.path.end_buffers.get(t, {}).items()}
         tensors = {**leaves, **rest}
+        turns = self._turns()
 
         def one_pass() -> float:
+            self._begin(turns)
             with self.slots.holding(tensors):
                 return float(self.compute(self._arguments).detach())
 
-        seed_all(self._seed)
-        value = restoring(one_pass, *self.give_back, tensors.clear, leaves.clear)
+        give_back = (*self.give_back, *(turn.release for turn in turns))
+        value = restoring(one_pass, *give_back, tensors.clear, leaves.clear)
         if self._sample is not None:
             self._sample.check()
         return value

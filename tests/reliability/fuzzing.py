@@ -494,7 +494,7 @@ def _choose_loss(job: Job, plan: random.Random, model: nn.Module, family: str, k
         job.must_refuse = "a weight in a global"
     if any(isinstance(module, nn.Dropout) and module.training for module in model.modules()):
         job.loss = partial(_recording, job)
-        job.in_threads = plan.random() < 0.3
+        job.in_threads = plan.random() < 0.3 and not job.must_refuse  # a global is that of the network built last
         job.story += ["draws"] + ["threads"] * job.in_threads
         return
     choice = plan.choices(("clean", "pops", "marks", "keeps", "writes", "counts", "generator"), (6, 1, 1, 1, 1, 1, 1))[
@@ -593,10 +593,11 @@ def differences(seed: int) -> list[str]:
         warnings.simplefilter("always")
         if jobs[0].in_threads:
             jobs.append(make_job(seed))
+            models = [job.build() for job in jobs]  # first weights are drawn: not while a thread draws for its loss
             with _switching_often(), ThreadPoolExecutor(2) as pool:
-                outcomes = list(pool.map(_attributed, jobs))
+                outcomes = list(pool.map(_attributed, jobs, models))
         else:
-            outcomes = [_attributed(jobs[0])]
+            outcomes = [_attributed(jobs[0], jobs[0].build())]
     told = [str(one.message) for one in caught if issubclass(one.category, FilterAttrWarning)]
     problems = [
         problem for job, outcome in zip(jobs, outcomes, strict=True) for problem in _problems(job, outcome, told)
@@ -614,9 +615,8 @@ def _switching_often() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
-def _attributed(job: Job) -> Any:
+def _attributed(job: Job, model: nn.Module) -> Any:
     """The attribution or the error."""
-    model = job.build()
     caches = [repr(module.cache) for module in model.modules() if isinstance(module, Written)]
     try:
         with unchanged(model, but=("random", "optimizer") if job.in_threads else ()):

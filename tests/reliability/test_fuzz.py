@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[list[Patch], Callable[[int], list[str]], str]] = {
     ),
     "random numbers that threads draw": ([(Turn, "take", at_once)], differences, "threads"),
     "changes that the type of the model rounds away": (
-        [(attribution, "_rounding", nothing)],
+        [(attribution, "rounding_warning", nothing)],
         differences,
         "changes that round away",
     ),
