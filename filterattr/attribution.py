@@ -37,6 +37,7 @@ from filterattr.model.modes import GradientMode, training_warning
 from filterattr.model.random_state import CallersRandomness
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
 from filterattr.model.swap import ParameterSwap, restoring
+from filterattr.renamed import renamed
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.warnings import warning_text
 from filterattr.units.layouts import REGISTERED
@@ -117,10 +118,11 @@ class FilterAttributor:
         buffers: Side | None = None,
         allow_unused: str | Sequence[str] = (),
         precision: Precision | None = None,
-        samples_per_pass: int = 1,
+        internal_batch_size: int | None = None,
         checkpoint: str | PathLike[str] | None = None,
         distributed: bool = False,
         progress: Progress = None,
+        samples_per_pass: int | None = None,
     ) -> FilterAttribution:
         """Integrate from base to target.
 
@@ -163,8 +165,9 @@ class FilterAttributor:
             allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
             precision: ``"bf16"`` evaluates the loss under autocast to bfloat16; gradients arrive in the parameters' own
                 type and are added up in float64. ``None`` leaves the precision to you.
-            samples_per_pass: How many samples in a row may share a pass, each with its own gradient: faster where
-                samples and network are small, and the same scores but for rounding. Shared are those that are tuples,
+            internal_batch_size: How many points may share a pass, as in Captum; a point is one sample at one node. Here
+                the samples of a pass are at the same node, and each gets its own gradient: faster where samples and
+                network are small, and the same scores but for rounding. Shared are those that are tuples,
                 lists and mappings of tensors of the same shapes, and of the same numbers and texts; others are
                 evaluated by themselves. Costs memory: for every sample, its part of the pass and three float32 copies
                 of what moves along the path. Where that does not suffice, the number is halved, with a warning. The
@@ -173,6 +176,7 @@ class FilterAttributor:
             distributed: Share the samples with the other ranks of the default process group.
             progress: ``True`` or ``False`` for a progress bar, a function of ``(done, total)`` passes, or ``None`` for
                 a bar in terminals after two seconds.
+            samples_per_pass: Old name of ``internal_batch_size``; works until version 0.3.
 
         Returns:
             The attribution.
@@ -181,8 +185,8 @@ class FilterAttributor:
             StateMismatchError: An end point does not fit the model; everything wrong is in one message.
             SettingError: A method, number or data argument cannot be used.
             LossError: The loss is no real scalar, does not depend on (some of) the changed parameters, or cannot be
-                mapped over samples although ``samples_per_pass`` asks for it: it draws random numbers, reads values of
-                tensors, or writes in place, as batch normalisation in train mode does.
+                mapped over samples although ``internal_batch_size`` asks for it: it draws random numbers, reads values
+                of tensors, or writes in place, as batch normalisation in train mode does.
             NonFiniteError: A loss or gradient is infinite or not a number; its place on the path is named.
             ModelChangedError: The loss replaced, trained or wrote to parameters of the model, or another thread is
                 computing with other weights in it.
@@ -193,7 +197,7 @@ class FilterAttributor:
             With ``checkpoint``, the sums are put on the disk after every sample, in one atomic step. A call that was
             killed at any moment and is made again skips what is done, loses at most the sample it was working on (with
             ``aggregate="pooled"``, whose sums are as large as the weights and put away more rarely, at most 16), and
-            returns the same bits as an uninterrupted call (with ``samples_per_pass``, it loses at most those of one
+            returns the same bits as an uninterrupted call (with ``internal_batch_size``, it loses at most those of one
             pass, and as many must go into a pass as before for the same bits); a finished job returns at once, and
             goes on if data has got more samples. The file knows its job: other weights, settings, units, train flags
             or samples, or another loss at base, are refused; another PyTorch version, processor, or number of threads
@@ -209,6 +213,11 @@ class FilterAttributor:
             dies, the others raise at the latest after the timeout of the process group. Other weights, settings or
             samples on some rank are refused. The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
         """
+        if samples_per_pass is not None:
+            internal_batch_size = renamed(
+                "samples_per_pass", samples_per_pass, "internal_batch_size", internal_batch_size
+            )
+        batch_size = 1 if internal_batch_size is None else internal_batch_size
         ranks = ProcessGroup.joined() if distributed else ProcessGroup()
         claim, mode, caller = ModelLock(self.model), GradientMode(), CallersRandomness()
 
@@ -216,13 +225,13 @@ class FilterAttributor:
             claim.take()
             mode.enter()
             caller.enter()
-            plan = EstimatorSettings(method, n_steps, tolerance, aggregate, until, samples_per_pass)
+            plan = EstimatorSettings(method, n_steps, tolerance, aggregate, until, batch_size)
             run = plan.run(self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision))
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
             identity = run.identity(with_data=data is not None)
             file = None if checkpoint is None else _job_file(checkpoint, identity, ranks if distributed else None, run)
-            more = {"checkpoint": file is not None, "until": until is None, "samples_per_pass": samples_per_pass}
+            more = {"checkpoint": file is not None, "until": until is None, "internal_batch_size": batch_size}
             return (run, file), {**identity, **more}
 
         def compute() -> Estimator[Any]:

@@ -164,7 +164,7 @@ for name in layers:
 # %%
 # Here, all layers are seen in the same passes:
 channels = ChannelAttributor(target).attribute(
-    degraded, clean, output, n_steps=20, quadrature="riemann_right"
+    degraded, clean, output, n_steps=20, method="riemann_right"
 )
 for name in layers:
     difference = (by_layer[name] - channels[name]).abs().max() / channels[

@@ -28,6 +28,7 @@ from filterattr.integral.quadrature import Quadrature
 from filterattr.model.state_dict import unwrap_model, without_compiled
 from filterattr.model.swap import ParameterSwap, restoring
 from filterattr.names import Names
+from filterattr.renamed import renamed
 
 Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -43,7 +44,7 @@ class ChannelAttributor:
     ``"conductance"``
         :math:`\sum_j \partial_y F(x(t_j))\,[y(x(t_{j+1})) - y(x(t_j))]` over ``n_steps + 1`` nodes. It sums to
         :math:`F(x) - F(x')` over a layer through which everything passes. This is Captum's left rule: its error
-        falls with ``1 / n_steps``, and Gauss nodes leave out both ends. With ``quadrature="riemann_trapezoid"`` it is
+        falls with ``1 / n_steps``, and Gauss nodes leave out both ends. With ``method="riemann_trapezoid"`` it is
         the trapezoid rule with the mean of both derivatives, whose error falls with ``1 / n_steps**2`` (Captum uses its
         left rule there too).
     ``"internal_influence"``
@@ -100,12 +101,14 @@ class ChannelAttributor:
         baselines: Baselines,
         output: Output,
         *,
-        method: ChannelMethod = "conductance",
+        attribution: ChannelMethod | None = None,
         n_steps: int = 50,
-        quadrature: str = "gausslegendre",
+        method: str | None = None,
         kernels: bool = False,
-        batch_nodes: int = 1,
+        internal_batch_size: int | None = None,
         forward: Forward | None = None,
+        quadrature: str | None = None,
+        batch_nodes: int | None = None,
     ) -> ChannelAttribution:
         """Attribute the output at ``inputs``, against that at ``baselines``, to the channels of all layers.
 
@@ -119,16 +122,21 @@ class ChannelAttributor:
                 all: a logit (``lambda logits: logits[:, 3]``), or a loss of an image (``lambda restored: (restored -
                 reference).square().sum((1, 2, 3))``). Prefer sums over samples to means: attributions are linear in
                 the output.
-            method: ``"conductance"``, ``"internal_influence"``, ``"integrated_gradients"`` or
+            attribution: ``"conductance"`` (the default), ``"internal_influence"``, ``"integrated_gradients"`` or
                 ``"gradient_x_activation"``.
             n_steps: Steps on the path, each one forward-backward pass (conductance needs one more).
-            quadrature: Rule for the nodes, as in `FilterAttributor.attribute`.
+            method: Rule of the integral, as in `FilterAttributor.attribute`: ``"gausslegendre"`` (the default),
+                ``"riemann_trapezoid"`` and so on.
             kernels: Also split the channels of convolutions and linear layers over their input channels; costs a
                 gradient of the weights per layer and node. Internal influence has no such split.
-            batch_nodes: How many nodes to compute in one pass. More use a GPU better with small images, and need as
-                much more memory. All outputs must have the samples first; dropout and batch statistics then differ.
+            internal_batch_size: How many points may share a pass, as in Captum: a point is one sample at one node, and
+                all samples of a node go together. The default is one node, N points. More use a GPU better with small
+                images, and need as much more memory. All outputs must have the samples first; dropout and batch
+                statistics then differ.
             forward: How to call the model where ``model(*inputs)`` is not enough: ``forward(model, *inputs)`` returns
                 what ``output`` is given, for example ``lambda model, image: model(image, scale=2)["restored"]``.
+            quadrature: Old name of ``method``; works until version 0.3, as ``method="conductance"`` does.
+            batch_nodes: Old way to say ``internal_batch_size``, in nodes; works until version 0.3.
 
         Returns:
             The attribution.
@@ -147,41 +155,45 @@ class ChannelAttributor:
             ...     torch.ones(1, 3),
             ...     torch.zeros(1, 3),
             ...     lambda scores: scores[:, 1],
-            ...     quadrature="riemann_trapezoid",
+            ...     method="riemann_trapezoid",
             ...     kernels=True,
             ... )
             >>> torch.testing.assert_close(found.kernels("sum")["weight"][1].float(), layer.weight[1].detach())
         """
-        _check_call(method, output, forward, batch_nodes)
-        if baselines is None and method != "gradient_x_activation":
+        chosen, rule_name = chosen_method(attribution, method, quadrature)
+        _check_call(chosen, output, forward)
+        if baselines is None and chosen != "gradient_x_activation":
             raise SettingError(
-                f"method={method!r} needs baselines, where its path starts; got None. Say baselines=0 for zeros."
+                f"attribution={chosen!r} needs baselines, where its path starts; got None. Say baselines=0 for zeros."
             )
-        line = Line(inputs, baselines, only_ends=method in ("integrated_gradients", "gradient_x_activation"))
-        if batch_nodes > 1 and any(argument.shape[:1] != (line.n_samples,) for argument in line.inputs):
-            raise SettingError(
-                f"batch_nodes above 1 needs {line.n_samples} samples first in all inputs; got shapes "
-                f"{name_some(tuple(argument.shape) for argument in line.inputs)}. Use batch_nodes=1."
-            )
+        line = Line(inputs, baselines, only_ends=chosen in ("integrated_gradients", "gradient_x_activation"))
+        nodes_per_pass = _nodes_per_pass(_points(internal_batch_size, batch_nodes, line.n_samples), line)
         if kernels:
-            self._check_kernels(method)
-        rule = _rule(method, quadrature, n_steps)
+            self._check_kernels(chosen)
+        rule = _rule(chosen, rule_name, n_steps)
         sweep = Sweep(
-            self.model, self.layers, line, output, forward or _call, batch_nodes, method=method, kernels=kernels
+            self.model,
+            self.layers,
+            line,
+            output,
+            forward or _call,
+            nodes_per_pass,
+            attribution=chosen,
+            kernels=kernels,
         )
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
 
         def compute() -> ChannelAttribution:
             sweep.enter()
-            return assembled(sweep, COMPUTE[method](sweep, rule), quadrature, n_steps)
+            return assembled(sweep, COMPUTE[chosen](sweep, rule), rule_name, n_steps)
 
         return restoring(compute, sweep.leave)
 
-    def _check_kernels(self, method: ChannelMethod) -> None:
-        if method == "internal_influence":
+    def _check_kernels(self, attribution: ChannelMethod) -> None:
+        if attribution == "internal_influence":
             raise SettingError(
-                "kernels=True needs a method that multiplies with activations; internal_influence does not."
+                "kernels=True needs an attribution that multiplies with activations; internal_influence does not."
             )
         if not any(map(KernelSplit.fits, self.layers.values())):
             raise SettingError(
@@ -193,21 +205,73 @@ def _call(model: nn.Module, *inputs: Tensor) -> Any:
     return model(*inputs)
 
 
-def _check_call(method: str, output: object, forward: object, batch_nodes: object) -> None:
+def chosen_method(
+    attribution: ChannelMethod | None, method: str | None, quadrature: str | None
+) -> tuple[ChannelMethod, str]:
+    """Take attribution method and rule as they are spelled now, and as they were in version 0.1.
+
+    Args:
+        attribution: What is computed; ``None`` is conductance.
+        method: The rule; ``None`` is Gauss-Legendre. In version 0.1, what is computed.
+        quadrature: Old name of the rule.
+
+    Returns:
+        Both.
+
+    Raises:
+        SettingError: Something is given under two names.
+    """
+    old = next((known for known in METHODS if known == method), None)
+    if old is not None:
+        attribution, method = renamed("method", old, "attribution", attribution, stacklevel=4), None
+    rule = renamed("quadrature", quadrature, "method", method, stacklevel=4)
+    return attribution or "conductance", rule or "gausslegendre"
+
+
+def _points(internal_batch_size: int | None, batch_nodes: int | None, n_samples: int) -> int | None:
+    """How many points share a pass, under the old name too, which counts nodes."""
+    old = batch_nodes if batch_nodes is None else _whole("batch_nodes", batch_nodes) * n_samples
+    points = renamed("batch_nodes", old, "internal_batch_size", internal_batch_size, stacklevel=4)
+    return None if points is None else _whole("internal_batch_size", points)
+
+
+def _nodes_per_pass(points: int | None, line: Line) -> int:
+    """How many nodes share a pass."""
+    if points is None:
+        return 1
+    if points < line.n_samples:
+        raise SettingError(
+            f"internal_batch_size must hold all samples of a node, as one pass gives them together; got {points} for "
+            f"{line.n_samples} samples. Attribute fewer samples at once, or leave it out."
+        )
+    nodes = points // line.n_samples
+    if nodes > 1 and any(argument.shape[:1] != (line.n_samples,) for argument in line.inputs):
+        raise SettingError(
+            f"several nodes in a pass need {line.n_samples} samples first in all inputs; got shapes "
+            f"{name_some(tuple(argument.shape) for argument in line.inputs)}. Leave internal_batch_size out."
+        )
+    return nodes
+
+
+def _whole(name: str, number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise SettingError(f"{name} must be a whole number of at least 1; got {number!r}.")
+    return number
+
+
+def _check_call(attribution: str, output: object, forward: object) -> None:
     """Check before any work what can be checked."""
-    check_choice("method", method, METHODS)
+    check_choice("attribution", attribution, METHODS)
     if not callable(output):
         raise LossError(f"output must be a function of what the model returns; got {type(output).__name__}.")
     if forward is not None and not callable(forward):
         raise SettingError(f"forward must be a function of the model and its inputs; got {type(forward).__name__}.")
-    if isinstance(batch_nodes, bool) or not isinstance(batch_nodes, int) or batch_nodes < 1:
-        raise SettingError(f"batch_nodes must be a whole number of at least 1; got {batch_nodes!r}.")
 
 
-def _rule(method: ChannelMethod, quadrature: str, n_steps: int) -> Quadrature:
+def _rule(attribution: ChannelMethod, method: str, n_steps: int) -> Quadrature:
     """The nodes; conductance needs one more than it has steps."""
-    extra = method == "conductance" and isinstance(n_steps, int) and n_steps > 0
-    return Quadrature.rule(quadrature, n_steps + 1 if extra else n_steps)
+    extra = attribution == "conductance" and isinstance(n_steps, int) and n_steps > 0
+    return Quadrature.rule(method, n_steps + 1 if extra else n_steps)
 
 
 def _select_layers(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:

@@ -56,7 +56,7 @@ class Line:
 
 
 _INTEGERS = (
-    " There is nothing between two token ids: choose method='integrated_gradients' for the layer that embeds them "
+    " There is nothing between two token ids: choose attribution='integrated_gradients' for the layer that embeds them "
     "(layers='name'), whose line is drawn between its outputs; or give the embeddings as inputs, with "
     "forward=lambda model, embeddings: model(inputs_embeds=embeddings)."
 )

@@ -107,7 +107,7 @@ def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> MethodSums:
     return MethodSums(sweep.values[0][1].double(), None, totals, kernels)
 
 
-def assembled(sweep: Sweep, found: MethodSums, quadrature: str, n_steps: int) -> ChannelAttribution:
+def assembled(sweep: Sweep, found: MethodSums, method: str, n_steps: int) -> ChannelAttribution:
     """Check what was found and put it together by layer."""
     sweep.check_function(found.at_inputs)
     _check_finite(found)
@@ -135,8 +135,8 @@ def assembled(sweep: Sweep, found: MethodSums, quadrature: str, n_steps: int) ->
             kernel_parameter=_scored(name, module, "kernel"),
         )
     return ChannelAttribution(
-        method=sweep.method,
-        quadrature=quadrature,
+        attribution=sweep.attribution,
+        method=method,
         n_steps=n_steps,
         n_samples=sweep.line.n_samples,
         n_passes=sweep.n_passes,

@@ -46,8 +46,9 @@ def parts_of(returned: Any, count: int) -> list[Any]:
         return _rebuilt(returned, fields, count)
     found = f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
     raise SettingError(
-        "batch_nodes above 1 needs a model that returns tensors with the samples first, or tuples, lists, mappings or "
-        f"dataclasses of them; got {found} for {count} nodes. Use batch_nodes=1, or return a tensor with forward=."
+        "several nodes in a pass need a model that returns tensors with the samples first, or tuples, lists, mappings "
+        f"or dataclasses of them; got {found} for {count} nodes. Leave internal_batch_size out, or return a tensor "
+        "with forward=."
     )
 
 

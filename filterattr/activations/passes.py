@@ -45,9 +45,9 @@ class Sweep:
         line: Line,
         output: Output,
         forward: Forward,
-        batch_nodes: int,
+        nodes_per_pass: int,
         *,
-        method: ChannelMethod,
+        attribution: ChannelMethod,
         kernels: bool,
     ) -> None:
         self.model = model
@@ -55,8 +55,8 @@ class Sweep:
         self.line = line
         self.output = output
         self.forward = forward
-        self.batch_nodes = batch_nodes
-        self.method = method
+        self.nodes_per_pass = nodes_per_pass
+        self.attribution = attribution
         self.split = {name for name, layer in self.layers.items() if kernels and KernelSplit.fits(layer)}
         self.taps = ActivationHooks(self.layers, with_arguments=bool(self.split))
         self.recall: ActivationCache | None = None
@@ -120,7 +120,7 @@ class Sweep:
         is_random = has_drawn(self.seed)
         with torch.no_grad():
             self.places = find_places(outputs, self.layers, self.line, self._put_out, is_random=is_random)
-            if self.batch_nodes > 1:
+            if self.nodes_per_pass > 1:
                 self._check_batches(outputs, at_inputs, is_alike=not is_random and not self._has_batch_statistics())
         self.taps.outputs, self.taps.arguments = outputs, arguments
 
@@ -132,7 +132,7 @@ class Sweep:
             LossError: The function is another one each time.
         """
         self.check_values()
-        if self.method == "gradient_x_activation":
+        if self.attribution == "gradient_x_activation":
             return
         self.forget()
         again = self.look(1.0)
@@ -146,8 +146,8 @@ class Sweep:
 
     def chunks(self, rule: Quadrature) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
         """Nodes that share a pass, and their coefficients."""
-        for start in range(0, len(rule.nodes), self.batch_nodes):
-            chosen = slice(start, start + self.batch_nodes)
+        for start in range(0, len(rule.nodes), self.nodes_per_pass):
+            chosen = slice(start, start + self.nodes_per_pass)
             yield rule.nodes[chosen], rule.coefficients[chosen]
 
     def look(self, t: float, *, replaced: Call | None = None, replacement: Tensor | None = None) -> Tensor:
@@ -171,7 +171,7 @@ class Sweep:
             see(call, rows_of(self.taps.outputs[call].detach(), len(places)), rows)
 
         values, leaves = self._forward(places, seen)
-        if self.cutting is None and self.method == "conductance":
+        if self.cutting is None and self.attribution == "conductance":
             self.cutting = self._find_cutting(values, leaves)
         yield from self._backward(values, len(places))
 
@@ -276,9 +276,10 @@ class Sweep:
         wrong = [call.layer for call, output in outputs.items() if not agree(output, together[call], output.dtype)]
         if wrong or not agree(at_inputs, values[0], values.dtype):
             raise SettingError(
-                "batch_nodes above 1 needs a model that treats each sample by itself, with the samples first in all "
+                "several nodes in a pass need a model that treats each sample by itself, with the samples first in all "
                 f"layers and in what it returns; {name_some(dict.fromkeys(wrong)) if wrong else 'its output'} "
-                f"{'are' if len(set(wrong)) > 1 else 'is'} another for two nodes at once. Use batch_nodes=1."
+                f"{'are' if len(set(wrong)) > 1 else 'is'} another for two nodes at once. Leave "
+                "internal_batch_size out."
             )
 
     def _arrangement(self, call: Call) -> Callable[[Tensor], Tensor] | None:
@@ -334,7 +335,7 @@ class Sweep:
                 "the model must run its layers in the same way at every place of the path; it does not for "
                 f"{name_some(dict.fromkeys(layers))}. Choose other layers"
                 + (
-                    ", or batch_nodes=1: nodes in one pass need layers that put out the samples first."
+                    ", or leave internal_batch_size out: nodes in one pass need layers that put out the samples first."
                     if count > 1
                     else "."
                 )
@@ -345,8 +346,8 @@ def rows_of(tensor: Tensor, count: int) -> Tensor:
     """Tell the nodes of a pass apart: shape ``(count, ...)``."""
     if len(tensor) % count:
         raise SettingError(
-            f"batch_nodes above 1 needs layers that are given and put out the samples first; got shape "
-            f"{tuple(tensor.shape)} for {count} nodes. Use batch_nodes=1."
+            f"several nodes in a pass need layers that are given and put out the samples first; got shape "
+            f"{tuple(tensor.shape)} for {count} nodes. Leave internal_batch_size out."
         )
     return tensor.reshape(count, -1, *tensor.shape[1:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -76,8 +77,8 @@ class ChannelAttribution(Mapping[str, Tensor]):
     layer's device.
 
     Attributes:
-        method: Name of the method.
-        quadrature: Name of the rule for the nodes.
+        attribution: Name of what was computed.
+        method: Name of the rule of the integral.
         n_steps: Number of steps on the path; ``"gradient_x_activation"`` has no path.
         n_samples: Number of samples N.
         n_passes: Number of forward-backward passes.
@@ -86,8 +87,8 @@ class ChannelAttribution(Mapping[str, Tensor]):
         layers: Layer name to what is known of it.
     """
 
-    method: ChannelMethod
-    quadrature: str
+    attribution: ChannelMethod
+    method: str
     n_steps: int
     n_samples: int
     n_passes: int
@@ -96,9 +97,8 @@ class ChannelAttribution(Mapping[str, Tensor]):
     layers: Mapping[str, LayerAttribution]
 
     def __repr__(self) -> str:
-        return (
-            f"ChannelAttribution({self.method} of {len(self)} layers, {self.n_samples} samples, {self.n_passes} passes)"
-        )
+        samples = f"{self.n_samples} samples, {self.n_passes} passes"
+        return f"ChannelAttribution({self.attribution} of {len(self)} layers, {samples})"
 
     def __getitem__(self, layer: str) -> Tensor:
         first, *others = self.layers[layer].calls
@@ -115,6 +115,12 @@ class ChannelAttribution(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    @property
+    def quadrature(self) -> str:
+        """Old name of ``method``; works until version 0.3."""
+        warnings.warn("quadrature is called method since version 0.2.", FutureWarning, stacklevel=2)
+        return self.method
 
     @property
     def completeness_errors(self) -> dict[str, float | None]:

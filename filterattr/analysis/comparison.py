@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from filterattr.activations.attributor import ChannelAttributor
+from filterattr.activations.attributor import ChannelAttributor, chosen_method
 from filterattr.activations.result import ChannelMethod
 from filterattr.analysis.gradients import Along, fisher, input_path, taylor
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
@@ -114,9 +114,10 @@ def channel_ranking(
     ends: Ends,
     judge: Judge,
     *,
-    method: ChannelMethod = "conductance",
+    attribution: ChannelMethod | None = None,
     n_steps: int = 16,
-    quadrature: str = "gausslegendre",
+    method: str | None = None,
+    quadrature: str | None = None,
 ) -> Ranking:
     """Score units by Captum's layer methods along a path of the input, with the weights at target.
 
@@ -130,10 +131,11 @@ def channel_ranking(
         ends: From a sample to ``(inputs, baselines)``: what the model is given at the end that calls on the function,
             and at the other; batches of one or more.
         judge: From what the model returns and the sample to one number per row of the inputs, such as the loss.
-        method: ``"conductance"``, ``"integrated_gradients"``, ``"internal_influence"`` (no kernels) or
-            ``"gradient_x_activation"``.
+        attribution: ``"conductance"`` (the default), ``"integrated_gradients"``, ``"internal_influence"`` (no kernels)
+            or ``"gradient_x_activation"``.
         n_steps: Steps on the path.
-        quadrature: Rule for the nodes.
+        method: Rule of the integral, ``"gausslegendre"`` by default.
+        quadrature: Old name of ``method``; works until version 0.3, as ``method="conductance"`` does.
 
     Returns:
         The ranking, a mean over the samples.
@@ -147,10 +149,11 @@ def channel_ranking(
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> found = channel_ranking(FilterAttributor(layer, unit="kernel"), {"weight": torch.tensor([[1.0, -2.0]])},
         ...                         [torch.ones(1, 2)], lambda x: (x, 0 * x), lambda out, x: out.sum(1),
-        ...                         quadrature="riemann_trapezoid")
+        ...                         method="riemann_trapezoid")
         >>> found.scores["weight"].round(decimals=4)
         tensor([[1., 2.]], dtype=torch.float64)
     """
+    chosen, rule = chosen_method(attribution, method, quadrature)
     parameters = attributor.scored_parameters()
     whole = completed(state_for(attributor.model, target, "target"), attributor.model)
     total: FilterScores | None = None
@@ -166,11 +169,11 @@ def channel_ranking(
             inputs, baselines = ends(sample)
             found = channels.attribute(
                 inputs,
-                None if method == "gradient_x_activation" else baselines,
+                None if chosen == "gradient_x_activation" else baselines,
                 lambda returned, sample=sample: judge(returned, sample),  # type: ignore[misc]
-                method=method,
+                attribution=chosen,
                 n_steps=n_steps,
-                quadrature=quadrature,
+                method=rule,
                 kernels=_are_kernels(attributor),
             )
             scores = found.kernels() if _are_kernels(attributor) else found.filters()

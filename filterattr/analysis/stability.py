@@ -58,14 +58,19 @@ class SampleScores:
                 f"per-sample scores must have one row a sample and {like.n_units} units; got shape "
                 f"{tuple(values.shape)}."
             )
-        self.values = values.to(torch.float32)
+        self._values = values.detach().to(torch.float32, copy=True)
         self.like = FilterSelection(
             {name: torch.zeros(tensor.shape, dtype=torch.bool, device="cpu") for name, tensor in like.items()},
             like.parameters,
         )
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self._values)
+
+    @property
+    def values(self) -> Tensor:
+        """The scores, shape ``(samples, units)``: a copy."""
+        return self._values.clone()
 
     def scores(self, samples: Sequence[int] | None = None) -> FilterScores:
         """Mean scores over some samples.
@@ -76,7 +81,7 @@ class SampleScores:
         Returns:
             The mean, as `FilterAttribution.scores` gives it.
         """
-        chosen = self.values if samples is None else self.values[torch.as_tensor(samples, device="cpu")]
+        chosen = self._values if samples is None else self._values[torch.as_tensor(samples, device="cpu")]
         return FilterScores(self.like._split(chosen.mean(0, dtype=torch.float64)), self.like.parameters)
 
     def weighted(self, weights: Tensor) -> Iterator[FilterScores]:
@@ -95,9 +100,9 @@ class SampleScores:
             >>> [scores["w"].tolist() for scores in samples.weighted(torch.tensor([[0.5, 0.5], [0.0, 1.0]]))]
             [[2.0, 2.0], [3.0, 2.0]]
         """
-        rows = max(1, min(16, _NUMBERS_AT_ONCE // self.values.shape[1]))
-        for some in torch.split(weights.to(self.values), rows):
-            for row in some @ self.values:
+        rows = max(1, min(16, _NUMBERS_AT_ONCE // self._values.shape[1]))
+        for some in torch.split(weights.to(self._values), rows):
+            for row in some @ self._values:
                 yield FilterScores(self.like._split(row.double()), self.like.parameters)
 
     def save(self, path: str | Path) -> None:
@@ -109,7 +114,7 @@ class SampleScores:
         Raises:
             StorageError: The disk refuses, or the memory does not suffice.
         """
-        write_tensors(path, _KIND, {"values": self.values}, {"parameters": described(self.like.parameters)})
+        write_tensors(path, _KIND, {"values": self._values}, {"parameters": described(self.like.parameters)})
 
     @classmethod
     def load(cls, path: str | Path) -> SampleScores:

@@ -57,10 +57,10 @@ class EstimatorSettings:
             raise SettingError('until needs aggregate="pooled": scores of single samples are averaged over all data.')
         if until is not None and until != "settled" and not callable(until):
             raise SettingError(f'until must be "settled" or a function of the result so far; got {until!r}.')
-        self.samples_per_pass = _whole("samples_per_pass", samples_per_pass)
+        self.samples_per_pass = _whole("internal_batch_size", samples_per_pass)
         if self.samples_per_pass > 1 and (self._is_pooled or self._is_adaptive):
             raise SettingError(
-                f"samples_per_pass={samples_per_pass} needs the same nodes for all samples; leave it out, or "
+                f"internal_batch_size={samples_per_pass} needs the same nodes for all samples; leave it out, or "
                 'aggregate="pooled" and method="adaptive".'
             )
         if self._is_pooled:
@@ -96,7 +96,7 @@ class EstimatorSettings:
             )
         if job.path.waypoints and self.samples_per_pass > 1:
             raise SettingError(
-                f"samples_per_pass={self.samples_per_pass} needs a straight path; leave it out, or the waypoints."
+                f"internal_batch_size={self.samples_per_pass} needs a straight path; leave it out, or the waypoints."
             )
         if self.samples_per_pass > 1:
             return BatchedEstimator(job, self._quadrature, self.samples_per_pass)

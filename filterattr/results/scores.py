@@ -492,13 +492,14 @@ class FilterSelection(_PerParameter):
             >>> chosen.random(torch.Generator().manual_seed(0)).count
             7
         """
+        sparse = self.n_units >= _MANY
         if layer_matched:
             drawn = {
-                name: _draw(tensor.numel(), int(tensor.sum()), generator).reshape(tensor.shape)
+                name: _draw(tensor.numel(), int(tensor.sum()), generator, sparse=sparse).reshape(tensor.shape)
                 for name, tensor in self.kept.items()
             }
             return FilterSelection(drawn, self.parameters)
-        return FilterSelection(self._split(_draw(self.n_units, self.count, generator)), self.parameters)
+        return FilterSelection(self._split(_draw(self.n_units, self.count, generator, sparse=sparse)), self.parameters)
 
 
 def contrast(
@@ -613,9 +614,9 @@ def mark_top(scores: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def _draw(total: int, count: int, generator: torch.Generator) -> Tensor:
+def _draw(total: int, count: int, generator: torch.Generator, *, sparse: bool) -> Tensor:
     """Choose ``count`` of ``total`` places uniformly, without repetition."""
-    if total < _MANY:
+    if not sparse:
         places = torch.randperm(total, generator=generator, device="cpu")[:count]
         return torch.zeros(total, dtype=torch.bool, device="cpu").index_fill_(0, places, value=True)
     # a permutation of all would take most of the time of a null; the smaller part is drawn, in or out

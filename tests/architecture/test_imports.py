@@ -19,6 +19,7 @@ ALLOWED = {
     "errors": set(),
     "names": set(),
     "memory": set(),
+    "renamed": {"errors"},
     "model": {"errors"},
     "loss": {"errors", "memory"},
     "files": {"errors", "model"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "results": {"errors", "names", "files", "units"},
     "integral": {"errors", "model", "loss", "units"},
     "estimators": {"errors", "model", "loss", "files", "units", "jobs", "results", "integral"},
-    "activations": {"errors", "names", "model", "units", "jobs", "results", "integral"},
+    "activations": {"errors", "names", "renamed", "model", "units", "jobs", "results", "integral"},
     "recorder": {"errors", "model"},
     "intervention": {"errors", "model", "results"},
 }

@@ -163,13 +163,13 @@ def print_ways() -> None:
 
 def call(case: Case, number: int) -> Callable[[], object]:
     base, target, samples = prepared(case)
-    options = {"n_steps": case.n_steps, "samples_per_pass": number, "progress": False}
+    options = {"n_steps": case.n_steps, "internal_batch_size": number, "progress": False}
     attributor = FilterAttributor(base)
     return lambda: attributor.attribute(base, target, case.loss, samples, **options)
 
 
 def print_calls() -> None:
-    print("\n| network and samples | one by one, a pass | `samples_per_pass`: times faster |\n| --- | --- | --- |")
+    print("\n| network and samples | one by one, a pass | `internal_batch_size`: times faster |\n| --- | --- | --- |")
     for case in CASES:
         works = {str(number): call(case, number) for number in (1, *case.numbers)}
         seconds, ratios = alternately(works)

@@ -51,7 +51,12 @@ class Problem:
     def sweep(self, method: str, n_steps: int, batch_nodes: int = 1) -> object:
         attributor = ChannelAttributor(self.model)
         return attributor.attribute(
-            self.degraded, self.clean, self.output, method=method, n_steps=n_steps, batch_nodes=batch_nodes
+            self.degraded,
+            self.clean,
+            self.output,
+            attribution=method,
+            n_steps=n_steps,
+            internal_batch_size=batch_nodes * len(self.degraded),
         )
 
     def captum(self, method: str, layer: nn.Module, n_steps: int) -> Tensor:

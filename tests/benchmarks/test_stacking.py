@@ -23,7 +23,7 @@ def test_small_samples_share_passes(benchmark: Callable[..., object], case, at_l
         call(case, number),
         call(case, 1),
         question=QUESTION,
-        case=f"{case.name}, samples_per_pass={number}",
+        case=f"{case.name}, internal_batch_size={number}",
         rounds=3,
     )
     assert ratio >= at_least

@@ -64,7 +64,7 @@ MODES = [
     {"method": "adaptive"},
     {"method": "riemann_trapezoid", "n_steps": 65},
     {"aggregate": "pooled", "n_steps": 2},
-    {"samples_per_pass": 2},
+    {"internal_batch_size": 2},
     {"waypoints": [{name: value.lerp(TARGET.state_dict()[name], 0.3) for name, value in BASE.state_dict().items()}]},
 ]
 

@@ -542,7 +542,7 @@ def _choose_kind(job: Job, plan: random.Random, model: nn.Module, kind: str) -> 
         _agree(model, job.options["waypoints"][0])
         job.story.append("waypoint")
     elif kind == "float64" and job.story[0] == "vector" and len(job.samples) > 1 and _is_simple(job.story):
-        job.options["samples_per_pass"] = plan.choice((1, 2))
+        job.options["internal_batch_size"] = plan.choice((1, 2))
 
 
 def _is_simple(story: list[str]) -> bool:
@@ -776,7 +776,7 @@ def channel_differences(seed: int) -> list[str]:
     try:
         with unchanged(model):
             found = ChannelAttributor(model, "layer").attribute(
-                ends[0], ends[1], lambda y: y, method="internal_influence", n_steps=n_steps
+                ends[0], ends[1], lambda y: y, attribution="internal_influence", n_steps=n_steps
             )
             scores = found.channels()["layer"]
     except FilterAttrError as error:

@@ -122,9 +122,9 @@ class TestPlantedChannels:
                 degraded,
                 clean,
                 lambda out, reference=reference: (out - reference).square().sum((1, 2, 3)),
-                method=LAYER_METHODS[method],
+                attribution=LAYER_METHODS[method],
                 n_steps=3,
-                quadrature="riemann_trapezoid" if method == "conductance" else "gausslegendre",
+                method="riemann_trapezoid" if method == "conductance" else "gausslegendre",
             )
             assert found.n_passes == job.n_passes(2)
             expected.append(torch.cat([found.channels()[name] for name in ("0", "1")]))

@@ -82,7 +82,7 @@ class BatchedEstimator(FixedEstimator):
         if not reason:
             return True
         self._batched_node.release()  # after the block: until then the error holds what the pass did
-        warnings.warn(f"{reason}; going on with samples_per_pass={self._limit}.", FilterAttrWarning, stacklevel=9)
+        warnings.warn(f"{reason}; going on with internal_batch_size={self._limit}.", FilterAttrWarning, stacklevel=9)
         return False
 
     def _visit_all(self, samples: list[Sample]) -> None:
@@ -120,9 +120,9 @@ class BatchedEstimator(FixedEstimator):
             wrong = [f"a gradient that is off by {gap / size:.2g}"]
         if wrong:
             raise LossError(
-                "with samples_per_pass the loss must be the same for a sample by itself and among others, but the "
+                "with internal_batch_size the loss must be the same for a sample by itself and among others, but the "
                 f"first sample gets {', '.join(wrong)}. The loss, or something in the model, depends on more than the "
-                "model and the sample; leave samples_per_pass out."
+                "model and the sample; leave internal_batch_size out."
             )
         self._is_compared = True
 

@@ -124,7 +124,7 @@ class BatchedPathNode:
             if not state.is_present():
                 raise LossError(
                     "the loss draws from Python's or NumPy's random numbers, which would be the same for all samples "
-                    "of a pass. Leave samples_per_pass out, or draw them before, as part of the samples."
+                    "of a pass. Leave internal_batch_size out, or draw them before, as part of the samples."
                 )
             return answer
 
@@ -167,6 +167,6 @@ def refusal(error: Exception) -> LossError:
     said = " ".join(str(error).split()).rstrip(".")
     cause = known[0] if known else f"PyTorch says: {said[:300]}{'...' if len(said) > 300 else ''}"
     return LossError(
-        f"with samples_per_pass the loss must be one that torch.func.vmap can map over samples, but {cause}. Leave "
-        "samples_per_pass out: with 1 every sample has its own passes, and the loss need not be one."
+        f"with internal_batch_size the loss must be one that torch.func.vmap can map over samples, but {cause}. Leave "
+        "internal_batch_size out: with 1 every sample has its own passes, and the loss need not be one."
     )

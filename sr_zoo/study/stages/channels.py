@@ -174,9 +174,9 @@ class ChannelRanker:
                 degraded,
                 None if method == "gradient_x_activation" else start,
                 _brightness if job.usual else error,
-                method=method,
+                attribution=method,
                 n_steps=max(job.steps, 1),
-                quadrature="riemann_trapezoid" if fair else "gausslegendre",
+                method="riemann_trapezoid" if fair else "gausslegendre",
             ).channels()
             for name, total in totals.items():
                 total += found[name] / len(samples)

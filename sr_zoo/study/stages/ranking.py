@@ -80,7 +80,7 @@ def rank_all(context: Context) -> dict[str, dict[str, Ranking]]:
                     samples,
                     lambda sample: (sample[0], sample[2]),
                     _error_of,
-                    method=method,
+                    attribution=method,
                     n_steps=settings.layer_steps,
                 )
                 for label, method in _LAYER_METHODS.items()

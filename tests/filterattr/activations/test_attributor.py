@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from filterattr import ChannelAttributor, LossError, ModelChangedError, NonFiniteError, SettingError
+from filterattr import ChannelAttribution, ChannelAttributor, LossError, ModelChangedError, NonFiniteError, SettingError
 from filterattr.activations.hooks import cutting
 from filterattr.errors import UnsupportedModelError
 from sr_zoo.models import SRResNet
@@ -123,7 +123,7 @@ class TestCaptum:
         n_steps = 7 if method == "conductance" else 8
         exact = method in ("conductance", "gradient_x_activation") or quadrature != "gausslegendre"
         found = ChannelAttributor(model).attribute(
-            *ends, squares, method=method, n_steps=n_steps, quadrature=quadrature
+            *ends, squares, attribution=method, n_steps=n_steps, method=quadrature
         )
         assert list(found) == ["0", "2", "4", "6"]
         for layer in found:
@@ -134,7 +134,7 @@ class TestCaptum:
     def test_super_resolution_network_in_single_precision(self, method: str) -> None:
         model = SRResNet(num_feat=8, num_block=2)
         ends = pictures(2, 2, 3, 8, 8, dtype=torch.float32)
-        found = ChannelAttributor(model).attribute(*ends, squares, method=method, n_steps=10)
+        found = ChannelAttributor(model).attribute(*ends, squares, attribution=method, n_steps=10)
         assert len(found) == 8
         for layer in found:
             expected = captum_numbers(method, model, layer, *ends, squares, n_steps=10)
@@ -151,7 +151,7 @@ class TestCaptum:
             return scores[:, 1]
 
         found = ChannelAttributor(model, layers).attribute(
-            *ends, logit, method=method, n_steps=8, quadrature=quadrature
+            *ends, logit, attribution=method, n_steps=8, method=quadrature
         )
         for layer in layers:
             expected = captum_numbers(method, model, layer, *ends, logit, n_steps=8, quadrature=quadrature)
@@ -161,7 +161,7 @@ class TestCaptum:
         model = Classifier().double()
         ends = pictures(3, 3, 2, 8, 8)
         found = ChannelAttributor(model).attribute(
-            *ends, lambda scores: scores[:, 0], method="integrated_gradients", n_steps=8
+            *ends, lambda scores: scores[:, 0], attribution="integrated_gradients", n_steps=8
         )
         other = copy.deepcopy(model)
         other.features[1].inplace = other.head[2].inplace = False
@@ -176,7 +176,7 @@ class TestCaptum:
         model = smooth_network()
         ends = pictures(1, 1, 1, 6, 6)
         found = ChannelAttributor(model, "2").attribute(
-            *ends, squares, method=method, n_steps=5, quadrature="riemann_trapezoid"
+            *ends, squares, attribution=method, n_steps=5, method="riemann_trapezoid"
         )
         expected = captum_numbers(method, model, "2", *ends, squares, n_steps=5, quadrature="riemann_trapezoid")
         assert_equal_numbers(found["2"], expected * 5 / 4, 1e-7)
@@ -186,9 +186,7 @@ class TestCompleteness:
     def test_conductance_sums_to_the_change_of_the_output_over_every_cutting_layer(self) -> None:
         model = smooth_network()
         inputs, baselines = pictures(4, 2, 1, 6, 6)
-        found = ChannelAttributor(model).attribute(
-            inputs, baselines, squares, n_steps=200, quadrature="riemann_trapezoid"
-        )
+        found = ChannelAttributor(model).attribute(inputs, baselines, squares, n_steps=200, method="riemann_trapezoid")
         change = squares(model(inputs)) - squares(model(baselines))
         torch.testing.assert_close(found.output_inputs - found.output_baselines, change.detach())
         for layer, error in found.completeness_errors.items():
@@ -201,9 +199,7 @@ class TestCompleteness:
         ends = pictures(4, 1, 1, 6, 6)
         errors = {
             rule: [
-                ChannelAttributor(model, "2")
-                .attribute(*ends, squares, n_steps=n, quadrature=rule)
-                .completeness_errors["2"]
+                ChannelAttributor(model, "2").attribute(*ends, squares, n_steps=n, method=rule).completeness_errors["2"]
                 for n in (20, 40)
             ]
             for rule in ("riemann_left", "riemann_trapezoid")
@@ -226,7 +222,7 @@ class TestCompleteness:
 
     def test_integrated_gradients_sum_to_the_change_that_the_layer_alone_makes(self) -> None:
         found = ChannelAttributor(Residual().double()).attribute(
-            *pictures(7, 2, 1, 6, 6), squares, method="integrated_gradients", n_steps=12
+            *pictures(7, 2, 1, 6, 6), squares, attribution="integrated_gradients", n_steps=12
         )
         assert max(found.completeness_errors.values()) < 1e-9
         change = found.output_inputs - found.output_baselines
@@ -236,14 +232,14 @@ class TestCompleteness:
     def test_methods_without_such_a_sum_report_none(self) -> None:
         ends = pictures(7, 1, 1, 5, 5)
         for method in ("internal_influence", "gradient_x_activation"):
-            found = ChannelAttributor(smooth_network(), "0").attribute(*ends, squares, method=method, n_steps=2)
+            found = ChannelAttributor(smooth_network(), "0").attribute(*ends, squares, attribution=method, n_steps=2)
             assert found.completeness_errors == {"0": None}
 
     def test_equal_ends_give_exactly_zero(self) -> None:
         inputs, _ = pictures(8, 1, 1, 6, 6)
         for method in ("conductance", "integrated_gradients"):
             found = ChannelAttributor(smooth_network()).attribute(
-                inputs, inputs.clone(), squares, method=method, n_steps=3
+                inputs, inputs.clone(), squares, attribution=method, n_steps=3
             )
             assert all(not tensor.any() for tensor in found.values())
             assert set(found.completeness_errors.values()) == {0.0}
@@ -302,7 +298,7 @@ class TestKernels:
         layer, shape = LINEAR_LAYERS[kind]
         model = nn.Sequential(nn.Tanh(), copy.deepcopy(layer), nn.SiLU()).double()
         found = ChannelAttributor(model).attribute(
-            *pictures(10, 3, *shape), squares, method=method, n_steps=4, kernels=True
+            *pictures(10, 3, *shape), squares, attribution=method, n_steps=4, kernels=True
         )
         kernels, filters = found.kernels("sum")["1.weight"], found.filters("sum")["1.weight"]
         torch.testing.assert_close(kernels.sum(1), filters, rtol=1e-9, atol=1e-12 * float(filters.abs().max()))
@@ -330,7 +326,9 @@ class TestKernels:
     def test_the_rest_of_gradient_times_activation_is_the_bias(self) -> None:
         layer = nn.Conv2d(2, 3, 3).double()
         inputs, _ = pictures(12, 1, 2, 5, 5)
-        found = ChannelAttributor(layer).attribute(inputs, None, squares, method="gradient_x_activation", kernels=True)
+        found = ChannelAttributor(layer).attribute(
+            inputs, None, squares, attribution="gradient_x_activation", kernels=True
+        )
         rest = found.filters("sum")["weight"] - found.kernels("sum")["weight"].sum(1)
         out = layer(inputs).detach()
         torch.testing.assert_close(rest, (2 * (out - 0.3) * layer.bias.detach().view(3, 1, 1)).sum((0, 2, 3)))
@@ -367,7 +365,7 @@ class TestKernels:
         ends = pictures(16, 1, 1, 5, 5)
         model = smooth_network()
         with pytest.raises(SettingError, match="internal_influence does not"):
-            ChannelAttributor(model).attribute(*ends, squares, method="internal_influence", kernels=True)
+            ChannelAttributor(model).attribute(*ends, squares, attribution="internal_influence", kernels=True)
         with pytest.raises(SettingError, match="'1', without kernels"):
             ChannelAttributor(model, "1").attribute(*ends, squares, kernels=True)
         found = ChannelAttributor(model, "1").attribute(*ends, squares, n_steps=1)
@@ -508,7 +506,7 @@ class TestPlaceOfTheSamples:
     def test_several_samples_are_the_mean_of_single_ones(self, method: str, kind: type[nn.Module], length: int) -> None:
         model = kind().double()
         inputs, baselines = pictures(60, 3, length, 4)
-        options = {"method": method, "n_steps": 5, "kernels": method != "internal_influence"}
+        options = {"attribution": method, "n_steps": 5, "kernels": method != "internal_influence"}
 
         def run(chosen: slice) -> object:
             return ChannelAttributor(model, "enter").attribute(inputs[chosen], baselines[chosen], logit, **options)
@@ -551,7 +549,7 @@ class TestPlaceOfTheSamples:
         model = Normed(p).double().train()
         model.turned = turned
         found = ChannelAttributor(model).attribute(
-            *pictures(63, 4, 8, 4), logit, method="internal_influence", n_steps=3
+            *pictures(63, 4, 8, 4), logit, attribution="internal_influence", n_steps=3
         )
         for name in ("enter", "head"):
             sums = found[name].sum(0 if turned else 1)
@@ -568,7 +566,7 @@ class TestPlaceOfTheSamples:
                 return self.head(tokens * self.places(self.table).tanh()).sum((1, 2))
 
         found = ChannelAttributor(Positions().double()).attribute(
-            *pictures(64, 3, 6, 4), lambda y: y, method="internal_influence", n_steps=2
+            *pictures(64, 3, 6, 4), lambda y: y, attribution="internal_influence", n_steps=2
         )
         with pytest.raises(SettingError, match=r"3 samples.*none were found for 'places', shape \(6, 4\)"):
             found.channels()
@@ -614,8 +612,8 @@ class TestPlaceOfTheSamples:
         self, kind: type[nn.Module], samples: int
     ) -> None:
         attributor = ChannelAttributor(kind().double(), "enter")
-        with pytest.raises((SettingError, ModelChangedError), match=r"'enter'.*batch_nodes=1"):
-            attributor.attribute(*pictures(68, samples, 6, 4), logit, n_steps=4, batch_nodes=2)
+        with pytest.raises((SettingError, ModelChangedError), match=r"'enter'.*[Ll]eave internal_batch_size out"):
+            attributor.attribute(*pictures(68, samples, 6, 4), logit, n_steps=4, internal_batch_size=2 * samples)
 
     def test_nodes_in_batches_are_refused_where_the_output_does_not_come_apart(self) -> None:
         class TwoDirections(nn.Module):
@@ -629,8 +627,8 @@ class TestPlaceOfTheSamples:
         attributor = ChannelAttributor(TwoDirections().double())
         last = lambda state: state[-1].sum(-1).sum()  # noqa: E731
         assert attributor.attribute(*pictures(69, 2, 3, 4), last, n_steps=3)["enter"].any()
-        with pytest.raises(SettingError, match=r"its output is another for two nodes at once\. Use batch_nodes=1"):
-            attributor.attribute(*pictures(69, 2, 3, 4), last, n_steps=3, batch_nodes=2)
+        with pytest.raises(SettingError, match=r"is another for two nodes at once\. Leave internal_batch_size out"):
+            attributor.attribute(*pictures(69, 2, 3, 4), last, n_steps=3, internal_batch_size=4)
 
     def test_half_precision_finds_it_too(self) -> None:
         model = Recurrent().bfloat16()
@@ -645,9 +643,9 @@ class TestCaptumsFirstIdioms:
     def test_a_number_is_a_baseline(self, number: float, method: str) -> None:
         model = smooth_network()
         inputs, _ = pictures(71, 2, 1, 6, 6)
-        found = ChannelAttributor(model).attribute(inputs, number, squares, method=method, n_steps=8)
+        found = ChannelAttributor(model).attribute(inputs, number, squares, attribution=method, n_steps=8)
         full = ChannelAttributor(model).attribute(
-            inputs, torch.full_like(inputs, number), squares, method=method, n_steps=8
+            inputs, torch.full_like(inputs, number), squares, attribution=method, n_steps=8
         )
         for layer in found:
             assert torch.equal(found[layer], full[layer])
@@ -684,16 +682,16 @@ class TestCaptumsFirstIdioms:
     def test_a_fraction_is_no_baseline_of_token_ids(self) -> None:
         with pytest.raises(SettingError, match="number 0 is Tensor and float"):
             ChannelAttributor(Text(), "embed").attribute(
-                torch.ones(1, 3, dtype=torch.long), 0.5, logit, method="integrated_gradients"
+                torch.ones(1, 3, dtype=torch.long), 0.5, logit, attribution="integrated_gradients"
             )
 
     def test_token_ids_with_an_embedding_layer(self) -> None:
         model = Text().double()
         ids = torch.tensor([[1, 2, 3], [4, 5, 1]])
-        exact = {"n_steps": 8, "quadrature": "riemann_middle"}
+        exact = {"n_steps": 8, "method": "riemann_middle"}
         for baselines in (0, torch.zeros_like(ids)):
             found = ChannelAttributor(model, "embed").attribute(
-                ids, baselines, logit, method="integrated_gradients", **exact
+                ids, baselines, logit, attribution="integrated_gradients", **exact
             )
             expected = captum_layer("integrated_gradients", lambda ids: logit(model(ids)), model.embed).attribute(
                 ids, torch.zeros_like(ids), n_steps=8, method="riemann_middle"
@@ -701,7 +699,7 @@ class TestCaptumsFirstIdioms:
             assert_equal_numbers(found["embed"], expected.detach(), 1e-9)
             assert found.channels()["embed"].shape == (4,)
         assert found.completeness_errors["embed"] < 0.01
-        product = ChannelAttributor(model, "embed").attribute(ids, None, logit, method="gradient_x_activation")
+        product = ChannelAttributor(model, "embed").attribute(ids, None, logit, attribution="gradient_x_activation")
         expected = captum_layer("gradient_x_activation", lambda ids: logit(model(ids)), model.embed).attribute(ids)
         assert_equal_numbers(product["embed"], expected.detach(), 1e-9)
 
@@ -709,9 +707,9 @@ class TestCaptumsFirstIdioms:
     def test_methods_between_token_ids_say_the_way_out(self, method: str) -> None:
         ids = torch.tensor([[1, 2, 3]])
         with pytest.raises(
-            SettingError, match=r"int64 and would have to move.*method='integrated_gradients'.*inputs_embeds=embeddings"
+            SettingError, match=r"int64 and would have to move.*ution='integrated_gradients'.*inputs_embeds=embeddings"
         ):
-            ChannelAttributor(Text(), "embed").attribute(ids, 0, logit, method=method)
+            ChannelAttributor(Text(), "embed").attribute(ids, 0, logit, attribution=method)
 
 
 class Text(nn.Module):
@@ -758,7 +756,11 @@ class TestReturnedThings:
         ends = pictures(74, 2, 2, 8, 8)
         one, three = (
             attributor.attribute(
-                *ends, lambda answer: answer.logits[:, 1], n_steps=6, batch_nodes=k, forward=lambda m, x: wrap(m(x))
+                *ends,
+                lambda answer: answer.logits[:, 1],
+                n_steps=6,
+                internal_batch_size=2 * k,
+                forward=lambda m, x: wrap(m(x)),
             )
             for k in (1, 3)
         )
@@ -774,7 +776,7 @@ class TestReturnedThings:
             return outputs.SequenceClassifierOutput(logits=model.head(features).tanh(), hidden_states=(features,))
 
         one, three = (
-            attributor.attribute(*ends, lambda y: y.logits[:, 0], n_steps=6, batch_nodes=k, forward=forward)
+            attributor.attribute(*ends, lambda y: y.logits[:, 0], n_steps=6, internal_batch_size=2 * k, forward=forward)
             for k in (1, 3)
         )
         torch.testing.assert_close(three["head"], one["head"], rtol=1e-10, atol=1e-14)
@@ -799,7 +801,9 @@ class TestTheSameFunctionEverywhere:
         with pytest.raises(
             LossError, match=r"must be the same function.*at first and .* at the end.*seed the generator"
         ):
-            ChannelAttributor(smooth_network()).attribute(*pictures(76, 2, 1, 6, 6), output, method=method, n_steps=4)
+            ChannelAttributor(smooth_network()).attribute(
+                *pictures(76, 2, 1, 6, 6), output, attribution=method, n_steps=4
+            )
 
     def test_a_cache_that_the_model_keeps_is_the_same_everywhere(self) -> None:
         class Caching(nn.Module):
@@ -814,7 +818,7 @@ class TestTheSameFunctionEverywhere:
 
         model = Caching().double()
         found = ChannelAttributor(model).attribute(
-            *pictures(79, 2, 3), lambda y: y, n_steps=5, quadrature="riemann_trapezoid"
+            *pictures(79, 2, 3), lambda y: y, n_steps=5, method="riemann_trapezoid"
         )
         assert model.kept == {"seen": []}
         assert found.completeness_errors["layer"] < 1e-9
@@ -830,7 +834,7 @@ class TestTheSameFunctionEverywhere:
 
         inputs, baselines, scale = *pictures(77, 2, 3), torch.rand(2, 1, dtype=torch.float64)
         found = ChannelAttributor(Writing().double()).attribute(
-            (inputs, scale), (baselines, scale), lambda y: y, n_steps=5, quadrature="riemann_trapezoid"
+            (inputs, scale), (baselines, scale), lambda y: y, n_steps=5, method="riemann_trapezoid"
         )
         assert found.completeness_errors["layer"] < 1e-9
 
@@ -922,9 +926,10 @@ class TestSweep:
     def test_nodes_in_batches_give_the_same_numbers(self, method: str, quadrature: str) -> None:
         attributor = ChannelAttributor(Classifier().double())
         ends = pictures(24, 2, 2, 8, 8)
-        options = {"method": method, "n_steps": 7, "quadrature": quadrature, "kernels": method != "internal_influence"}
+        options = {"attribution": method, "n_steps": 7, "method": quadrature, "kernels": method != "internal_influence"}
         one, three = (
-            attributor.attribute(*ends, lambda scores: scores[:, 1], batch_nodes=k, **options) for k in (1, 3)
+            attributor.attribute(*ends, lambda scores: scores[:, 1], internal_batch_size=2 * k, **options)
+            for k in (1, 3)
         )
         for layer in one:
             torch.testing.assert_close(three[layer], one[layer], rtol=1e-10, atol=1e-14)
@@ -946,7 +951,10 @@ class TestSweep:
 
         attributor = ChannelAttributor(Both().double())
         output = lambda found: (found["images"][0] - reference).square().sum()  # noqa: E731
-        one, four = (attributor.attribute(*pictures(25, 2, 1, 6, 6), output, n_steps=6, batch_nodes=k) for k in (1, 4))
+        one, four = (
+            attributor.attribute(*pictures(25, 2, 1, 6, 6), output, n_steps=6, internal_batch_size=2 * k)
+            for k in (1, 4)
+        )
         torch.testing.assert_close(four["layer"], one["layer"])
 
     def test_batches_need_samples_first(self) -> None:
@@ -964,12 +972,18 @@ class TestSweep:
         one = attributor.attribute((inputs, weights), (baselines, weights), lambda y: y, n_steps=2)
         assert one["layer"].shape == (4, 2, 3)
         with pytest.raises(SettingError, match=r"2 samples first in all inputs; got shapes '\(2, 4, 3\)', '\(3,\)'"):
-            attributor.attribute((inputs, weights), (baselines, weights), lambda y: y, n_steps=2, batch_nodes=2)
-        with pytest.raises(ModelChangedError, match=r"it does not for 'layer'\. Choose other layers, or batch_nodes=1"):
-            attributor.attribute((inputs, column), (baselines, column), lambda y: y, n_steps=3, batch_nodes=2)
+            attributor.attribute((inputs, weights), (baselines, weights), lambda y: y, n_steps=2, internal_batch_size=4)
+        with pytest.raises(
+            ModelChangedError, match=r"for 'layer'\. Choose other layers, or leave internal_batch_size out"
+        ):
+            attributor.attribute((inputs, column), (baselines, column), lambda y: y, n_steps=3, internal_batch_size=4)
         with pytest.raises(SettingError, match=r"returns tensors with the samples first.*got shape \(\)"):
             ChannelAttributor(smooth_network()).attribute(
-                *pictures(26, 2, 1, 5, 5), lambda y: y, n_steps=2, batch_nodes=2, forward=lambda m, x: m(x).sum()
+                *pictures(26, 2, 1, 5, 5),
+                lambda y: y,
+                n_steps=2,
+                internal_batch_size=4,
+                forward=lambda m, x: m(x).sum(),
             )
 
     def test_one_sweep_runs_the_model_once_per_node(self) -> None:
@@ -991,7 +1005,7 @@ class TestSweep:
                 return func(*args, **(kwargs or {}))
 
         with Count():
-            attributor.attribute(*pictures(28, 1, 1, 6, 6), squares, method="integrated_gradients", n_steps=10)
+            attributor.attribute(*pictures(28, 1, 1, 6, 6), squares, attribution="integrated_gradients", n_steps=10)
         assert len(counted) == 4 * 4  # both ends, to remember, and again at the inputs; none of the ten nodes
 
     def test_several_inputs_and_a_condition_that_stays(self) -> None:
@@ -1007,12 +1021,12 @@ class TestSweep:
         (image, first), (noise, second) = pictures(29, 2, 2, 5, 5), pictures(30, 2, 2, 5, 5)
         level = torch.tensor([1, 3])
         found = ChannelAttributor(model, ["layer", "embed"]).attribute(
-            (image, noise, level), (first, second, level), squares, n_steps=400, quadrature="riemann_trapezoid"
+            (image, noise, level), (first, second, level), squares, n_steps=400, method="riemann_trapezoid"
         )
         assert found.completeness_errors["layer"] < 1e-4
         assert not found["embed"].any()
         influence = ChannelAttributor(model, "embed").attribute(
-            (image, noise, level), (first, second, level), squares, method="internal_influence", n_steps=4
+            (image, noise, level), (first, second, level), squares, attribution="internal_influence", n_steps=4
         )
         assert influence["embed"].abs().min() > 0
 
@@ -1067,7 +1081,7 @@ class TestSweep:
         attributor = ChannelAttributor(model)
         state = torch.get_rng_state()
         first, second = (
-            attributor.attribute(*pictures(34, 4, 6), squares, method=method, n_steps=50, quadrature="riemann_middle")
+            attributor.attribute(*pictures(34, 4, 6), squares, attribution=method, n_steps=50, method="riemann_middle")
             for _ in range(2)
         )
         assert torch.equal(torch.get_rng_state(), state)
@@ -1095,7 +1109,7 @@ class TestSweep:
             torch.testing.assert_close(with_checkpoint[layer], without[layer])
         model.wrapped = True
         with pytest.raises(UnsupportedModelError, match=r"'body\.2' cannot be replaced: activation checkpointing"):
-            ChannelAttributor(model, "body.2").attribute(*ends, squares, method="integrated_gradients", n_steps=3)
+            ChannelAttributor(model, "body.2").attribute(*ends, squares, attribution="integrated_gradients", n_steps=3)
 
 
 class TestLayers:
@@ -1145,8 +1159,8 @@ class TestLayers:
         model = Recursive().double()
         ends = pictures(36, 1, 1, 6, 6)
         for method in METHODS:
-            reused = ChannelAttributor(model).attribute(*ends, squares, method=method, n_steps=4)
-            unrolled = ChannelAttributor(Unrolled(model.layer)).attribute(*ends, squares, method=method, n_steps=4)
+            reused = ChannelAttributor(model).attribute(*ends, squares, attribution=method, n_steps=4)
+            unrolled = ChannelAttributor(Unrolled(model.layer)).attribute(*ends, squares, attribution=method, n_steps=4)
             first, second = reused.layers["layer"].calls
             torch.testing.assert_close(first, unrolled["first"])
             torch.testing.assert_close(second, unrolled["second"])
@@ -1165,7 +1179,7 @@ class TestLayers:
                 return self.layer(image).tanh() * self.layer(image.flip(2)).tanh()
 
         found = ChannelAttributor(Siamese().double()).attribute(
-            *pictures(37, 1, 1, 6, 6), squares, n_steps=100, quadrature="riemann_trapezoid"
+            *pictures(37, 1, 1, 6, 6), squares, n_steps=100, method="riemann_trapezoid"
         )
         assert found.completeness_errors["layer"] < 1e-3
 
@@ -1226,7 +1240,7 @@ class TestLayers:
         attributor = ChannelAttributor(TwoHeads())
         for method in METHODS:
             with pytest.raises(LossError, match="must reach every layer; none reaches 'right'"):
-                attributor.attribute(*ends, lambda heads: heads[0], method=method, n_steps=2)
+                attributor.attribute(*ends, lambda heads: heads[0], attribution=method, n_steps=2)
         with pytest.raises(LossError, match="none reaches 'body', 'left'"):
             attributor.attribute(*ends, lambda heads: heads[1], n_steps=2)
 
@@ -1281,15 +1295,71 @@ class TestLayers:
         torch.testing.assert_close(found["2.0"], plain["2"])
 
 
+class TestOldSpellings:
+    """What version 0.1 called otherwise works, gives the same numbers, and says its new name to whoever calls."""
+
+    @staticmethod
+    def attribute(**options: object) -> ChannelAttribution:
+        torch.manual_seed(0)
+        model, ends = Classifier().double(), pictures(90, 2, 2, 8, 8)
+        return ChannelAttributor(model).attribute(*ends, lambda y: y[:, 1], n_steps=4, **options)
+
+    @pytest.mark.parametrize(
+        ("old", "new", "said"),
+        [
+            ({"method": "conductance"}, {"attribution": "conductance"}, "say attribution='conductance'"),
+            ({"method": "internal_influence"}, {"attribution": "internal_influence"}, "say attribution='internal"),
+            ({"quadrature": "riemann_left"}, {"method": "riemann_left"}, "say method='riemann_left'"),
+            ({"batch_nodes": 3}, {"internal_batch_size": 6}, "say internal_batch_size=6"),
+        ],
+    )
+    def test_work_and_say_the_new_one(self, old: dict[str, object], new: dict[str, object], said: str) -> None:
+        expected = self.attribute(**new)
+        with pytest.warns(FutureWarning, match=said) as seen:
+            found = self.attribute(**old)
+        assert [warning.filename for warning in seen] == [__file__]
+        assert (found.attribution, found.method) == (expected.attribution, expected.method)
+        for layer in expected:
+            assert torch.equal(found[layer], expected[layer])
+
+    def test_both_old_names_at_once(self) -> None:
+        with pytest.warns(FutureWarning) as seen:
+            found = self.attribute(method="internal_influence", quadrature="riemann_right")
+        assert len(seen) == 2
+        assert (found.attribution, found.method) == ("internal_influence", "riemann_right")
+        with pytest.warns(FutureWarning, match="quadrature is called method"):
+            assert found.quadrature == "riemann_right"
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"method": "conductance", "attribution": "conductance"},
+            {"quadrature": "riemann_left", "method": "riemann_left"},
+            {"batch_nodes": 1, "internal_batch_size": 2},
+        ],
+    )
+    def test_are_refused_beside_the_new_one(self, options: dict[str, object]) -> None:
+        with pytest.raises(SettingError, match="is the old name of"):
+            self.attribute(**options)
+
+    def test_points_that_fill_no_further_node_are_no_error(self) -> None:
+        expected, found = (self.attribute(internal_batch_size=size) for size in (4, 5))
+        assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"method": "saliency"}, SettingError, "method must be one of conductance, .*; got 'saliency'"),
+            ({"attribution": "saliency"}, SettingError, "attribution must be one of conductance, .*; got 'saliency'"),
             ({"n_steps": 0}, SettingError, "n_steps must be a whole number of at least 1; got 0"),
             ({"n_steps": 2.5}, SettingError, "n_steps must be a whole number of at least 1; got 2.5"),
-            ({"quadrature": "simpson"}, SettingError, "must be one of gausslegendre, .*; got 'simpson'"),
-            ({"batch_nodes": 0}, SettingError, "batch_nodes must be a whole number of at least 1; got 0"),
+            ({"method": "simpson"}, SettingError, "must be one of gausslegendre, .*; got 'simpson'"),
+            (
+                {"internal_batch_size": 0},
+                SettingError,
+                "internal_batch_size must be a whole number of at least 1; got 0",
+            ),
             ({"forward": "model"}, SettingError, "forward must be a function .*; got str"),
             ({"output": None}, LossError, "output must be a function .*; got NoneType"),
             ({"output": lambda y: 3.0}, LossError, "must return a tensor; got float"),
@@ -1339,7 +1409,7 @@ class TestSettings:
 
         ends = torch.ones(1, 2), torch.zeros(1, 2)
         with pytest.raises(NonFiniteError, match="must be finite; they are not for 'layer'"):
-            ChannelAttributor(Root()).attribute(*ends, lambda y: y, n_steps=2, quadrature="riemann_left")
+            ChannelAttributor(Root()).attribute(*ends, lambda y: y, n_steps=2, method="riemann_left")
 
 
 class Busy(nn.Module):
@@ -1396,7 +1466,7 @@ class TestModelIsLeftAlone:
         before, state = fingerprint(busy), torch.get_rng_state()
         inputs, baselines = pictures(45, 2, 1, 5, 5)
         kept = inputs.clone(), baselines.clone()
-        ChannelAttributor(busy).attribute(inputs, baselines, squares, method=method, n_steps=2)
+        ChannelAttributor(busy).attribute(inputs, baselines, squares, attribution=method, n_steps=2)
         assert fingerprint(busy) == before
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(inputs, kept[0])
@@ -1414,7 +1484,7 @@ class TestModelIsLeftAlone:
         if method == "gradient_x_activation":
             busy.fails_at = 1
         with pytest.raises(type(error), match="no"):
-            ChannelAttributor(busy).attribute(*ends, squares, method=method, n_steps=4)
+            ChannelAttributor(busy).attribute(*ends, squares, attribution=method, n_steps=4)
         assert fingerprint(busy) == before
         assert torch.is_grad_enabled()
         busy.error = None
@@ -1453,7 +1523,7 @@ class TestModelIsLeftAlone:
             previous = sys.gettrace()
             sys.settrace(trace)
             try:
-                attributor.attribute(*ends, lambda y: (y**3).sum(), method=method, n_steps=1)
+                attributor.attribute(*ends, lambda y: (y**3).sum(), attribution=method, n_steps=1)
             except KeyboardInterrupt:
                 pass
             finally:
@@ -1466,7 +1536,7 @@ class TestModelIsLeftAlone:
             assert fingerprint(model) == before, f"interrupted at {place} of {total}"
             assert torch.equal(torch.get_rng_state(), state)
             assert torch.is_grad_enabled()
-        assert attributor.attribute(*ends, lambda y: (y**3).sum(), method=method, n_steps=1)["0"].any()
+        assert attributor.attribute(*ends, lambda y: (y**3).sum(), attribution=method, n_steps=1)["0"].any()
 
     def test_hooks_and_gradients_of_the_user_are_not_touched(self, busy: Busy) -> None:
         called = []
@@ -1494,7 +1564,7 @@ class TestModelIsLeftAlone:
         def alive_at_the_end(method: str, n_steps: int) -> int:
             """Bytes of tensors when the model has run for the last node, before it runs at the inputs again."""
             bytes_alive = 0
-            waiting = attributor.attribute(*ends, squares, method=method, n_steps=n_steps).n_passes + EXTRA[method]
+            waiting = attributor.attribute(*ends, squares, attribution=method, n_steps=n_steps).n_passes + EXTRA[method]
 
             def output(restored: Tensor) -> Tensor:
                 nonlocal waiting, bytes_alive
@@ -1508,7 +1578,7 @@ class TestModelIsLeftAlone:
                     bytes_alive = sum(storages.values())
                 return squares(restored)
 
-            attributor.attribute(*ends, output, method=method, n_steps=n_steps)
+            attributor.attribute(*ends, output, attribution=method, n_steps=n_steps)
             assert waiting == 0
             return bytes_alive
 

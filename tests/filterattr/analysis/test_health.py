@@ -131,7 +131,7 @@ def test_shares_are_of_absolute_values() -> None:
     """Signed attributions that cancel made 229 % of the attribution out of the biases."""
     base, target = nn.Linear(2, 1).double(), nn.Linear(2, 1).double()
     state = {"weight": base.weight.detach() + torch.tensor([[3.0, -1.0]]), "bias": base.bias.detach() - 1.5}
-    for options in ({}, {"aggregate": "pooled"}, {"samples_per_pass": 2}, {"method": "adaptive"}):
+    for options in ({}, {"aggregate": "pooled"}, {"internal_batch_size": 2}, {"method": "adaptive"}):
         attribution = FilterAttributor(base).attribute(
             base, state, lambda model, x: model(x).sum(), [torch.ones(2, dtype=torch.float64)] * 4, **options
         )
@@ -152,7 +152,7 @@ class TestBuffers:
         return base, target
 
     @pytest.mark.parametrize("side", ["base", "target"])
-    @pytest.mark.parametrize("options", [{}, {"samples_per_pass": 2}, {"method": "adaptive"}])
+    @pytest.mark.parametrize("options", [{}, {"internal_batch_size": 2}, {"method": "adaptive"}])
     def test_losses_of_the_true_ends_are_shown(self, side: str, options: dict[str, object]) -> None:
         base, target = self.ends()
         data = list(torch.rand(3, 1, 1, 8, 8, dtype=torch.float64))

@@ -343,11 +343,11 @@ def test_channel_ranking_averages_the_layers_of_single_samples(unit: str, method
     samples = [image(1), image(2)]
     found = channel_ranking(
         FilterAttributor(model, unit=unit), target, samples, lambda x: (x, 0 * x),
-        lambda out, x: out.square().sum((1, 2, 3)), method=method, n_steps=4,
+        lambda out, x: out.square().sum((1, 2, 3)), attribution=method, n_steps=4,
     )  # fmt: skip
     parts = [
         ChannelAttributor(target).attribute(
-            x, 0 * x, lambda out: out.square().sum((1, 2, 3)), method=method, n_steps=4, kernels=unit == "kernel"
+            x, 0 * x, lambda out: out.square().sum((1, 2, 3)), attribution=method, n_steps=4, kernels=unit == "kernel"
         )
         for x in samples
     ]

@@ -40,6 +40,16 @@ def samples_of(values: torch.Tensor) -> SampleScores:
     return SampleScores(values, scores_of(values[0]))
 
 
+def test_sample_scores_keep_and_hand_out_copies() -> None:
+    given = torch.tensor([[1.0, 2.0], [3.0, 2.0]])
+    like = FilterScores({"w": torch.zeros(2)}, {"w": ScoredParameter(Unit("... -> ..."), (2,))})
+    samples = SampleScores(given, like)
+    given.zero_()
+    samples.values.zero_()
+    assert samples.scores()["w"].tolist() == [2.0, 2.0]
+    assert samples.values.tolist() == [[1.0, 2.0], [3.0, 2.0]]
+
+
 def test_per_sample_scores_average_to_the_attribution_and_are_taken_up(tmp_path) -> None:
     base, target = smooth_network(), smooth_network()
     attributor, data = FilterAttributor(base), [image(seed) for seed in range(3)]

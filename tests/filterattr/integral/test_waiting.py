@@ -67,7 +67,9 @@ def waits(n_steps: int, n_samples: int, **options) -> int:
     return found.count
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"samples_per_pass": 2}], ids=["plain", "bf16", "two"])
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bf16"}, {"internal_batch_size": 2}], ids=["plain", "bf16", "two"]
+)
 def test_more_nodes_are_no_more_waits(options):
     assert waits(16, 2, **options) == waits(4, 2, **options) > 0
 

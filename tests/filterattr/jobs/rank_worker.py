@@ -111,7 +111,7 @@ def together(data: list[torch.Tensor], number: int, **options) -> FilterAttribut
     """Several samples in one pass; dropout would make that impossible."""
     base, target, model = (network(seed).eval() for seed in (1, 2, 0))
     options = {"n_steps": 3, "distributed": True, **options}
-    return FilterAttributor(model).attribute(base, target, squared, data, samples_per_pass=number, **options)
+    return FilterAttributor(model).attribute(base, target, squared, data, internal_batch_size=number, **options)
 
 
 def stopped(so_far: FilterAttribution) -> bool:

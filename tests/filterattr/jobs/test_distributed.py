@@ -185,7 +185,7 @@ class TestRefinedAndPooled:
         assert_close_to_one_process(folder, name, together(samples(count), 1, distributed=False))
 
     def test_as_many_must_share_a_pass_on_all_ranks(self, folder):
-        assert_raised(folder, "bad together", *2 * [("DistributedError", "samples_per_pass")])
+        assert_raised(folder, "bad together", *2 * [("DistributedError", "internal_batch_size")])
 
     def test_all_ranks_must_be_able_to_stop(self, folder):
         assert_raised(folder, "bad until", *[("DistributedError", "rank 1 has another until than rank 0")] * 2)

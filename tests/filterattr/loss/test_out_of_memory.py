@@ -135,7 +135,7 @@ torch.manual_seed(0)
 base, target = (nn.Sequential(nn.Conv2d(1, 8, 3), nn.SiLU(), nn.Conv2d(8, 1, 3)) for _ in range(2))
 loss = lambda model, image: model(image).square().sum()
 attribute = lambda data, **more: FilterAttributor(base).attribute(base, target, loss, data, n_steps=2, **more)
-attribute(torch.rand(4, 1, 1, 8, 8), samples_per_pass=2)  # what is loaded at first use
+attribute(torch.rand(4, 1, 1, 8, 8), internal_batch_size=2)  # what is loaded at first use
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 130 * 2**20, -1))
 try:
@@ -144,7 +144,7 @@ except RuntimeError as error:
     (note,) = error.__notes__
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
-    found = attribute(torch.rand(64, 1, 1, 128, 128), samples_per_pass=64)
+    found = attribute(torch.rand(64, 1, 1, 128, 128), internal_batch_size=64)
 named = 'holds tensors of shape (64, 1, 128, 128)' in note
 print(named, found.n_samples, *(str(one.message) for one in seen if "going on" in str(one.message)))
 """
@@ -160,4 +160,4 @@ def test_a_real_lack_of_memory_on_the_processor() -> None:
     named, count, warning = done.stdout.strip().split(" ", 2)
     assert named == "True"
     assert int(count) == 64
-    assert 1 < int(warning.partition("going on with samples_per_pass=")[2].partition(".")[0]) < 64
+    assert 1 < int(warning.partition("going on with internal_batch_size=")[2].partition(".")[0]) < 64

@@ -262,7 +262,7 @@ class TestRepeats:
             return model(x).square().sum() * (1 + len(calls) // 2)
 
         with pytest.raises(LossError, match="depends on more than the model and the sample"):
-            attribute(loss, [X, X], samples_per_pass=2)
+            attribute(loss, [X, X], internal_batch_size=2)
 
     def test_what_is_kept_without_an_effect_is_nobodys_business(self):
         seen = []

@@ -353,7 +353,7 @@ def test_what_hooks_collect_outside_of_the_model_stays_there():
 def test_channels_get_copies_of_caches_as_well():
     model = Cache(*CACHES["nested"])
     found = ChannelAttributor(model, "layer").attribute(
-        INPUTS, torch.zeros_like(INPUTS), lambda out: out.sum(), quadrature="riemann_trapezoid", n_steps=1
+        INPUTS, torch.zeros_like(INPUTS), lambda out: out.sum(), method="riemann_trapezoid", n_steps=1
     )
     assert (model.take(model.kept) == 1).all()
     total = (model.layer(INPUTS) - model.layer(torch.zeros_like(INPUTS))).sum() * 1.5

@@ -296,6 +296,21 @@ class TestSelections:
         assert every.random(generator) != every.random(generator)
         assert [(~every).random(generator).count, every.random(generator).count] == [970, 30]
 
+    def test_layers_of_a_large_network_are_drawn_without_permuting_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether a set is drawn in the fast way is a matter of the whole network, not of its layers."""
+        like = {name: ScoredParameter(Unit("... -> ..."), (100,)) for name in ("a", "b")}
+        every = FilterSelection({"a": torch.arange(100) < 7, "b": torch.arange(100) < 90}, like)
+        before = every.random(torch.Generator().manual_seed(3), layer_matched=True)
+        generator = torch.Generator().manual_seed(3)
+        for name, count in (("a", 7), ("b", 90)):  # as in all versions
+            places = torch.randperm(100, generator=generator)[:count].sort().values
+            assert torch.equal(before[name].nonzero().flatten(), places)
+        monkeypatch.setattr("filterattr.results.scores._MANY", 150)  # more than a layer has, fewer than all
+        monkeypatch.setattr(torch, "randperm", None)
+        drawn = every.random(torch.Generator().manual_seed(3), layer_matched=True)
+        assert drawn.per_layer() == every.per_layer() == before.per_layer()
+        assert drawn == every.random(torch.Generator().manual_seed(3), layer_matched=True)
+
     @staticmethod
     def check_uniform(generator: torch.Generator, count: int) -> None:
         one = FilterSelection({"w": torch.arange(4) < count}, {"w": ScoredParameter(Unit("... -> ..."), (4,))})
@@ -316,7 +331,9 @@ class TestFrame:
 class TestSingleWeights:
     """Where every weight is a unit, the absolute value of its sum is the sum of its absolute values."""
 
-    @pytest.mark.parametrize("settings", [{}, {"samples_per_pass": 2}, {"method": "adaptive"}, {"aggregate": "pooled"}])
+    @pytest.mark.parametrize(
+        "settings", [{}, {"internal_batch_size": 2}, {"method": "adaptive"}, {"aggregate": "pooled"}]
+    )
     def test_equal_numbers_are_kept_once_and_are_right(self, settings: dict[str, object], tmp_path: Path) -> None:
         torch.manual_seed(0)
         base, target = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()

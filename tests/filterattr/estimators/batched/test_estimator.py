@@ -1,4 +1,4 @@
-"""samples_per_pass=: several samples in one pass, each with its own gradient; the numbers of single passes."""
+"""internal_batch_size=: several samples in one pass, each with its own gradient; the numbers of single passes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def small(count: int, size: int = 8) -> list[Tensor]:
 def attribute(
     ends: tuple[nn.Module, nn.Module], loss: Callable[..., Tensor], data: object, number: int, **options: object
 ) -> FilterAttribution:
-    settings = {"n_steps": 4, "samples_per_pass": number, **options}
+    settings = {"n_steps": 4, "internal_batch_size": number, **options}
     return FilterAttributor(ends[0]).attribute(*ends, loss, data, **settings)
 
 
@@ -198,6 +198,18 @@ class TestWhatSharesAPass:
         attribute(pair(), squared_sum, data, 2, progress=lambda *now: seen.append(now))
         assert seen == [(done, 20) for done in range(1, 21)]
 
+    def test_the_old_name_works_and_says_the_new_one(self) -> None:
+        ends, data = pair(), [image(seed) for seed in range(4)]
+        expected = attribute(ends, squared_sum, data, 2)
+        with pytest.warns(FutureWarning, match="say internal_batch_size=2") as seen:
+            found = FilterAttributor(ends[0]).attribute(*ends, squared_sum, data, n_steps=4, samples_per_pass=2)
+        assert [one.filename for one in seen if one.category is FutureWarning] == [__file__]
+        assert dict(found.means["sum"]).keys() == dict(expected.means["sum"]).keys()
+        for name, scores in expected.means["sum"].items():
+            assert torch.equal(found.means["sum"][name], scores)
+        with pytest.raises(SettingError, match="old name of internal_batch_size=; got 2 and 3"):
+            attribute(ends, squared_sum, data, 3, samples_per_pass=2)
+
 
 class Doubled(torch.autograd.Function):
     """What users write; vmap would need one line more."""
@@ -218,16 +230,16 @@ class Doubled(torch.autograd.Function):
 class TestRefusals:
     @pytest.mark.parametrize("number", [0, -1, True, 2.0, "4"])
     def test_the_number_must_be_whole_and_positive(self, number: object) -> None:
-        with pytest.raises(SettingError, match="samples_per_pass must be a whole number of at least 1"):
+        with pytest.raises(SettingError, match="internal_batch_size must be a whole number of at least 1"):
             attribute(pair(), squared_sum, [image()], number)
 
     @pytest.mark.parametrize("options", [{"aggregate": "pooled"}, {"method": "adaptive", "n_steps": 31}])
     def test_nodes_must_be_the_same_for_all_samples(self, options: dict[str, object]) -> None:
-        with pytest.raises(SettingError, match="samples_per_pass=2 needs the same nodes for all samples"):
+        with pytest.raises(SettingError, match="internal_batch_size=2 needs the same nodes for all samples"):
             attribute(pair(), squared_sum, [image()], 2, **options)
 
     def test_waypoints_are_refused(self) -> None:
-        with pytest.raises(SettingError, match="samples_per_pass=2 needs a straight path"):
+        with pytest.raises(SettingError, match="internal_batch_size=2 needs a straight path"):
             attribute(pair(), squared_sum, [image()], 2, waypoints=[smooth_network()])
 
     @pytest.mark.parametrize(
@@ -258,7 +270,7 @@ class TestRefusals:
             return loss(model, x)
 
         before = Fingerprint(ends[0])
-        with pytest.raises(LossError, match=f"samples_per_pass.*{cause}|{cause}.*samples_per_pass"):
+        with pytest.raises(LossError, match=f"internal_batch_size.*{cause}|{cause}.*internal_batch_size"):
             attribute(ends, counted, small(4), 4)
         assert before.changes(ends[0]) == []
         assert len(calls) <= 4
@@ -271,7 +283,7 @@ class TestRefusals:
             return squared_sum(model, x)
 
         with pytest.raises(
-            LossError, match=r"PyTorch says: my own kernel knows no batches\. Leave samples_per_pass out"
+            LossError, match=r"PyTorch says: my own kernel knows no batches\. Leave internal_batch_size out"
         ):
             attribute(pair(plain_network), loss, small(2), 2)
 
@@ -377,7 +389,7 @@ class TestGoingOn:
         ends = pair()
         data = [(image(seed), "easy") for seed in range(3)] + [(image(seed), "hard") for seed in range(3)]
         with pytest.warns(
-            FilterAttrWarning, match=r"reads values of tensors.*going on with samples_per_pass=1"
+            FilterAttrWarning, match=r"reads values of tensors.*going on with internal_batch_size=1"
         ) as seen:
             together = attribute(ends, loss, data, 3)
         assert seen[0].filename == __file__
@@ -398,7 +410,7 @@ class TestGoingOn:
             together = attribute(ends, loss, data, 8)
         fits = {1: 1, 2: 2, 3: 2}[limit]
         *_, last = [text for one in seen if "more memory" in (text := str(one.message))]
-        assert f"going on with samples_per_pass={fits}" in last
+        assert f"going on with internal_batch_size={fits}" in last
         assert max(width.seen[width.seen.index(8) + 2 :]) <= 4
         assert before.changes(ends[0]) == []
         assert_same(attribute(ends, squared_sum, data, 1), together)
@@ -414,7 +426,7 @@ class TestGoingOn:
             return squared_sum(model, x)
 
         ends, data = pair(), [image(seed) for seed in range(12)]
-        with pytest.warns(FilterAttrWarning, match="4 samples need more memory .* going on with samples_per_pass=2"):
+        with pytest.warns(FilterAttrWarning, match="4 samples need more memory .* going on with internal_batch_size=2"):
             together = attribute(ends, loss, data, 4)
         assert len(calls) == 10
         assert_same(attribute(ends, squared_sum, data, 1), together)
@@ -515,7 +527,7 @@ def test_what_is_held_while_the_loss_runs_is_two_copies_for_each_sample_of_a_pas
             return squared_sum(model, x)
 
         before = allocated()
-        attributor.attribute(*ends, loss, data, n_steps=2, samples_per_pass=number)
+        attributor.attribute(*ends, loss, data, n_steps=2, internal_batch_size=number)
         return (max(seen) - before) / one
 
     copies(2)  # PyTorch loads a good deal when it first maps anything
