@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from filterattr.analysis.resampling import Bootstrap
 from filterattr.analysis.results import Intervention
 from filterattr.errors import SettingError, name_some
 from filterattr.intervention import EditableState, blend, check_selection
@@ -37,6 +38,8 @@ class Ends:
         >>> len(ends.data["copying"]), list(ends.target)
         (8, ['weight', 'bias'])
     """
+
+    n_samples: dict[str, int]  # function to number of samples, set by those who measure them
 
     def __init__(
         self,
@@ -88,6 +91,22 @@ class Ends:
             A state dict.
         """
         return blend(self.base, self.target, selection)
+
+    def bootstrap(
+        self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0, paired: bool = True
+    ) -> Bootstrap:
+        """Draws of the samples, for intervals.
+
+        Args:
+            draws: Number of draws.
+            confidence: Share of the draws inside an interval.
+            seed: Seed of the draws.
+            paired: Draw sample i of all functions together; see ``data``.
+
+        Returns:
+            The bootstrap.
+        """
+        return Bootstrap(self.n_samples, draws=draws, confidence=confidence, seed=seed, paired=paired)
 
 
 class ChangingState:

@@ -160,22 +160,6 @@ class Masking(Ends):
         whole = self.loss_base[name] - self.loss_target[name]
         return (loss - self.loss_target[name]) / whole if whole else float("nan")
 
-    def bootstrap(
-        self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0, paired: bool = True
-    ) -> Bootstrap:
-        """Draws of the samples, for intervals.
-
-        Args:
-            draws: Number of draws.
-            confidence: Share of the draws inside an interval.
-            seed: Seed of the draws.
-            paired: Draw sample i of all functions together; see ``data``.
-
-        Returns:
-            The bootstrap.
-        """
-        return Bootstrap(self.n_samples, draws=draws, confidence=confidence, seed=seed, paired=paired)
-
 
 class ChangingNetwork:
     """A network whose selected units are those of the other end; see `filterattr.analysis.ends.ChangingState`.

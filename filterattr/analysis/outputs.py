@@ -190,22 +190,6 @@ class Outputs(Ends):
         found = self.sample_distances(self.masked(selection))
         return {name: float(_part(found.to_target[name], self.apart_from_target[name])) for name in self.data}
 
-    def bootstrap(
-        self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0, paired: bool = True
-    ) -> Bootstrap:
-        """Draws of the samples, for intervals; as `filterattr.analysis.masking.Masking.bootstrap`.
-
-        Args:
-            draws: Number of draws.
-            confidence: Share of the draws inside an interval.
-            seed: Seed of the draws.
-            paired: Draw sample i of all functions together.
-
-        Returns:
-            The bootstrap.
-        """
-        return Bootstrap(self.n_samples, draws=draws, confidence=confidence, seed=seed, paired=paired)
-
     def _said(self, model: nn.Module, name: str, place: int) -> Tensor:
         """What a network says to a sample of a function."""
         seed_all(place)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filterattr.errors import UnitError, name_some
+from filterattr.errors import UnitError, gathered, name_some
 from filterattr.model.rehearsal import rehearse
 from filterattr.units.layouts import layout_of
 from filterattr.units.unit import Group, Unit
@@ -159,11 +159,9 @@ def heads_of(
 
     rehearse(model, look, watch, gradients=True)
     if findings:
-        more = f"; and {len(findings) - 3} more" if len(findings) > 3 else ""
         raise UnitError(
-            "a pass of the model must confirm its heads: " + "; ".join(findings[:3]) + more + ". Pass a run= that goes "
-            "through them, or score the columns of their output projections, or write a Group with more: "
-            f"{_cure(refused[0])}."
+            f"a pass of the model must confirm its heads: {gathered(findings, limit=3)}. Pass a run= that goes through "
+            f"them, or score the columns of their output projections, or write a Group with more: {_cure(refused[0])}."
         )
     return groups
 
