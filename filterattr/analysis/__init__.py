@@ -29,6 +29,7 @@ from filterattr.analysis.gradients import Along, Form, Gradients, fisher, input_
 from filterattr.analysis.health import PathHealth, SanityRow, SanityTable, path_health, sanity_checks
 from filterattr.analysis.knockout import KnockOut, KnockOutCost, KnockOutJob, unit_labels
 from filterattr.analysis.masking import Masking
+from filterattr.analysis.output_tables import SIZES, OutputCurve, OutputMatrix, output_curve, output_matrix
 from filterattr.analysis.outputs import Outputs, Reversion, SampleDistances, reversion
 from filterattr.analysis.prediction import (
     READ_OUTS,
@@ -76,6 +77,7 @@ from filterattr.analysis.stability import (
 __all__ = [
     "FRACTIONS",
     "READ_OUTS",
+    "SIZES",
     "STRENGTHS",
     "UNSURE",
     "Agreement",
@@ -106,6 +108,8 @@ __all__ = [
     "Null",
     "NullCurve",
     "Order",
+    "OutputCurve",
+    "OutputMatrix",
     "Outputs",
     "PathHealth",
     "Prediction",
@@ -144,6 +148,8 @@ __all__ = [
     "mask_curve",
     "modulation",
     "null_curve",
+    "output_curve",
+    "output_matrix",
     "p_value",
     "path_health",
     "per_sample_scores",

@@ -195,31 +195,66 @@ class FilterScores(_PerParameter):
         """Flat places of the units from the highest to the lowest score; ties by parameter, output, input."""
         return torch.sort(self.flat(), descending=True, stable=True).indices
 
-    def top(self, amount: float) -> FilterSelection:
+    def top(
+        self, amount: float | None = None, *, until: float | None = None, parts: FilterScores | None = None
+    ) -> FilterSelection:
         """Select the units with the highest scores.
 
         Args:
             amount: A ``float`` in [0, 1] is a fraction of all units (rounded to the nearest whole number), an ``int``
                 their number. So ``top(1)`` is one unit and ``top(1.0)`` is all of them.
+            until: Instead of an amount: take the fewest units whose parts add up to this. Of
+                `filterattr.signed_contrast` that is the share of the function that masking them is expected to remove.
+            parts: What the units add up to, in the order of these scores; the scores themselves by default. With a
+                price for collateral these are less than what a unit carries:
+                ``signed_contrast(found, "blur").top(until=0.8, parts=signed_contrast(found, "blur", collateral=0))``.
 
         Returns:
             The selection. Among equal scores the earlier parameter, output and input channel win; where it takes some
             of the units whose score is exactly 0 and leaves others, a `FilterAttrWarning` says so.
 
         Raises:
-            SettingError: The fraction is outside [0, 1], the number is negative or larger than all, or scores are NaN.
+            SettingError: The fraction is outside [0, 1], the number is negative or larger than all, scores are NaN,
+                both or neither of ``amount`` and ``until`` are given, or the units with positive scores do not add up
+                to ``until``.
 
         Example:
             >>> from filterattr import ScoredParameter, Unit
             >>> like = {"w": ScoredParameter(Unit("... -> ..."), (4,))}
-            >>> FilterScores({"w": torch.tensor([0.1, 0.4, 0.3, 0.2])}, like).top(0.5)["w"]
+            >>> scores = FilterScores({"w": torch.tensor([0.1, 0.4, 0.3, 0.2])}, like)
+            >>> scores.top(0.5)["w"]
             tensor([False,  True,  True, False])
+            >>> scores.top(until=0.8)["w"]
+            tensor([False,  True,  True,  True])
         """
-        count = _count(amount, self.n_units)
+        if (amount is None) == (until is None) or (parts is not None and until is None):
+            raise SettingError(
+                f"top() takes an amount, or until= with parts= if need be; got amount {amount!r}, until={until!r}"
+                f"{'' if parts is None else ' and parts'}."
+            )
         scores = self._rankable()
+        count = (
+            self._count_until(until, self if parts is None else parts)
+            if amount is None
+            else _count(amount, self.n_units)
+        )
         chosen = mark_top(scores, count)
         self._check_zeros(scores, chosen, count)
         return FilterSelection(self._split(chosen), self.parameters)
+
+    def _count_until(self, until: float | None, parts: FilterScores) -> int:
+        """Number of the highest units whose parts add up to something; none with a score of 0 or less is needed."""
+        self.check_same_units(parts)
+        order = self.order()
+        order = order[self.flat()[order] > 0].cpu()
+        reached = parts._rankable().double()[order].cumsum(0)
+        if not isinstance(until, int | float) or not until > 0 or not bool((reached >= until).any()):
+            most = f"{float(reached.max()):.3g}" if len(reached) else "nothing"
+            raise SettingError(
+                f"until must be above 0 and no more than the {len(order)} units with a positive score come to, {most}; "
+                f"got {until!r}."
+            )
+        return int((reached >= until).nonzero()[0]) + 1
 
     def tops(self, amounts: Iterable[float]) -> Iterator[FilterSelection]:
         """Select the units with the highest scores several times; one sort serves all.

@@ -131,3 +131,35 @@ def test_what_cannot_be_contrasted_is_refused() -> None:
     kernels = FilterAttributor(TARGET).attribute(BASE, TARGET, copying, [torch.ones(2).double()])
     with pytest.raises(SettingError, match="same units"):
         signed_contrast({"own": found["own"], "kernels": kernels}, "own")
+
+
+def test_the_fewest_units_whose_parts_reach_a_share_are_taken() -> None:
+    """Energies 1, 4, 9 and 16 of 30: the two largest channels are 25 / 30 of the function."""
+    base, target = (linear(torch.diag(torch.full((4,), end)).tolist()) for end in (0.0, 1.0))
+    found = {
+        "own": of(1.0, 2.0, 3.0, 4.0, base=base, target=target),
+        "other": of(0.0, 0.0, 0.0, 1.0, base=base, target=target),
+    }
+    parts = signed_contrast(found, "own", collateral=0)
+    assert parts.top(until=16 / 30 - 1e-9)["weight"].tolist() == [False, False, False, True]
+    assert parts.top(until=0.8)["weight"].tolist() == [False, False, True, True]
+    assert expected_removed(found, parts.top(until=0.8))["own"] == pytest.approx(25 / 30)
+    # a price puts channel 3 behind the others; the size goes by what is carried, the order by the score
+    priced = signed_contrast(found, "own", collateral=0.4)
+    assert priced.top(until=0.4, parts=parts)["weight"].tolist() == [False, True, True, False]
+    with pytest.raises(SettingError, match=r"no more than the 4 units with a positive score come to, 1; got 1.01"):
+        parts.top(until=1.01)
+    for wrong in ({}, {"amount": 2, "until": 0.5}, {"amount": 2, "parts": parts}):
+        with pytest.raises(SettingError, match="takes an amount, or until="):
+            parts.top(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="got 0"):
+        parts.top(until=0)
+
+
+def test_units_that_harm_are_never_taken_to_reach_a_share() -> None:
+    target = linear([[1.0, 0.0], [0.0, -1.0]])
+    found = {"own": of(2.0, 1.0, target=target)}  # parts 4 and -3 of a gain of 1
+    parts = signed_contrast(found, "own")
+    assert parts.top(until=3.99).count == 1
+    with pytest.raises(SettingError, match=r"the 1 units with a positive score come to, 4; got 4.5"):
+        parts.top(until=4.5)
