@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
-demo: $(STAMP)  ## which 1 % of the kernels remove blur, which remove noise? (two minutes; writes demo_output/)
+demo: $(STAMP)  ## which 1% of the kernels remove blur, which remove noise? (two minutes; writes demo_output/)
 	$(BIN)/python -m sr_zoo demo --out demo_output --overwrite
 
 test: $(STAMP) $(LINT)  ## lint, types, tests and doctests

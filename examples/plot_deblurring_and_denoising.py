@@ -3,7 +3,7 @@ Which kernels remove blur, which remove noise?
 ==============================================
 
 The steps of ``python -m sr_zoo demo``, spelled out: a network that was trained on clean images (base) was fine-tuned on
-blurred and noisy ones (target). We find the 1 % of its kernels that carry each new function and take them back.
+blurred and noisy ones (target). We find the 1% of its kernels that carry each new function and take them back.
 """
 
 import matplotlib.pyplot as plt

@@ -78,7 +78,7 @@ figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
 plot_path({"lying digits": attribution}, axis)
 
 # %%
-# Do the filters matter? Put the first 5, 10 and 20 % of the ranking back to base. They have to beat as many filters
+# Do the filters matter? Put the first 5, 10 and 20% of the ranking back to base. They have to beat as many filters
 # drawn from the whole network, and as many drawn from the same layers. Where only the second p is large, the right
 # layers were found, but not the filters in them.
 FRACTIONS = (0.05, 0.1, 0.2)

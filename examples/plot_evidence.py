@@ -134,7 +134,7 @@ plt.show()
 # **Can they be dialled?**
 figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 plot_modulation(modulation(masking, selections["sharpening"], function="sharpening"), axis)
-axis.set_title("The strength of 5 % of the kernels")
+axis.set_title("The strength of 5% of the kernels")
 plt.show()
 
 # %%
@@ -148,7 +148,7 @@ by_ranking = {label: {name: found[name][label].scores for name in found} for lab
 table = compare_rankings(masking, by_ranking, reference=labels[0], fractions=(0.05,), progress=False)
 figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
 plot_rankings(table, "sharpening", 0.05, axis)
-axis.set_title("What the top 5 % of every ranking remove")
+axis.set_title("What the top 5% of every ranking remove")
 plt.show()
 
 # %%

@@ -140,5 +140,5 @@ plot_curves({"neurons found": curve}, "C++", axis, nulls)
 # %%
 # And in accuracy, for all three classes:
 show_accuracy("without 2 heads found", masking.masked(signed.top(2)))
-show_accuracy("without 40 % of neurons", masking.masked(scores.top(0.4)))
-show_accuracy("without 40 % at random", masking.masked(scores.top(0.4).random(generator)))
+show_accuracy("without 40% of neurons", masking.masked(scores.top(0.4)))
+show_accuracy("without 40% at random", masking.masked(scores.top(0.4).random(generator)))

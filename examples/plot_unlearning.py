@@ -100,7 +100,7 @@ axis.set(xlabel="kernels put back to base (%)", ylabel="share of the images", xl
 axis.legend(frameon=False)
 
 # %%
-# In numbers, for 5 % of the kernels, and as many others drawn from the same layers:
+# In numbers, for 5% of the kernels, and as many others drawn from the same layers:
 selection = ranking.top(0.05)
 generator = torch.Generator().manual_seed(0)
 networks = {

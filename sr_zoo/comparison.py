@@ -191,7 +191,7 @@ def _prediction_lines(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
             for kind in kinds:
                 found = [seed[folder][name][kind] for seed in seeds]
                 error = f" ({_mean([one['error'] for one in found], 3)})" if "error" in found[0] else ""
-                cells.append(f"{_mean([100 * one['accuracy'] for one in found], 1)} %{error}")
+                cells.append(f"{_mean([100 * one['accuracy'] for one in found], 1)}%{error}")
             lines.append(f"| {folder} | {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -1,4 +1,4 @@
-"""The main job on real photographs: which 1 % of the kernels remove blur, which remove noise, and is it chance?"""
+"""The main job on real photographs: which 1% of the kernels remove blur, which remove noise, and is it chance?"""
 
 from __future__ import annotations
 

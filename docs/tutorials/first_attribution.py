@@ -104,7 +104,7 @@ print(attribution)
 #
 # **completeness**
 #     The attributions of *all* parameters must sum to the change of the loss. If the
-#     relative error is large, the integral was too coarse: raise ``n_steps``. Above 1 %
+#     relative error is large, the integral was too coarse: raise ``n_steps``. Above 1%
 #     there is a warning.
 # **barrier**
 #     The loss should go down from base to target. If it rises above both ends first, the
@@ -140,7 +140,7 @@ figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 colours = ["#D55E00" if chosen else "#9ec9e2" for chosen in selection.flat()]
 axis.bar(range(scores.n_units), scores.flat(), color=colours, width=1)
 axis.set(
-    title="Scores of all kernels, the top 5 % in orange",
+    title="Scores of all kernels, the top 5% in orange",
     xlabel="kernel, in the order of the network",
     ylabel="score",
 )

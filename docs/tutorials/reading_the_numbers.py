@@ -43,7 +43,7 @@ print(attribution.concerns)
 # ------------------------------------------
 # The attributions of all parameters must sum to the change of the loss: that is a
 # theorem, so what is missing is the error of the quadrature. It shrinks with more
-# nodes. Above 1 % the library warns.
+# nodes. Above 1% the library warns.
 for count in (1, 2, 4, 8, 16):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # we know, that is the point
@@ -132,7 +132,7 @@ figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 axis.hist(nulls.values(), bins=20, label=list(nulls), color=["#56B4E9", "#0072B2"])
 axis.axvline(observed, color="#D55E00", lw=2, label="the selection")
 axis.set(
-    title="Function removed by masking 1 % of the kernels",
+    title="Function removed by masking 1% of the kernels",
     xlabel="share of deblurring removed",
     ylabel="draws",
 )
@@ -156,7 +156,7 @@ for place in best.tolist():
 
 # %%
 # What matters in the end is the *set*. Attribute every sample by itself, draw samples
-# with replacement, and see how often a kernel makes it into the top 1 %.
+# with replacement, and see how often a kernel makes it into the top 1%.
 each = torch.stack(
     [
         attributor.attribute(base, target, squared_error, [sample], n_steps=8)
@@ -172,13 +172,13 @@ for drawn in draws:
     inclusion[each[drawn].mean(0).topk(count).indices] += 1 / len(draws)
 chosen = inclusion[selection.flat()]
 settled = float((chosen > 0.95).float().mean())
-print(f"{settled:.0%} of the selected kernels are selected in 95 % of the draws")
+print(f"{settled:.0%} of the selected kernels are selected in 95% of the draws")
 
 figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axis.plot(inclusion.sort(descending=True).values[: 3 * count])
 axis.axvline(count, color="0.4", ls="--", lw=1)
 axis.set(
-    title="How often each kernel is in the top 1 %",
+    title="How often each kernel is in the top 1%",
     xlabel="kernels, sorted (dashed: size of the set)",
     ylabel="share of draws",
     ylim=(0, 1.02),

@@ -106,7 +106,7 @@ plt.show()
 
 # %%
 # The completeness errors are small. The losses go down, the one on noise after a
-# barrier of 3 % of the loss of base: the scores may be read. See
+# barrier of 3% of the loss of base: the scores may be read. See
 # :doc:`reading_the_numbers`.
 #
 # Tell the functions apart
@@ -187,7 +187,7 @@ for name, selection in selections.items():
 # beyond 1 the selected kernels do more of what they do.
 strengths = (0.0, 0.5, 1.0, 1.5)
 figure, axes = plt.subplots(1, len(strengths), figsize=(9, 2.7), layout="constrained")
-figure.suptitle("The strength of deblurring, dialled in 1 % of the kernels")
+figure.suptitle("The strength of deblurring, dialled in 1% of the kernels")
 for axis, strength in zip(axes, strengths, strict=True):
     picture = restored_with(
         blend(target, base, selections["blur"], strength), degraded["blur"]

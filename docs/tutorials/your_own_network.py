@@ -4,7 +4,7 @@ Your own network
 
 `filterattr` knows nothing of images. This page takes it to an ordinary network of
 yours: checkpoints on the disk, data from a loader, and layers that are no
-convolutions. It ends with the 1 % that matters, masked, and the two numbers that say
+convolutions. It ends with the 1% that matters, masked, and the two numbers that say
 whether to believe it.
 
 Our example is a small transformer that classified sequences by their *sum*, and was
@@ -124,7 +124,7 @@ print(attribution)
 # Two numbers say whether to believe it. Look at them before any score:
 #
 # **completeness**, here its relative error
-#     All attributions, scored or not, must sum to the change of the loss. Below 1 % the
+#     All attributions, scored or not, must sum to the change of the loss. Below 1% the
 #     integral was resolved; above, there is a warning: raise ``n_steps``.
 # **barrier**
 #     How far the loss climbs above *both* checkpoints on the line between them. Near 0,
@@ -172,9 +172,9 @@ figure.colorbar(picture, label="part of the loss")
 plt.show()
 
 # %%
-# Mask the top 1 %
+# Mask the top 1%
 # ----------------
-# Now the test of the claim, on data that was not searched. Put 1 % of the single
+# Now the test of the claim, on data that was not searched. Put 1% of the single
 # weights back to base:
 selection = attribution.scores().top(0.01)
 
@@ -192,8 +192,8 @@ generator = torch.Generator().manual_seed(0)
 states = {
     "base": base,
     "target": target,
-    "without the top 1 %": blend(target, base, selection),
-    "without a random 1 %": blend(target, base, selection.random(generator)),
+    "without the top 1%": blend(target, base, selection),
+    "without a random 1%": blend(target, base, selection.random(generator)),
 }
 for name, state in states.items():
     found = losses(state)

@@ -85,8 +85,8 @@ class PathHealth(Record):
 def path_health(attribution: FilterAttribution) -> PathHealth:
     """Judge the path of an attribution.
 
-    The bounds: a barrier of 5 % of what the ends differ by, a monotony of .9, a cosine of .9 (below it masking tends
-    to damage networks rather than to remove functions), a completeness error of 1 %, and 20 % that is not scored.
+    The bounds: a barrier of 5% of what the ends differ by, a monotony of .9, a cosine of .9 (below it masking tends
+    to damage networks rather than to remove functions), a completeness error of 1%, and 20% that is not scored.
 
     Args:
         attribution: The attribution.

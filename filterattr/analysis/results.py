@@ -212,7 +212,7 @@ class NullCurve(Record):
         return tuple(p_value(observed[fraction].value, values) for fraction, values in drawn)
 
     def rows(self) -> list[Row]:
-        """One row a function and fraction, with mean, standard deviation and the band of 95 %."""
+        """One row a function and fraction, with mean, standard deviation and the band of 95%."""
         return [
             {
                 "null": self.null,

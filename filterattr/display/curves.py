@@ -30,7 +30,7 @@ def plot_curves(curves: Mapping[str, Curve], function: str, axis: Axes, nulls: S
         curves: Label to curve.
         function: Which function's share.
         axis: Where to draw.
-        nulls: Nulls whose mean (line) and central 95 % of the draws (band) are drawn.
+        nulls: Nulls whose mean (line) and central 95% of the draws (band) are drawn.
 
     Raises:
         SettingError: Curves and nulls are of different interventions.
@@ -70,7 +70,7 @@ def plot_specificity(matrix: SpecificityMatrix, axis: Axes) -> None:
         frame.set(fill=False, edgecolor="black", linewidth=2)
     axis.set(xlabel="function", ylabel="set that was masked")
     verdict = "" if matrix.is_diagonal_dominant else "not "
-    axis.set_title(f"share removed; {verdict}diagonal-dominant ({100 * matrix.confidence:g} %)", fontsize=10)
+    axis.set_title(f"share removed; {verdict}diagonal-dominant ({100 * matrix.confidence:g}%)", fontsize=10)
 
 
 def plot_confusion(confusion: Confusion, axis: Axes) -> None:
@@ -90,7 +90,7 @@ def plot_confusion(confusion: Confusion, axis: Axes) -> None:
     accuracy = confusion.accuracy
     axis.set(xlabel="answer", ylabel="truth")
     axis.set_title(
-        f"{confusion.method}: {100 * accuracy.value:.1f} % right "
+        f"{confusion.method}: {100 * accuracy.value:.1f}% right "
         f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}], n = {confusion.n_samples}",
         fontsize=10,
     )
@@ -159,7 +159,7 @@ def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axe
     axis.set_yticks(range(len(rows)), [row.ranking for row in rows], fontsize=8)
     axis.axvline(0, color="0.6", lw=0.8)
     axis.axvline(1, color="0.6", lw=0.8)
-    axis.set(xlabel=f"share removed by masking {100 * fraction:g} % (ring: the most of another function)")
+    axis.set(xlabel=f"share removed by masking {100 * fraction:g}% (ring: the most of another function)")
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -77,7 +77,7 @@ class FilterAttribution:
         precision: ``"bf16"`` if the loss was evaluated under autocast by this library.
         tolerance: What ``method="adaptive"`` was to reach.
         n_unsettled: Number of samples that did not reach it; ``n_steps`` is then the most nodes that a sample took.
-        agreement: Of a pooled attribution, the share of its top 1 % that infinitely many samples would keep, estimated
+        agreement: Of a pooled attribution, the share of its top 1% that infinitely many samples would keep, estimated
             from two halves of the samples.
         unscored_abs: Mean over the samples of the absolute attributions of everything that is not scored; ``None`` if
             it was not kept, as in files of version 0.1.

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     """Add the command to the program."""
     parser = commands.add_parser(
         "demo",
-        help="find the 1 %% of the kernels that remove blur, and those that remove noise, and mask them",
+        help="find the 1%% of the kernels that remove blur, and those that remove noise, and mask them",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--base", default="srresnet_x2_f32b8_base", help="weights: a shipped name or a file")

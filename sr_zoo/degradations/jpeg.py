@@ -98,8 +98,8 @@ class DifferentiableJPEG(_Compression):
     """Do what `JPEG` does in differentiable steps; rounding passes gradients on unchanged (straight through).
 
     Colour transform, subsampling, 8x8 cosine transform, quantisation and their way back are those of libjpeg, also in
-    how halves are rounded, but not in the last bits of its integer arithmetic: on photographs 96 % (quality 75, 4:2:0)
-    to 99.9 % (gray) of the values are within a grey level of `JPEG`. Clipping passes no gradient where it clips.
+    how halves are rounded, but not in the last bits of its integer arithmetic: on photographs 96% (quality 75, 4:2:0)
+    to 99.9% (gray) of the values are within a grey level of `JPEG`. Clipping passes no gradient where it clips.
 
     Args:
         quality: Quality of libjpeg, 1 to 100.

@@ -113,7 +113,7 @@ class DASR(TwoBranch):
         Wang et al., "Unsupervised Degradation Representation Learning for Blind Super-Resolution", CVPR 2021.
     """
 
-    # as many parameters as the SRResNet, within .3 %, and 8 to 9 % fewer multiply-adds: kernels are made once an image
+    # as many parameters as the SRResNet, within .3%, and 8 to 9% fewer multiply-adds: kernels are made once an image
     _MATCHED: ClassVar[dict[tuple[int, int], dict[str, int]]] = {
         (32, 8): {"num_feat": 32, "num_block": 5, "hidden": 4, "condition": 16, "predictor_feat": 29},
         (64, 16): {"num_feat": 64, "num_block": 12, "hidden": 8, "condition": 16, "predictor_feat": 37},

@@ -217,7 +217,7 @@ class TwoBranch(nn.Module):
     def matched_arguments(cls, num_feat: int, num_block: int) -> dict[str, Any]:
         """Sizes that cost what an `SRResNet` of given sizes does.
 
-        Parameters differ by less than 1 %, and so do the multiply-adds of `TwoBranch` (those of `DASR` are 8 to 9 %
+        Parameters differ by less than 1%, and so do the multiply-adds of `TwoBranch` (those of `DASR` are 8 to 9%
         fewer); the one-branch network spends in its body what goes into the predictor and the transforms here.
 
         Args:

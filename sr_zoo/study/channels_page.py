@@ -104,7 +104,7 @@ def _curves(
     )
     title = f"{function}: removed" if kind == "removed" else f"{function}: collateral"
     words = "; ".join(f"{line.label}: " + ", ".join(f"{value:.2f}" for value in line.ys) for line in lines)
-    return line_chart(lines, axes, title=title, description=f"At {', '.join(map(number, places))} %: {words}.")
+    return line_chart(lines, axes, title=title, description=f"At {', '.join(map(number, places))}%: {words}.")
 
 
 def _quality(contest: ContestTable, function: str) -> Any:

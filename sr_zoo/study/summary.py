@@ -89,11 +89,11 @@ def _stability(results: Mapping[str, Any]) -> Iterable[str]:
         steady = sum(probability >= 0.9 for probability in one.probabilities)
         largest = one.reproduced[-1]
         yield (
-            f"- {name}: {steady} of {one.count} kernels are in 90 % of the bootstrap sets or more; two disjoint groups "
+            f"- {name}: {steady} of {one.count} kernels are in 90% of the bootstrap sets or more; two disjoint groups "
             f"of {one.sizes[-1]} crops agree to Jaccard {largest}"
         )
     for name, one in _of(results, "differences_").items():
-        yield f"- {name.replace('_', ' against ')}: {len(one.units)} kernels differ at a false-discovery rate of 5 %"
+        yield f"- {name.replace('_', ' against ')}: {len(one.units)} kernels differ at a false-discovery rate of 5%"
 
 
 def _depth(results: Mapping[str, Any]) -> Iterable[str]:
@@ -127,7 +127,7 @@ def _nulls(results: Mapping[str, Any]) -> Iterable[str]:
         for fraction, band in zip(null.fractions, null.bands(name), strict=True):
             rows.append(
                 {"function": name, "null": kind, "masked": f"{fraction:.1%}", "draws": null.n_draws}
-                | {"removed": f"{band.mean:.2f}", "sd": band.sd, "95 % band": f"[{band.low:.2f}, {band.high:.2f}]"}
+                | {"removed": f"{band.mean:.2f}", "sd": band.sd, "95% band": f"[{band.low:.2f}, {band.high:.2f}]"}
             )
     yield markdown_table(rows)
 
@@ -301,7 +301,7 @@ def _adaptive(results: Mapping[str, Any]) -> Iterable[str]:
     table = results["restorers"]
     near = table.within()
     yield (
-        "Within .3 dB of target on every single degradation with at most 10 % more parameters: "
+        "Within .3 dB of target on every single degradation with at most 10% more parameters: "
         + (", ".join(near) if near else "**none**")
         + "."
     )

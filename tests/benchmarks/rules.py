@@ -82,7 +82,7 @@ def print_rules(kind: str, base: nn.Module, target: nn.Module, samples: Sequence
     method, n_steps = CONVERGED[kind]
     converged = [attribute(base, target, [sample], method=method, n_steps=n_steps) for sample in samples]
     print(f"\n{kind}: means over {len(samples)} samples, each by itself, against {method} {n_steps}\n")
-    print("| rule | passes | time | top 1 % (worst) | error of the scores | completeness error |")
+    print("| rule | passes | time | top 1% (worst) | error of the scores | completeness error |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, options in RULES:
         begin = time.process_time()
@@ -103,7 +103,7 @@ def print_pooled(name: str, base: nn.Module, target: nn.Module, samples: Sequenc
     begin = time.process_time()
     whole = attribute(base, target, samples)
     seconds = time.process_time() - begin
-    print(f"\n{name}: {len(samples)} samples; top 1 % shared with the scores per sample, Gauss-Legendre 16\n")
+    print(f"\n{name}: {len(samples)} samples; top 1% shared with the scores per sample, Gauss-Legendre 16\n")
     print("| estimate | passes | time | shared | `agreement` | sum of the scores |")
     print("| --- | --- | --- | --- | --- | --- |")
     print(f"| per sample, Gauss-Legendre 16 | {whole.n_passes} | {seconds:.1f} s | 1 | | 1 |", flush=True)

@@ -26,7 +26,7 @@ MEASURED_STEPS = 4  # every step costs the same
 PASSES = 4  # the published scripts integrate blur and noise for the blur score, and both again for the noise score
 
 FASTER = "time of the published algorithm over one call, both scores of an image pair"
-AGREEMENT = "against converged integrals, mean of four blurred crops: relative error (L1) / same share of the top 1 %"
+AGREEMENT = "against converged integrals, mean of four blurred crops: relative error (L1) / same share of the top 1%"
 PAIR = "srresnet_x2_f32b8"
 
 
@@ -115,7 +115,7 @@ class ShippedPair:
         ]
 
     def agreement(self, scores: list[np.ndarray]) -> tuple[float, float]:
-        """Relative error in the L1 norm, and share of the top 1 % that is the same; means over the crops."""
+        """Relative error in the L1 norm, and share of the top 1% that is the same; means over the crops."""
         errors, shares = [], []
         for found, exact in zip(scores, self.exact, strict=True):
             count = round(0.01 * exact.size)

@@ -149,7 +149,7 @@ def bar_chart(
         shown = name if len(name) <= 19 else f"{name[:8]}…{name[-10:]}"
         content.append(_text(left - 6, top + (group - 7) / 2 + 4, shown, "end", title=name))
         for slot, (label, shares) in enumerate(values):
-            tip = element("title", f"{name}, {label}: {number(shares[place])} %")
+            tip = element("title", f"{name}, {label}: {number(shares[place])}%")
             content.append(
                 element(
                     "rect",

@@ -46,7 +46,7 @@ def curves_section(curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Secti
     note = element(
         "p",
         "Share 0: nothing happened; 1: the function is gone (masking) or there (grafting); above 1 the network is "
-        "damaged. Ribbons: intervals over the samples. Gray: 95 % of the random sets, and their mean.",
+        "damaged. Ribbons: intervals over the samples. Gray: 95% of the random sets, and their mean.",
         class_="note",
     )
     return Section("curves", "What do they carry?", tuple(verdicts), joined(side_by_side(charts), note, hidden))
@@ -193,7 +193,7 @@ def _curve_chart(function: str, curves: Sequence[Curve], nulls: Sequence[NullCur
     done = {"mask": "removed", "graft": "brought"}[intervention]
     axes = Axes("units (%)", f"{function} {done}", tuple(ticks), _share_range(lines), log=True, rules=(0.0, 1.0))
     words = "; ".join(f"{line.label}: {_at(line, 1.0)}" for line in lines)
-    description = f"Share of {function} {done} by {verb} more and more units. At the size next to 1 %: {words}."
+    description = f"Share of {function} {done} by {verb} more and more units. At the size next to 1%: {words}."
     return line_chart(lines, axes, title=f"{function}: {done} by {verb}", description=description)
 
 
@@ -204,7 +204,7 @@ def _area(curve: Curve, function: str) -> float:
 
 def _at(line: Line, place: float) -> str:
     nearest = min(range(len(line.xs)), key=lambda index: abs(math.log(line.xs[index] / place)))
-    return f"{line.ys[nearest]:.2f} at {number(line.xs[nearest])} %"
+    return f"{line.ys[nearest]:.2f} at {number(line.xs[nearest])}%"
 
 
 def _estimates_line(label: str, places: Sequence[float], estimates: Sequence[Estimate], slot: int) -> Line:
@@ -242,7 +242,7 @@ def _p_rows(curve: Curve, null: NullCurve) -> Iterator[dict[str, Any]]:
 
 
 def _null_verdicts(function: str, curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Iterator[Verdict]:
-    """What the ranking that does most to a function does at the size next to 1 %, against its nulls."""
+    """What the ranking that does most to a function does at the size next to 1%, against its nulls."""
     foremost = [curve for curve in curves if curve.order == "most"]
     if not foremost:
         return
@@ -256,7 +256,7 @@ def _null_verdicts(function: str, curves: Sequence[Curve], nulls: Sequence[NullC
     against = " and ".join(f"{row['mean of null']:.2f} by {row['null']} sets ({_p_text(row)})" for row in here)
     doubtful = any(row["p"] > _SIGNIFICANT and not _is_smallest(row) for row in here)
     yield Verdict(
-        f"{done[0]} the first {number(nearest)} % of {curve.ranking} {done[1]} {here[0]['share']:.2f} of {function}, "
+        f"{done[0]} the first {number(nearest)}% of {curve.ranking} {done[1]} {here[0]['share']:.2f} of {function}, "
         f"against {against}.",
         False if doubtful else True if all(row["p"] <= _SIGNIFICANT for row in here) else None,
     )

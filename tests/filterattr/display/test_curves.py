@@ -129,7 +129,7 @@ def test_confusion_leaves_out_unsure_if_nobody_was() -> None:
     plot_confusion(confusion({"a": [Signals(values, values, values)] * 4}, largest_wins, method="overlap"), axis)
     assert [label.get_text() for label in axis.get_xticklabels()] == ["a"]
     assert [text.get_text() for text in axis.texts] == ["4"]
-    assert axis.get_title().startswith("overlap: 100.0 % right")
+    assert axis.get_title().startswith("overlap: 100.0% right")
     tied = {"a": 0.5, "b": 0.5}
     axis = Figure().subplots()
     plot_confusion(confusion({"a": [Signals(tied, tied, tied)]}, largest_wins, method="overlap"), axis)

@@ -354,7 +354,7 @@ def table() -> str:
         near = "< 1e-10" if found.deviation < TOLERANCE else f"{found.deviation:.0e}"
         rows.append(
             f"| {case.module} | {case.unit} | {case.written} | {found.units} | {near} | "
-            f"{100 * found.signs:.0f} % | {found.rank:.2f} |"
+            f"{100 * found.signs:.0f}% | {found.rank:.2f} |"
         )
     return "\n".join(rows)
 
