@@ -37,6 +37,7 @@ ALLOWED["analysis"] = {*ALLOWED} - {"recorder"}
 ALLOWED["benchmarks"] = {
     "errors", "names", "files", "units", "jobs", "results", "intervention", "attribution", "analysis",
 }  # fmt: skip
+ALLOWED["export"] = {"errors", "names", "model", "files", "units", "results", "intervention", "attribution", "analysis"}
 ALLOWED["display"] = {"errors", "files", "jobs", "results", "intervention", "attribution", "activations", "analysis"}
 IMAGE_LIBRARIES = {"PIL", "skimage", "cv2", "imageio", "torchvision"}
 
@@ -84,6 +85,7 @@ PUBLIC = (
     "filterattr.display",
     "filterattr.display.page",
     "filterattr.errors",
+    "filterattr.export",
     "filterattr.files",
     "filterattr.memory",
 )

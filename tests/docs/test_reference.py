@@ -27,7 +27,7 @@ LISTED = set(re.findall(r"^\s+((?:filterattr|sr_zoo)[\w.]*)$", REFERENCE, re.MUL
 LISTED |= {f"filterattr.{name}" for name in re.findall(r"\.\. autoexception:: (\w+)", REFERENCE)}
 
 # packages whose modules are public as a whole; all others are no part of the interface
-PUBLIC_PACKAGES = ("filterattr.analysis", "filterattr.display", "sr_zoo")
+PUBLIC_PACKAGES = ("filterattr.analysis", "filterattr.display", "filterattr.export", "sr_zoo")
 INSIDE = {"filterattr.display.page": "the parts of a report, which filterattr.display.report puts together"}
 # tutorials, gallery and how-tos are run, by `make docs` and by the tests
 RUN_PAGES = "\n".join(

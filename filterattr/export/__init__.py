@@ -1,0 +1,5 @@
+"""Files and arguments that others load: a set of units, or scores, in the forms that other programs take."""
+
+from filterattr.export.patch import Patch, SparseWeights, apply_patch, export_patch, read_patch
+
+__all__ = ["Patch", "SparseWeights", "apply_patch", "export_patch", "read_patch"]
