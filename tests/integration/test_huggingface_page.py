@@ -1,4 +1,4 @@
-"""The Hugging Face page: its first snippet is short and prints the list of heads, and all the others run."""
+"""The pages on Hugging Face models and LoRA: the first snippet is short and prints the heads, and all others run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from filterattr import FilterAttributor, Group, swapped
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
 pytest.importorskip("pandas")
 
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "huggingface.md"
-SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+HOWTO = Path(__file__).parents[2] / "docs" / "howto"
+TEXT = "".join((HOWTO / page).read_text(encoding="utf-8") for page in ("huggingface.md", "lora.md"))
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 SIZES = {"vocab_size": 40, "num_hidden_layers": 1, "intermediate_size": 24}
 IDS = torch.arange(1, 13).reshape(2, 6)
 BATCHES = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": torch.tensor([0, 1])}]
