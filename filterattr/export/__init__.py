@@ -1,5 +1,14 @@
 """Files and arguments that others load: a set of units, or scores, in the forms that other programs take."""
 
+from filterattr.export.adapters import lora_arguments, shira_masks
 from filterattr.export.patch import Patch, SparseWeights, apply_patch, export_patch, read_patch
 
-__all__ = ["Patch", "SparseWeights", "apply_patch", "export_patch", "read_patch"]
+__all__ = [
+    "Patch",
+    "SparseWeights",
+    "apply_patch",
+    "export_patch",
+    "lora_arguments",
+    "read_patch",
+    "shira_masks",
+]

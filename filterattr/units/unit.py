@@ -93,11 +93,27 @@ class Unit:
         Returns:
             Boolean tensor of that shape, on the device of ``chosen``.
         """
+        return self.spread(chosen.to(torch.float32), shape) != 0
+
+    def spread(self, values: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Give every weight the number of its unit.
+
+        Args:
+            values: Floating, one entry per unit.
+            shape: Shape of the parameter.
+
+        Returns:
+            Tensor of that shape, of the type and on the device of ``values``.
+
+        Example:
+            >>> Unit("o i -> o").spread(torch.tensor([1.0, 2.0]), (2, 3))
+            tensor([[1., 1., 1.],
+                    [2., 2., 2.]])
+        """
         with torch.inference_mode(False), torch.enable_grad():
-            weights = torch.zeros(shape, device=chosen.device, requires_grad=True)
-            units = self.reduce(weights)
-            (marked,) = torch.autograd.grad(units, weights, chosen.to(units.dtype))
-        return marked != 0
+            weights = torch.zeros(shape, dtype=values.dtype, device=values.device, requires_grad=True)
+            (spread,) = torch.autograd.grad(self.reduce(weights), weights, values)
+        return spread
 
 
 def _without_axes(values: Tensor, axes: tuple[int, ...]) -> Tensor:
