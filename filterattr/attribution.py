@@ -38,8 +38,7 @@ from filterattr.model.random_state import CallersRandomness
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
 from filterattr.model.swap import ParameterSwap, restoring
 from filterattr.renamed import renamed
-from filterattr.results.attribution import FilterAttribution
-from filterattr.results.warnings import warning_text
+from filterattr.results.attribution import FilterAttribution, warning_text
 from filterattr.units.layouts import REGISTERED
 from filterattr.units.scored import ScoredParameter
 from filterattr.units.select import Select, doubts_of_units, first_names, scored_parameters, single_weights

@@ -21,8 +21,8 @@ from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, shared_names, state_for
 from filterattr.model.swap import ParameterSwap
 from filterattr.results.attribution import FilterAttribution
+from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterScores
-from filterattr.results.warnings import without_doubts
 
 
 @dataclass(frozen=True)

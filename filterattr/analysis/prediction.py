@@ -31,8 +31,8 @@ from filterattr.errors import SettingError, name_some
 from filterattr.intervention import blend, swapped
 from filterattr.jobs.progress import Progress, counted
 from filterattr.model.state_dict import StateLike, copied, state_for
+from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterSelection
-from filterattr.results.warnings import without_doubts
 from filterattr.units.scored import Reduction
 
 ReadOut: TypeAlias = Literal["overlap", "mass", "response"]

@@ -12,8 +12,8 @@ from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, state_for
+from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterScores
-from filterattr.results.warnings import without_doubts
 from filterattr.units.scored import ScoredParameter, sum_over_units
 
 

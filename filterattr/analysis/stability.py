@@ -23,9 +23,9 @@ from filterattr.jobs.progress import Progress, counted
 from filterattr.jobs.samples import series
 from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike
+from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.results.stored import complete, described, parameters_of
-from filterattr.results.warnings import without_doubts
 from filterattr.units.scored import Reduction
 
 _KIND = "per-sample scores"

@@ -1,9 +1,16 @@
-"""What speaks against believing an attribution: the bounds, and the words."""
+"""What speaks against believing an attribution: the bounds, the words, and how to go without the warning."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
+
+from filterattr.errors import FilterAttrWarning
+
+DOUBTS = "what speaks against believing this attribution"  # begins the warnings about a path
 
 BARRIER = 0.05  # of what the ends differ by
 MONOTONY = 0.9
@@ -72,6 +79,14 @@ def concerns_about(path: PathNumbers) -> tuple[str, ...]:
         _about_remainder(path),
     ]
     return tuple(text for text in said if text)
+
+
+@contextmanager
+def without_doubts() -> Iterator[None]:
+    """Do not warn of the path, where something else says what is to be said, or a path has no meaning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", DOUBTS, FilterAttrWarning)
+        yield
 
 
 def barrier_concern(path: PathNumbers) -> str | None:
