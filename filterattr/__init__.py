@@ -25,9 +25,9 @@ from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection, contrast
 from filterattr.results.signed import expected_removed, signed_contrast
 from filterattr.units.builders import attention_heads, output_channels, recurrent_gates
+from filterattr.units.groups import Group
 from filterattr.units.layouts import register_layout
-from filterattr.units.scored import ScoredParameter
-from filterattr.units.unit import Group, Unit
+from filterattr.units.unit import ScoredParameter, Unit
 
 if TYPE_CHECKING:
     from filterattr.display.report import report

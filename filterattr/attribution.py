@@ -39,10 +39,10 @@ from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
 from filterattr.model.swap import ParameterSwap, restoring
 from filterattr.renamed import renamed
 from filterattr.results.attribution import FilterAttribution, warning_text
+from filterattr.units.groups import UnitLike
 from filterattr.units.layouts import REGISTERED
-from filterattr.units.scored import ScoredParameter
 from filterattr.units.select import Select, doubts_of_units, first_names, scored_parameters, single_weights
-from filterattr.units.unit import UnitLike
+from filterattr.units.unit import ScoredParameter
 
 Aggregate: TypeAlias = Literal["per_sample", "pooled"]
 

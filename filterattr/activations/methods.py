@@ -16,8 +16,8 @@ from filterattr.activations.result import ChannelAttribution, ChannelMethod, Lay
 from filterattr.activations.samples import Place, channel_axis
 from filterattr.errors import LossError, NonFiniteError, name_some
 from filterattr.integral.quadrature import Quadrature
-from filterattr.units.scored import ScoredParameter
-from filterattr.units.unit import unit_of
+from filterattr.units.layouts import unit_of
+from filterattr.units.unit import ScoredParameter
 
 
 @dataclass

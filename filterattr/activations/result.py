@@ -13,7 +13,7 @@ from torch import Tensor
 from filterattr.activations.samples import Place
 from filterattr.errors import SettingError, gathered, name_some
 from filterattr.results.scores import FilterScores
-from filterattr.units.scored import REDUCTIONS, Reduction, ScoredParameter
+from filterattr.units.unit import REDUCTIONS, Reduction, ScoredParameter
 
 ChannelMethod: TypeAlias = Literal["conductance", "internal_influence", "integrated_gradients", "gradient_x_activation"]
 METHODS: tuple[ChannelMethod, ...] = get_args(ChannelMethod)

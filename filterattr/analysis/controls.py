@@ -13,8 +13,7 @@ from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.model.state_dict import StateLike, copied, plain_state, shared_names, unwrap_model
 from filterattr.model.swap import ParameterSwap
 from filterattr.results.scores import FilterSelection
-from filterattr.units.scored import ScoredParameter
-from filterattr.units.unit import Unit
+from filterattr.units.unit import ScoredParameter, Unit
 
 
 def scrambled(

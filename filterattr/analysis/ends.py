@@ -15,7 +15,7 @@ from filterattr.jobs.samples import series
 from filterattr.model.fitting import Side
 from filterattr.model.state_dict import StateLike, copied, state_for, unwrap_model
 from filterattr.results.scores import FilterSelection
-from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import ScoredParameter
 
 
 class Ends:

@@ -22,7 +22,7 @@ from filterattr.model.modes import GradientMode
 from filterattr.model.state_dict import StateLike, completed, state_for
 from filterattr.model.swap import ParameterSwap, refuse_behind, restoring
 from filterattr.results.scores import FilterScores
-from filterattr.units.scored import sum_over_units
+from filterattr.units.unit import sum_over_units
 
 Along: TypeAlias = Callable[[Any, float], Any]
 Gradients: TypeAlias = Mapping[str, Tensor]

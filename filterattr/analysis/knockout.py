@@ -26,7 +26,7 @@ from filterattr.model.random_state import seed_all
 from filterattr.model.state_dict import StateLike, completed, state_for
 from filterattr.model.swap import ParameterSwap
 from filterattr.results.scores import FilterScores, FilterSelection
-from filterattr.units.scored import ScoredParameter, units_of
+from filterattr.units.unit import ScoredParameter, units_of
 
 _LOSS_TOLERANCE = 1e-4  # of a loss, between two machines
 _SECONDS_BETWEEN_WRITES = 20.0

@@ -33,7 +33,7 @@ from filterattr.jobs.progress import Progress, counted
 from filterattr.model.state_dict import StateLike, copied, state_for
 from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterSelection
-from filterattr.units.scored import Reduction
+from filterattr.units.unit import Reduction
 
 ReadOut: TypeAlias = Literal["overlap", "mass", "response"]
 READ_OUTS: tuple[ReadOut, ...] = get_args(ReadOut)

@@ -14,7 +14,7 @@ from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, state_for
 from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterScores
-from filterattr.units.scored import ScoredParameter, sum_over_units
+from filterattr.units.unit import ScoredParameter, sum_over_units
 
 
 def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScores:

@@ -26,7 +26,7 @@ from filterattr.model.state_dict import StateLike
 from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.results.stored import complete, described, parameters_of
-from filterattr.units.scored import Reduction
+from filterattr.units.unit import Reduction
 
 _KIND = "per-sample scores"
 _NUMBERS_AT_ONCE = 2**24  # of the results of one matrix product

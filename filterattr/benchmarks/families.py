@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.units.builders import recurrent_gates
+from filterattr.units.groups import Group, UnitLike
 from filterattr.units.select import Select
-from filterattr.units.unit import Group, UnitLike
 
 N_CLASSES = 3
 Layout: TypeAlias = Literal["apart", "overlapping", "one layer"]

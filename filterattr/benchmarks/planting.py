@@ -24,7 +24,7 @@ from filterattr.benchmarks.families import N_CLASSES, Family
 from filterattr.intervention import swapped, train_only
 from filterattr.names import Names
 from filterattr.results.scores import FilterScores, FilterSelection
-from filterattr.units.scored import sum_over_units, units_of
+from filterattr.units.unit import sum_over_units, units_of
 
 State = dict[str, Tensor]
 FUNCTIONS = ("A", "B")

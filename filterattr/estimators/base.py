@@ -21,7 +21,7 @@ from filterattr.model.modes import Autocast
 from filterattr.model.swap import ParameterSwap
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import mark_top
-from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import ScoredParameter
 
 AddUp: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Precision: TypeAlias = Literal["bf16"]

@@ -19,7 +19,7 @@ from filterattr.integral.quadrature import Quadrature
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
-from filterattr.units.scored import STATISTICS, Reduction, kept_as, units_of
+from filterattr.units.unit import STATISTICS, Reduction, kept_as, units_of
 
 _UNKNOWN = torch.full((2,), math.nan, device="cpu")
 _TOTALS = ("total", "remainder", "gap", "scale")

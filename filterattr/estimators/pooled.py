@@ -20,7 +20,7 @@ from filterattr.integral.path import Path
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
-from filterattr.units.scored import REDUCTIONS, Reduction, ScoredParameter, units_of
+from filterattr.units.unit import REDUCTIONS, Reduction, ScoredParameter, units_of
 
 Until: TypeAlias = Literal["settled"] | Callable[[FilterAttribution], bool]
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from filterattr.units.scored import REDUCTIONS, Reduction, ScoredParameter
-from filterattr.units.unit import Unit
+from filterattr.units.unit import REDUCTIONS, Reduction, ScoredParameter, Unit
 
 
 class Totals(NamedTuple):

@@ -26,7 +26,7 @@ from filterattr.results.concerns import (
 )
 from filterattr.results.scores import FilterScores
 from filterattr.results.stored import complete, described, parameters_of, stored_tensor
-from filterattr.units.scored import (
+from filterattr.units.unit import (
     REDUCTIONS,
     STATISTICS,
     ReadOnly,

@@ -17,7 +17,7 @@ from filterattr.errors import FilterAttrWarning, SettingError, gathered, name_so
 from filterattr.files.safetensors import read_tensors, write_tensors
 from filterattr.names import Names
 from filterattr.results.stored import complete, described, parameters_of, stored_tensor
-from filterattr.units.scored import ReadOnly, ScoredParameter, units_of
+from filterattr.units.unit import ReadOnly, ScoredParameter, units_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from filterattr.errors import StorageError
-from filterattr.units.scored import ScoredParameter
-from filterattr.units.unit import Unit
+from filterattr.units.unit import ScoredParameter, Unit
 
 
 def described(parameters: Mapping[str, ScoredParameter]) -> list[list[Any]]:

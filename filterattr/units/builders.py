@@ -15,9 +15,10 @@ from filterattr.errors import UnitError
 from filterattr.model.rehearsal import rehearse
 from filterattr.model.state_dict import unwrap_model, without_compiled
 from filterattr.names import Names
+from filterattr.units.groups import Group
 from filterattr.units.heads import heads_of
 from filterattr.units.layouts import layout_of
-from filterattr.units.unit import Group, Unit
+from filterattr.units.unit import Unit
 
 _WITH_CHANNELS = (
     nn.Conv1d,

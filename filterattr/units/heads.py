@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from filterattr.errors import UnitError, gathered, name_some
 from filterattr.model.rehearsal import rehearse
+from filterattr.units.groups import Group
 from filterattr.units.layouts import layout_of
-from filterattr.units.unit import Group, Unit
+from filterattr.units.unit import Unit
 
 _SEPARATE = (
     ("q_proj", "k_proj", "v_proj"),

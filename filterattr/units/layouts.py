@@ -1,4 +1,4 @@
-"""Which axes of a weight are the outputs of its layer, and which the inputs: asked of the layer, in one registry."""
+"""Which axes of a weight are the outputs and inputs of its layer, in one registry, and the named units that follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from filterattr.errors import UnitError
+from filterattr.units.unit import Unit
 
+NAMED_UNITS = ("weight", "kernel", "filter", "input", "layer")
 Layer: TypeAlias = "type[nn.Module] | str | Callable[[nn.Module], bool]"
 Pattern: TypeAlias = tuple[str, Mapping[str, int]]
 
@@ -130,6 +132,82 @@ def layout_of(module: nn.Module, local: str, parameter: Tensor) -> Layout:
     if parameter.ndim == 3 and any(getattr(module, name, None) == parameter.shape[0] for name in _COUNTS_OF_EXPERTS):
         return _spelled("g o i", {}, is_guess=True)
     return _outputs_first(1, is_guess=parameter.ndim == 3 and parameter.shape[0] > 1 and not _is_of_torch(module))
+
+
+def unit_of(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> Unit:
+    """Find the unit of one parameter.
+
+    Output channels come first and input channels second in the scores, whatever order the module stores them in:
+    a kernel of any convolution, grouped or transposed, is scored at ``[o, i]`` with ``o`` the output channel and
+    ``i`` the input channel inside its group.
+
+    Args:
+        name: Name of the parameter.
+        parameter: The parameter.
+        module: The module that computes with it (for a parametrized weight, the module that was parametrized).
+        wanted: A named unit, an einops pattern or a `Unit`.
+
+    Returns:
+        The unit, checked against the parameter's shape.
+
+    Raises:
+        UnitError: The name is unknown, or the pattern does not fit.
+
+    Example:
+        >>> conv = nn.ConvTranspose2d(4, 6, 3, groups=2)
+        >>> unit_of("up.weight", conv.weight, conv, "kernel").reduce(conv.weight).shape
+        torch.Size([6, 2])
+    """
+    if isinstance(wanted, str):
+        wanted = Unit(wanted) if "->" in wanted else _named(name, parameter, module, wanted)
+    try:
+        wanted.units_shape(parameter.shape)
+    except UnitError as error:
+        raise UnitError(f"'{name}': {error}") from error
+    return wanted
+
+
+def _named(name: str, parameter: Tensor, module: nn.Module, unit: str) -> Unit:
+    """Spell a named unit out as a pattern."""
+    if unit not in NAMED_UNITS:
+        raise UnitError(
+            f"unit must be one of {', '.join(NAMED_UNITS)}, an einops pattern with '->', or a mapping from name globs "
+            f"to these; got {unit!r}."
+        )
+    if unit == "weight":
+        return Unit("... -> ...")
+    if unit == "layer":
+        return Unit("... ->")
+    if parameter.ndim < 2:
+        if unit == "input":
+            raise UnitError(
+                f"'{name}' has shape {tuple(parameter.shape)} and no input axis; score it by weight, kernel or filter."
+            )
+        return Unit("... -> ...")
+    layout = layout_of(module, _local(name), parameter)
+    pattern = {"kernel": layout.kernel, "filter": layout.filter, "input": layout.input}[unit]
+    if pattern is None:
+        raise UnitError(f"'{name}' of {type(module).__name__} has no input axis; score it by weight, kernel or filter.")
+    return Unit(*pattern)
+
+
+def is_guess(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> bool:
+    """Whether a unit speaks of outputs or inputs, and the layer gives no sign which axes these are.
+
+    Args:
+        name: Name of the parameter.
+        parameter: The parameter.
+        module: The module that computes with it.
+        wanted: As for `unit_of`.
+    """
+    speaks = isinstance(wanted, str) and wanted in ("kernel", "filter", "input") and parameter.ndim >= 2
+    return speaks and layout_of(module, _local(name), parameter).is_guess
+
+
+def _local(name: str) -> str:
+    """Name of a parameter inside the module that computes with it; a parametrized one stands deeper."""
+    _, is_parametrized, after = name.rpartition("parametrizations.")
+    return after.partition(".")[0] if is_parametrized else name.rpartition(".")[2]
 
 
 def _spelled(axes: str, sizes: Mapping[str, int], *, is_guess: bool = False) -> Layout:

@@ -11,8 +11,9 @@ from torch import nn
 from filterattr.errors import UnitError, name_some
 from filterattr.model.swap import ParameterSwap
 from filterattr.names import Names
-from filterattr.units.scored import ScoredParameter, units_of
-from filterattr.units.unit import UnitLike, assigned, has_only_groups, is_guess, unit_of
+from filterattr.units.groups import UnitLike, assigned, has_only_groups
+from filterattr.units.layouts import is_guess, unit_of
+from filterattr.units.unit import ScoredParameter, units_of
 
 Select: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module, nn.Parameter], bool]
 

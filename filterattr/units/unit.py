@@ -1,25 +1,29 @@
-r"""What one scored "filter" is: an einops reduction of a parameter, such as ``o i ... -> o i`` for kernels.
+r"""What is scored: a "filter" is an einops reduction of a parameter, such as ``o i ... -> o i`` for kernels.
 
 A unit maps a tensor of the parameter's shape to one number per unit by summation, :math:`s_u = \sum_{k \in u} a_k`,
-and a choice of units back to the weights that belong to them. A group lets units span several parameters of a module.
+and a choice of units back to the weights that belong to them. Results and files know units and no model.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import cached_property
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import einops
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from filterattr.errors import UnitError, gathered, name_some
-from filterattr.names import Names
-from filterattr.units.layouts import layout_of
+from filterattr.errors import UnitError
 
-NAMED_UNITS = ("weight", "kernel", "filter", "input", "layer")
+Reduction: TypeAlias = Literal["sum_of_abs", "abs_of_sum", "sum"]
+K = TypeVar("K")
+V = TypeVar("V")
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+# what is averaged over samples; abs_of_sum and sum have the same square
+STATISTICS: dict[str, tuple[Reduction, ...]] = {"means": REDUCTIONS, "mean_squares": ("sum_of_abs", "sum")}
 
 
 @dataclass(frozen=True)
@@ -121,283 +125,142 @@ def _without_axes(values: Tensor, axes: tuple[int, ...]) -> Tensor:
     return values.new_empty([size for axis, size in enumerate(values.shape) if axis not in axes])
 
 
-@dataclass(frozen=True, init=False)
-class Group:
-    """Units that span several parameters of one module, such as an attention head.
-
-    A group is a value of the mapping that `FilterAttributor` takes as ``unit``. Its key is a glob of module names (the
-    empty text is the model itself): every module that matches, and lies inside no other that does, gets units of its
-    own, under its name in the scores. The attributions of a unit's weights in all members are one sum.
-
-    The key ``"*"`` matches the empty text, too: it is one group of the whole model. For one group a module write what
-    their names have in common, such as ``"*.attention"``; ``"?*"`` takes the outermost modules below the model.
-
-    Args:
-        members: Glob of parameter names inside the module to an einops pattern or a `Unit`; the first that matches
-            counts. All members must come to the same axes of units.
-        label: Appended to the module's name in the scores; tells several groups of one module apart.
-        **sizes: Lengths of axes that the shapes alone do not tell; each pattern takes those that it names.
-
-    Attributes:
-        members: Glob to unit.
-        label: What is appended to the module's name.
-
-    Example:
-        >>> heads = Group({"[qkv].*": "(heads d) ... -> heads", "out.weight": "o (heads d) -> heads"}, heads=4)
-        >>> heads.members["out.weight"]
-        Unit(pattern='o (heads d) -> heads', sizes={'heads': 4})
-    """
-
-    members: Mapping[str, Unit]
-    label: str
-
-    def __init__(self, members: Mapping[str, str | Unit], *, label: str = "", **sizes: int) -> None:
-        made = {
-            glob: unit if isinstance(unit, Unit) else Unit(unit, _used_sizes(unit, sizes))
-            for glob, unit in members.items()
-        }
-        unused = [axis for axis in sizes if not any(axis in unit.sizes for unit in made.values())]
-        if unused or not made:
-            raise UnitError(
-                f"a group needs members, and every size an axis in one of their patterns; {name_some(unused) or 'none'}"
-                f" in {name_some(unit.pattern for unit in made.values()) or 'no pattern'}."
-            )
-        object.__setattr__(self, "members", made)
-        object.__setattr__(self, "label", label)
-
-
 @dataclass(frozen=True)
-class Member:
-    """A parameter's part in a group.
+class ScoredParameter:
+    """How one parameter is scored.
 
     Attributes:
-        group: Name of the group in the scores.
-        unit: How the parameter's weights are spread over the units of the group.
+        unit: What its units are.
+        shape: Shape of the parameter, not of its scores.
+        group: Name of the group whose units it shares with other parameters, if any.
     """
 
-    group: str
     unit: Unit
+    shape: tuple[int, ...]
+    group: str | None = None
+
+    @cached_property
+    def units_shape(self) -> torch.Size:
+        """Shape of its scores."""
+        return self.unit.units_shape(self.shape)
+
+    @property
+    def is_weight_by_weight(self) -> bool:
+        """Whether every weight is a unit."""
+        return self.units_shape.numel() == math.prod(self.shape)
+
+    def key(self, name: str) -> str:
+        """Name that its scores stand under: that of its group, or its own.
+
+        Args:
+            name: Name of the parameter.
+
+        Returns:
+            The key of scores and selections.
+        """
+        return self.group or name
 
 
-UnitLike: TypeAlias = "str | Unit | Mapping[str, str | Unit | Group | tuple[Group, ...]]"
+def units_of(parameters: Mapping[str, ScoredParameter]) -> dict[str, torch.Size]:
+    """List what has scores: parameters, and groups of parameters that share their units.
+
+    Args:
+        parameters: Parameter name to how it is scored.
+
+    Returns:
+        Name of the parameter or group to the shape of its scores; a group stands where its first member does.
+    """
+    units: dict[str, torch.Size] = {}
+    for name, scored in parameters.items():
+        units.setdefault(scored.key(name), scored.units_shape)
+    return units
 
 
-@dataclass(frozen=True)
-class Assigned:
-    """What each parameter of a model is scored by.
+def kept_as(statistic: str, reduction: Reduction, scored: ScoredParameter) -> Reduction:
+    """The reduction whose numbers are kept for a statistic; where every weight is a unit, some are equal to others.
+
+    Args:
+        statistic: One of `STATISTICS`.
+        reduction: One of its reductions.
+        scored: How the parameter is scored.
+
+    Returns:
+        The reduction itself, or ``"sum_of_abs"`` if its numbers are the same to the last bit.
+
+    Example:
+        >>> weights = ScoredParameter(Unit("... -> ..."), (3, 2))
+        >>> kept_as("means", "abs_of_sum", weights), kept_as("means", "sum", weights)
+        ('sum_of_abs', 'sum')
+    """
+    is_twin = reduction == ("abs_of_sum" if statistic == "means" else "sum")
+    return "sum_of_abs" if is_twin and scored.group is None and scored.is_weight_by_weight else reduction
+
+
+def sum_over_units(values: Mapping[str, Tensor], parameters: Mapping[str, ScoredParameter]) -> dict[str, Tensor]:
+    """Sum tensors of the parameters' shapes over the weights of every unit; members of a group add up.
+
+    Args:
+        values: Parameter name to a floating tensor of its shape.
+        parameters: Parameter name to how it is scored.
+
+    Returns:
+        Name of the parameter or group to one number per unit.
+
+    Example:
+        >>> half = lambda group: ScoredParameter(Unit("o i -> o"), (2, 3), group)
+        >>> ones = {"a": torch.ones(2, 3), "b": torch.ones(2, 3)}
+        >>> sum_over_units(ones, {"a": half("both"), "b": half("both")})
+        {'both': tensor([6., 6.])}
+    """
+    sums: dict[str, Tensor] = {}
+    for name, scored in parameters.items():
+        own = scored.unit.reduce(values[name])
+        key = scored.key(name)
+        sums[key] = sums[key] + own if key in sums else own
+    return sums
+
+
+class ReadOnly(Mapping[K, V]):
+    """A mapping that nobody can change through what it hands out: of tensors it gives copies.
+
+    Args:
+        values: Its content; the tensors are not copied here.
 
     Attributes:
-        members: First name of a parameter to its part in a group.
-        choices: First name of every other parameter to what was chosen for it; left out if no key means it.
-    """
-
-    members: dict[str, Member]
-    choices: dict[str, str | Unit]
-
-
-def assigned(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mapping[str, str]) -> Assigned:
-    """Find out what each parameter is scored by; keys see all names of a parameter, and the first that fits counts.
-
-    Args:
-        wanted: What the user wants to be scored.
-        parameters: First name to parameter of the model.
-        aliases: Every name of a parameter or buffer to its first name.
-
-    Returns:
-        The members of groups, and what was chosen for the others.
-
-    Raises:
-        UnitError: A key means nothing (but for ``"*"``, which catches the rest) or nothing that is left, members do
-            not fit, come to different units, or belong to two groups; all findings are in one message.
+        kept: The content itself, for those who only read.
 
     Example:
-        >>> parameters = {"att.q.weight": torch.ones(4, 3), "att.out.weight": torch.ones(3, 4)}
-        >>> head = Group({"q.*": "(heads d) i -> heads", "out.*": "o (heads d) -> heads"}, heads=2)
-        >>> assigned({"*att": head}, parameters, {name: name for name in parameters}).members["att.out.weight"]
-        Member(group='att', unit=Unit(pattern='o (heads d) -> heads', sizes={'heads': 2}))
+        >>> held = ReadOnly({"w": torch.ones(2)})
+        >>> held["w"].zero_()
+        tensor([0., 0.])
+        >>> held["w"]
+        tensor([1., 1.])
     """
-    if not isinstance(wanted, Mapping):
-        return Assigned({}, dict.fromkeys(parameters, wanted))
-    known = {name: first for name, first in aliases.items() if first in parameters}
-    names, paths = Names(known), _paths(known)
-    modules = Names(paths)
-    members: dict[str, Member] = {}
-    choices: dict[str, str | Unit] = {}
-    findings: list[str] = []
-    for key, choice in wanted.items():
-        groups = _groups_in(choice)
-        if groups:
-            inside = {path: _free(paths[path], known, choices) for path in _outermost(modules.like(key))}
-            for name, member in _members(key, groups, inside, modules, findings):
-                earlier = members.setdefault(known[name], member)
-                if earlier != member:
-                    findings.append(f"'{name}' belongs to two groups, '{earlier.group}' and '{member.group}'")
-            continue
-        hits = dict.fromkeys(known[name] for name in names.like(key))
-        left = [name for name in hits if name not in choices and name not in members]
-        if not left and key.strip("*"):
-            findings.append(
-                f"all that {key!r} means stands under an earlier key; put it before that"
-                if hits
-                else f"no parameter has a name like {names.describe(key)}"
-            )
-        choices |= dict.fromkeys(left, choice)  # type: ignore[arg-type]
-    findings += _misfits(members, parameters)
-    if findings:
-        raise UnitError(f"every key of unit= must fit the model: {gathered(findings)}.")
-    return Assigned(members, choices)
+
+    def __init__(self, values: Mapping[K, V]) -> None:
+        self.kept: dict[K, V] = dict(values.kept if isinstance(values, ReadOnly) else values)
+
+    def __getitem__(self, key: K) -> V:
+        value = self.kept[key]
+        return value.detach().clone() if isinstance(value, Tensor) else value  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __repr__(self) -> str:
+        return repr(self.kept)
 
 
-def has_only_groups(wanted: UnitLike) -> bool:
-    """Whether nothing but groups is wanted, so that what belongs to none is not scored."""
-    return isinstance(wanted, Mapping) and bool(wanted) and all(map(_groups_in, wanted.values()))
-
-
-def _groups_in(choice: object) -> tuple[Group, ...]:
-    if isinstance(choice, Group):
-        return (choice,)
-    return choice if isinstance(choice, tuple) and all(isinstance(one, Group) for one in choice) else ()
-
-
-def _paths(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Path of every module to the parameters inside: their names there, and their names in the model."""
-    paths: dict[str, dict[str, str]] = {}
-    for name in names:
-        parts = name.split(".")
-        for depth in range(len(parts)):
-            paths.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = name
-    return paths
-
-
-def _outermost(paths: list[str]) -> list[str]:
-    """Leave out the modules that lie inside of another one."""
-    known = set(paths)
-
-    def is_inside(path: str) -> bool:
-        parts = path.split(".") if path else []
-        return any(".".join(parts[:depth]) in known for depth in range(len(parts)))
-
-    return [path for path in paths if not is_inside(path)]
-
-
-def _free(inside: dict[str, str], aliases: Mapping[str, str], taken: Mapping[str, object]) -> dict[str, str]:
-    """Leave out the parameters that an earlier key has taken."""
-    return {inner: name for inner, name in inside.items() if aliases[name] not in taken} if taken else inside
-
-
-def _members(
-    key: str, groups: tuple[Group, ...], inside: Mapping[str, dict[str, str]], modules: Names, findings: list[str]
-) -> Iterator[tuple[str, Member]]:
-    """Yield the members of groups in every module that a key means."""
-    inside = {path: names for path, names in inside.items() if names}
-    if not inside:
-        findings.append(f"no module with parameters has a name like {modules.describe(key)}")
-        return
-    names = {path: Names(inner) for path, inner in inside.items()}
-    for group in groups:
-        met: set[str] = set()
-        for path, inner in inside.items():
-            label = ".".join(part for part in (path, group.label) if part) or "model"
-            chosen = names[path].first_of(group.members)
-            met |= set(chosen.values())
-            for name, glob in chosen.items():
-                yield inner[name], Member(label, group.members[glob])
-            if not chosen:
-                findings.append(f"'{path}' has no parameter like {name_some(group.members)}, only {name_some(inner)}")
-        findings += [f"no parameter in '{key}' is like '{glob}'" for glob in group.members if glob not in met]
-
-
-def _misfits(found: Mapping[str, Member], parameters: Mapping[str, Tensor]) -> Iterator[str]:
-    """Describe the members whose pattern does not fit, and the groups whose members disagree."""
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, member in found.items():
-        try:
-            shapes.setdefault(member.group, {})[name] = tuple(member.unit.units_shape(parameters[name].shape))
-        except UnitError as error:
-            yield f"'{name}': {error}"
-    for group, members in shapes.items():
-        if len(set(members.values())) > 1:
-            listed = ", ".join(f"'{name}' {shape}" for name, shape in list(members.items())[:5])
-            yield f"the members of '{group}' must come to the same units, not {listed}"
-
-
-def _used_sizes(pattern: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of the axes that a pattern names: einops refuses others."""
-    axes = set(re.findall(r"[A-Za-z_]\w*", pattern))
-    return {axis: size for axis, size in sizes.items() if axis in axes}
-
-
-def unit_of(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> Unit:
-    """Find the unit of one parameter.
-
-    Output channels come first and input channels second in the scores, whatever order the module stores them in:
-    a kernel of any convolution, grouped or transposed, is scored at ``[o, i]`` with ``o`` the output channel and
-    ``i`` the input channel inside its group.
+def kept_by(values: Mapping[K, V]) -> Mapping[K, V]:
+    """The content of a mapping without copies of its tensors, for those who only read.
 
     Args:
-        name: Name of the parameter.
-        parameter: The parameter.
-        module: The module that computes with it (for a parametrized weight, the module that was parametrized).
-        wanted: A named unit, an einops pattern or a `Unit`.
+        values: Any mapping.
 
     Returns:
-        The unit, checked against the parameter's shape.
-
-    Raises:
-        UnitError: The name is unknown, or the pattern does not fit.
-
-    Example:
-        >>> conv = nn.ConvTranspose2d(4, 6, 3, groups=2)
-        >>> unit_of("up.weight", conv.weight, conv, "kernel").reduce(conv.weight).shape
-        torch.Size([6, 2])
+        What a `ReadOnly` holds, and any other mapping itself.
     """
-    if isinstance(wanted, str):
-        wanted = Unit(wanted) if "->" in wanted else _named(name, parameter, module, wanted)
-    try:
-        wanted.units_shape(parameter.shape)
-    except UnitError as error:
-        raise UnitError(f"'{name}': {error}") from error
-    return wanted
-
-
-def _named(name: str, parameter: Tensor, module: nn.Module, unit: str) -> Unit:
-    """Spell a named unit out as a pattern."""
-    if unit not in NAMED_UNITS:
-        raise UnitError(
-            f"unit must be one of {', '.join(NAMED_UNITS)}, an einops pattern with '->', or a mapping from name globs "
-            f"to these; got {unit!r}."
-        )
-    if unit == "weight":
-        return Unit("... -> ...")
-    if unit == "layer":
-        return Unit("... ->")
-    if parameter.ndim < 2:
-        if unit == "input":
-            raise UnitError(
-                f"'{name}' has shape {tuple(parameter.shape)} and no input axis; score it by weight, kernel or filter."
-            )
-        return Unit("... -> ...")
-    layout = layout_of(module, _local(name), parameter)
-    pattern = {"kernel": layout.kernel, "filter": layout.filter, "input": layout.input}[unit]
-    if pattern is None:
-        raise UnitError(f"'{name}' of {type(module).__name__} has no input axis; score it by weight, kernel or filter.")
-    return Unit(*pattern)
-
-
-def is_guess(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> bool:
-    """Whether a unit speaks of outputs or inputs, and the layer gives no sign which axes these are.
-
-    Args:
-        name: Name of the parameter.
-        parameter: The parameter.
-        module: The module that computes with it.
-        wanted: As for `unit_of`.
-    """
-    speaks = isinstance(wanted, str) and wanted in ("kernel", "filter", "input") and parameter.ndim >= 2
-    return speaks and layout_of(module, _local(name), parameter).is_guess
-
-
-def _local(name: str) -> str:
-    """Name of a parameter inside the module that computes with it; a parametrized one stands deeper."""
-    _, is_parametrized, after = name.rpartition("parametrizations.")
-    return after.partition(".")[0] if is_parametrized else name.rpartition(".")[2]
+    return values.kept if isinstance(values, ReadOnly) else values

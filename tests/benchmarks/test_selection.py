@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from filterattr import FilterAttributor, FilterScores, Group, Unit, output_channels
-from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import ScoredParameter
 from tests.benchmarks.interleaved import compare, record
 
 NAMES = "a thousand names: seconds"

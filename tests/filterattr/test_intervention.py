@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from filterattr import FilterSelection, SettingError, StateMismatchError, Unit, train_only
-from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import ScoredParameter
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),

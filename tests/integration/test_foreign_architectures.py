@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, Group, attention_heads, blend, output_channels, recurrent_gates, swapped
-from filterattr.units.unit import UnitLike
+from filterattr.units.groups import UnitLike
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -17,8 +17,7 @@ from filterattr import FilterAttributor, FilterScores, FilterSelection, StorageE
 from filterattr.analysis.masking import Masking
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.stability import SampleScores
-from filterattr.units.scored import ScoredParameter
-from filterattr.units.unit import Unit
+from filterattr.units.unit import ScoredParameter, Unit
 from sr_zoo.cli import main
 from sr_zoo.degradations import PoissonNoise, clean_inputs, degradations_from, evaluation_inputs, second_order
 from sr_zoo.images import write_image

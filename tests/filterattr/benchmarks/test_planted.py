@@ -18,7 +18,7 @@ from filterattr.benchmarks.families import families
 from filterattr.benchmarks.planted import main, run, table
 from filterattr.benchmarks.planting import FUNCTIONS, GENERAL, PlantedPair, is_learnt, loss, plant
 from filterattr.benchmarks.scoring import Judge, auroc, rankings
-from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import ScoredParameter
 
 pytestmark = pytest.mark.filterwarnings("ignore::filterattr.errors.FilterAttrWarning")
 

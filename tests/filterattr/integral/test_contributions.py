@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from filterattr import FilterAttribution, FilterAttributor
 from filterattr.integral.contributions import BatchedContributions, Contributions, Totals
-from filterattr.units.scored import ScoredParameter
-from filterattr.units.unit import Unit
+from filterattr.units.unit import ScoredParameter, Unit
 
 pytestmark = pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.FilterAttrWarning")
 

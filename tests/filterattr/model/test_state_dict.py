@@ -28,7 +28,7 @@ from filterattr.analysis.knockout import KnockOutJob
 from filterattr.analysis.masking import Masking
 from filterattr.analysis.rankings import magnitude, weight_change
 from filterattr.model.state_dict import plain_state
-from filterattr.units.scored import ScoredParameter
+from filterattr.units.unit import ScoredParameter
 
 X = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 

@@ -25,7 +25,7 @@ from filterattr import (
     contrast,
 )
 from filterattr.results.scores import FilterSelection
-from filterattr.units.scored import ScoredParameter, kept_by
+from filterattr.units.unit import ScoredParameter, kept_by
 from tests.networks import smooth_network, squared_sum
 
 PARAMETERS = {
@@ -359,7 +359,7 @@ class TestSingleWeights:
 
     def test_a_checkpoint_that_holds_them_twice_is_taken_up(self, tmp_path: Path) -> None:
         from filterattr.estimators.fixed import PerSampleEstimator
-        from filterattr.units.scored import STATISTICS
+        from filterattr.units.unit import STATISTICS
 
         torch.manual_seed(0)
         base, target = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()

@@ -22,7 +22,7 @@ from filterattr import (
     train_only,
 )
 from filterattr.results.attribution import FilterAttribution
-from filterattr.units.scored import sum_over_units
+from filterattr.units.unit import sum_over_units
 
 
 class Attention(nn.Module):
@@ -288,7 +288,7 @@ def mixed(layer: Attention, x: Tensor) -> Tensor:
     ids=lambda value: type(value).__name__,
 )
 def test_gates_span_both_weights_and_both_biases(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    from filterattr.units.scored import units_of
+    from filterattr.units.unit import units_of
 
     parameters = FilterAttributor(module, unit=recurrent_gates(module)).scored_parameters()
     found = {name.removeprefix("model."): tuple(shape) for name, shape in units_of(parameters).items()}

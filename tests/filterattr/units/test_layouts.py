@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, FilterAttrWarning, UnitError, output_channels, register_layout
-from filterattr.units.layouts import REGISTERED, layout_of
-from filterattr.units.unit import unit_of
+from filterattr.units.layouts import REGISTERED, layout_of, unit_of
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 

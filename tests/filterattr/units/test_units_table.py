@@ -26,7 +26,7 @@ from filterattr import (
     recurrent_gates,
     swapped,
 )
-from filterattr.units.unit import UnitLike
+from filterattr.units.groups import UnitLike
 from tests.reference.slow_attribution import UnitIndex, slow_attribution
 
 PAGE = Path(__file__).parents[3] / "docs" / "explanation" / "units.md"

@@ -1,0 +1,175 @@
+"""What users name by texts: keys of units, `select=`, layers; and what is scored if they name nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from fnmatch import translate
+from glob import escape
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from filterattr import (
+    FilterAttributor,
+    FilterAttrWarning,
+    FilterScores,
+    Group,
+    LossError,
+    SettingError,
+    UnitError,
+    output_channels,
+)
+from filterattr.activations.attributor import _select_layers
+from filterattr.analysis.rankings import magnitude
+from filterattr.units.groups import UnitLike
+
+
+def scored(model: nn.Module, **settings: Any) -> dict[str, tuple[int, ...]]:
+    """Names of the scored parameters, and the shapes of their scores."""
+    parameters = FilterAttributor(model, **settings).scored_parameters()
+    return {name: tuple(one.units_shape) for name, one in parameters.items()}
+
+
+def network() -> nn.ModuleDict:
+    """Names with brackets, and a tied weight."""
+    model = nn.ModuleDict({"conv[3x3]": nn.Conv2d(2, 4, 3), "conv3": nn.Conv2d(2, 4, 3), "head": nn.Conv2d(4, 3, 1)})
+    model["tied"] = nn.Conv2d(4, 3, 1)
+    model["tied"].weight = model["head"].weight
+    return model
+
+
+def test_mapping_takes_the_first_key_that_matches() -> None:
+    wanted = {"head.*": "layer", "conv3.*": "filter", "*": "kernel"}
+    assert scored(network(), unit=wanted) == {"conv[3x3].weight": (4, 2), "conv3.weight": (4,), "head.weight": ()}
+    with pytest.raises(UnitError, match=r"no glob of 'head\.\*' matches 'conv3\.weight'"):
+        FilterAttributor(network(), unit={"head.*": "layer"})
+
+
+def test_keys_of_a_mapping_mean_names_with_brackets_and_second_names() -> None:
+    assert scored(network(), unit={"conv[3x3].weight": "layer", "*": "kernel"})["conv[3x3].weight"] == ()
+    assert scored(network(), unit={"conv[3x3].weight": "layer", "*": "kernel"})["conv3.weight"] == (4, 2)
+    assert scored(network(), unit={escape("conv[3x3].weight"): "layer", "*": "kernel"})["conv[3x3].weight"] == ()
+    assert scored(network(), unit={"tied.weight": "layer", "*": "kernel"})["head.weight"] == ()
+    assert scored(network(), unit={"tied*": "filter", "*": "kernel"})["head.weight"] == (3,)
+    group = {"conv[3x3]": Group({"*": "o ... -> o"}), "*": "kernel"}
+    assert scored(network(), unit=group)["conv[3x3].bias"] == (4,)
+    assert scored(network(), unit=group)["conv3.weight"] == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        ({"haed.weight": "layer", "*": "kernel"}, r"no parameter has a name like 'haed\.weight' \(nearest: 'head\.we"),
+        ({"conv4*": "layer", "*": "kernel"}, r"no parameter has a name like 'conv4\*' \(nearest: "),
+        ({"*": "kernel", "head*": "layer"}, r"all that 'head\*' means stands under an earlier key; put it before"),
+        ({"conv[5x5].weight": "layer", "*": "kernel"}, r"'conv\[5x5\]\.weight' \(nearest: 'conv\[3x3\]\.weight'"),
+        ({"haed": Group({"*": "o ... -> o"})}, r"no module with parameters has a name like 'haed' \(nearest: 'head'"),
+    ],
+)
+def test_keys_that_mean_nothing_are_refused_with_the_nearest_names(unit: UnitLike, message: str) -> None:
+    with pytest.raises(UnitError, match=message):
+        FilterAttributor(network(), unit=unit)
+
+
+def test_all_keys_that_mean_nothing_are_in_one_message() -> None:
+    with pytest.raises(UnitError, match=r"'haed\.\*'.*; .*'bdoy\.\*'"):
+        FilterAttributor(network(), unit={"haed.*": "layer", "bdoy.*": "layer", "*": "kernel"})
+
+
+def test_a_key_may_mean_what_is_not_selected_and_the_rest_may_be_nothing() -> None:
+    assert scored(network(), unit={"*bias": "layer", "*": "kernel"})["head.weight"] == (3, 4)
+    assert scored(nn.Linear(2, 3), unit={"weight": "filter", "*": "kernel"}) == {"weight": (3,)}
+
+
+def test_select_means_names_with_brackets_and_second_names() -> None:
+    assert list(scored(network(), select="conv[3x3].weight")) == ["conv[3x3].weight"]
+    assert list(scored(network(), select=["tied.weight", "conv3.bias"])) == ["conv3.bias", "head.weight"]
+    assert list(scored(network(), select="tied.*")) == ["head.weight", "tied.bias"]
+
+
+def test_names_in_select_that_mean_nothing_are_refused_with_the_nearest_names() -> None:
+    message = (
+        r"select=\['head\.weight', 'haed\.weight'\] must name .* nothing is like 'haed\.weight' \(nearest: 'head\.we"
+    )
+    with pytest.raises(UnitError, match=message):
+        FilterAttributor(network(), select=["head.weight", "haed.weight"])
+
+
+def test_allow_unused_means_second_names_too() -> None:
+    base, target = network().double(), network().double()
+    image = torch.ones(1, 2, 5, 5, dtype=torch.float64)
+    loss = lambda model: model["conv3"](image).square().sum()  # noqa: E731
+    rest = ["conv[3x3].weight", "conv[3x3].bias", "head.bias", "tied.*"]  # head.weight is meant by its second name
+    assert FilterAttributor(base).attribute(base, target, loss, allow_unused=rest).completeness_error < 1e-10
+    with pytest.raises(LossError, match=r"differ in 'tied\.bias', but no gradient"):
+        FilterAttributor(base).attribute(base, target, loss, allow_unused=[*rest[:-1], "tied.weight", "tide.bias"])
+
+
+def test_scores_are_narrowed_by_names_with_brackets() -> None:
+    scores = magnitude(FilterAttributor(network()), network())
+    assert list(scores.only("conv[3x3].weight")) == ["conv[3x3].weight"]
+    with pytest.raises(SettingError, match=r"got 'haed\.weight' \(nearest: 'head\.weight'"):
+        scores.only("haed.weight")
+    with pytest.raises(SettingError, match=r"there is no 'haed\.weight' \(nearest: 'head\.weight'"):
+        scores.select({"haed.weight": [0]})
+
+
+def test_layers_are_meant_by_names_with_brackets() -> None:
+    model = network()
+    assert list(_select_layers(model, "conv[3x3]")) == ["conv[3x3]"]
+    assert list(_select_layers(model, ["conv*"])) == ["conv[3x3]", "conv3"]
+    with pytest.raises(SettingError, match=r"'haed' \(nearest: 'head'\) fit none of"):
+        _select_layers(model, ["haed", "conv3"])
+
+
+def test_a_glob_is_compiled_once_and_an_exact_name_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts, as seconds depend on the machine; the seconds are in tests/benchmarks."""
+    translated = []
+    monkeypatch.setattr("filterattr.names.translate", lambda text: translated.append(text) or translate(text))
+    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(300)])
+    every = [f"{number}.weight" for number in range(300)]
+    FilterAttributor(model, unit=dict.fromkeys(every, "filter"))
+    FilterAttributor(model, unit=output_channels(model))
+    parameters = FilterAttributor(model, select=every).scored_parameters()
+    FilterScores({name: torch.zeros(1, 1) for name in every}, parameters).only(*every)
+    assert not translated
+    FilterAttributor(model, unit={f"{number}.w*": "filter" for number in range(300)})
+    assert len(translated) == 300
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 8), reason="einops imports torch._dynamo on PyTorch before 2.8")
+def test_the_first_attributor_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, torch; from torch import nn; from filterattr import FilterAttributor, attention_heads; "
+        "model = nn.MultiheadAttention(4, 2); FilterAttributor(model, unit=attention_heads(model)); "
+        "FilterAttributor(nn.Conv2d(1, 2, 3)); print('sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_default_of_a_large_network_is_no_single_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleDict({"conv": nn.Conv2d(2, 3, 3), "point": nn.Conv2d(3, 9, 1), "head": nn.Linear(9, 30)})
+    kernels = {"conv.weight": (3, 2), "point.weight": (9, 3), "head.weight": (30, 9)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scored(model) == kernels
+        assert FilterAttributor(model).unit == "kernel"
+    monkeypatch.setattr("filterattr.units.select._MANY_UNITS", 290)  # 297 kernels are single weights
+    with pytest.warns(FilterAttrWarning, match=r"unit= was not given.*'point\.weight', 'head\.weight' .* 297 in all"):
+        assert scored(model) == {"conv.weight": (3, 2), "point.weight": (9,), "head.weight": (30,)}
+    assert scored_silently(model, unit="filter") == {"conv.weight": (3,), "point.weight": (9,), "head.weight": (30,)}
+    with pytest.warns(FilterAttrWarning, match=r"303 units for 351 weights: their scores take 0\.0 GiB, 7\.0 times"):
+        assert scored(model, unit="kernel") == kernels
+    monkeypatch.setattr("filterattr.units.select._MANY_UNITS", 303)
+    assert scored_silently(model, unit="kernel") == kernels
+
+
+def scored_silently(model: nn.Module, **settings: Any) -> dict[str, tuple[int, ...]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return scored(model, **settings)
