@@ -31,9 +31,8 @@ from filterattr.jobs.sample_loop import SampleLoop, job_environment
 from filterattr.jobs.samples import pair_note, series
 from filterattr.loss.checks import Loss as Loss
 from filterattr.loss.checks import check_call
+from filterattr.model.context import GradientMode, ModelLock, training_warning
 from filterattr.model.fitting import Side, fit_states, rounding_warning
-from filterattr.model.lock import ModelLock
-from filterattr.model.modes import GradientMode, training_warning
 from filterattr.model.random_state import CallersRandomness
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
 from filterattr.model.swap import ParameterSwap, restoring

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from filterattr.errors import SettingError, StateMismatchError, gathered, name_some
+from filterattr.model.context import ModelLock
 from filterattr.model.fitting import by_first_name, lost_values
-from filterattr.model.lock import ModelLock
 from filterattr.model.random_state import CallersRandomness, Turn, seed_all
 from filterattr.model.state_dict import StateLike, copied, plain_state, shared_names, unwrap_model
 from filterattr.model.swap import ParameterSwap

@@ -25,8 +25,7 @@ from filterattr.errors import (
     name_some,
 )
 from filterattr.integral.quadrature import Quadrature
-from filterattr.model.lock import ModelLock
-from filterattr.model.modes import GradientMode
+from filterattr.model.context import GradientMode, ModelLock
 from filterattr.model.random_state import CallersRandomness, Turn, derive_seed, has_drawn, seed_all
 from filterattr.model.swap import ParameterSwap
 

@@ -18,7 +18,7 @@ from filterattr.integral.quadrature import Quadrature
 from filterattr.intervention import swapped
 from filterattr.jobs.samples import series
 from filterattr.loss.checks import Loss
-from filterattr.model.modes import GradientMode
+from filterattr.model.context import GradientMode
 from filterattr.model.state_dict import StateLike, completed, state_for
 from filterattr.model.swap import ParameterSwap, refuse_behind, restoring
 from filterattr.results.scores import FilterScores

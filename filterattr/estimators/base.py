@@ -17,7 +17,7 @@ from filterattr.integral.path import Path
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.loss.checks import Loss
-from filterattr.model.modes import Autocast
+from filterattr.model.context import Autocast
 from filterattr.model.swap import ParameterSwap
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import mark_top

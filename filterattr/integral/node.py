@@ -18,7 +18,7 @@ from filterattr.loss.checks import Loss, check_scalar, first_nonfinite_output
 from filterattr.loss.out_of_memory import advice, sizes_of
 from filterattr.loss.repeats import changed_by, roots_of
 from filterattr.loss.sample_watch import SampleWatch, fresh
-from filterattr.model.modes import Autocast
+from filterattr.model.context import Autocast
 from filterattr.model.random_state import RandomState, Turn, seed_all
 from filterattr.model.swap import ParameterSwap, restoring
 

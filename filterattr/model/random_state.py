@@ -217,7 +217,7 @@ class Turn:
 class CallersRandomness:
     """The random state outside of all calls that run at present: each begins with it, and the last restores it.
 
-    `enter` and `leave` are plain calls, as in `filterattr.model.modes`.
+    `enter` and `leave` are plain calls, as in `filterattr.model.context`.
 
     Example:
         >>> caller = CallersRandomness()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from filterattr.model.lock import ModelLock
+from filterattr.model.context import ModelLock
 from filterattr.model.random_state import RandomState
 from filterattr.model.swap import ParameterSwap, restoring
 

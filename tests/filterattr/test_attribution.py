@@ -103,11 +103,14 @@ class TestPublishedAlgorithm:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
     @pytest.mark.parametrize("build", [SRResNet, SRCNNStyle])
-    def test_full_size_networks_equal_the_literal_loop(self, build: type[nn.Module], dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("n_steps", [10, pytest.param(100, marks=pytest.mark.slow)])
+    def test_full_size_networks_equal_the_literal_loop(
+        self, n_steps: int, build: type[nn.Module], dtype: torch.dtype
+    ) -> None:
         base, target = build().to(dtype), build().to(dtype)
         degraded, reference = torch.rand(1, 3, 8, 8, dtype=dtype), torch.rand(1, 3, 16, 16, dtype=dtype)
         expected = naive_faig.kernel_scores(
-            lambda: build().to(dtype), base.state_dict(), target.state_dict(), degraded, reference
+            lambda: build().to(dtype), base.state_dict(), target.state_dict(), degraded, reference, steps=n_steps
         )
         assert len(expected) == {SRResNet: 151_936, SRCNNStyle: 156_224}[build]
         attribution = FilterAttributor(base).attribute(
@@ -115,7 +118,7 @@ class TestPublishedAlgorithm:
             target,
             lambda model: (model(degraded) - reference).square().sum(),
             method="riemann_right",
-            n_steps=100,
+            n_steps=n_steps,
         )
         found = attribution.scores().flat().numpy()
         # in fp32 either side is up to 1e-5 away from fp64: a rounded weight can flip a ReLU

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# those that train a network on real data
+# `make docs` and `make test-all` run them: those that train a network on real data, or ask many questions of one
 SLOW = {
     "plot_character_gpt",
     "plot_character_lm",
+    "plot_deblurring_and_denoising",
     "plot_digits_new_domain",
+    "plot_evidence",
     "plot_lora",
     "plot_sensor_1d",
     "plot_tabular",

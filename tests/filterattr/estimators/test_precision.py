@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, LossError, SettingError
-from filterattr.model.modes import Autocast
+from filterattr.model.context import Autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:the attributions should sum:filterattr.FilterAttrWarning")
 
