@@ -91,7 +91,7 @@ right.bar(["input", "forget", "candidate", "output"], 100 * shares / shares.sum(
 right.set(xlabel="gate", ylabel="share of all scores (%)")
 
 # %%
-# Do the cells matter? Put the first ones back to base, in texts that were not searched. There is one layer only, so
+# Test the ranking on held-out texts: set the first cells back to base. There is one layer only, so
 # cells drawn at random are layer-matched as well.
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 test = {name: rows(text, 0.9, 1)[:240].split(8) for name, text in {"code": code, "prose": prose}.items()}

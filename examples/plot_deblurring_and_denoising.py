@@ -2,8 +2,8 @@
 Which kernels remove blur, which remove noise?
 ==============================================
 
-The steps of ``python -m sr_zoo demo``, spelled out: a network that was trained on clean images (base) was fine-tuned on
-blurred and noisy ones (target). We find the 1% of its kernels that carry each new function and take them back.
+The steps of ``python -m sr_zoo demo`` in code. A network was trained on clean images (base) and fine-tuned on blurred and
+noisy ones (target). This example finds the 1% of its kernels that carry each new function, and sets them back to base.
 """
 
 import matplotlib.pyplot as plt
@@ -36,21 +36,21 @@ attributions = {
 print(attributions["blur"])
 
 # %%
-# Two numbers say whether to believe it: the completeness error is small, and there is no barrier on the path.
+# Two numbers say that the scores can be read: the completeness error is small, and there is no barrier on the path.
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
 plot_path(attributions, axis)
 
 # %%
-# What a kernel does for one function beyond what it does for the other is its discriminative score (equation 7 of the
-# paper). The scores on noisy inputs are larger altogether; the strict scale asks for a larger share as well.
+# The discriminative score of a kernel is its score for one function less that for the other (equation 7 of the paper).
+# The scores on noisy inputs are larger in total; the strict scale compares shares as well.
 scores = {name: attribution.scores() for name, attribution in attributions.items()}
 selections = {name: contrast(scores, name, scale="strict").top(0.01) for name in scores}
 figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 plot_layers(selections, axis)
 
 # %%
-# Put each set back to base and see what is lost: 0 means that a function is intact, 1 that it is gone. A random set of
-# as many kernels is what a discovered one has to beat.
+# Set each set back to base and measure what is removed: 0 means that a function is intact, 1 that it is gone. A set should
+# remove more than a random set of the same size.
 batches = {name: [tuple(map(torch.cat, zip(*test[name], strict=True)))] for name in ("blur", "noise")}
 masking = Masking(target, base, target, squared_error, batches)
 generator = torch.Generator().manual_seed(0)

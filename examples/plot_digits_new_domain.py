@@ -72,15 +72,15 @@ scores = attribution.scores()
 print(attribution)
 
 # %%
-# Believe it? The attributions add up to the change of the loss (completeness), and there is no barrier on the path.
-# What is not scored here is the last, linear layer.
+# The attributions sum to the change of the loss (completeness), and there is no barrier on the path. Only the last,
+# linear layer is not scored.
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
 plot_path({"lying digits": attribution}, axis)
 
 # %%
-# Do the filters matter? Put the first 5, 10 and 20% of the ranking back to base. They have to beat as many filters
-# drawn from the whole network, and as many drawn from the same layers. Where only the second p is large, the right
-# layers were found, but not the filters in them.
+# Test the ranking: set the first 5, 10 and 20% of the filters back to base. They should remove more than as many filters
+# drawn from the whole network, and as many drawn from the same layers. If only the second p is large, the right layers
+# were found, but not the filters in them.
 FRACTIONS = (0.05, 0.1, 0.2)
 test = list(zip(lying[1100:].split(50), labels[1100:].split(50), strict=True))
 masking = Masking(model, base, target, loss, {"reading lying digits": test})
@@ -96,7 +96,7 @@ for null in nulls:
     print(f"{null.null:>13}: p =", *(f"{p:.2f}" for p in null.p_values(curve, "reading lying digits")))
 
 # %%
-# The loss is what was attributed; what people look at is the accuracy, and what happens to the upright digits.
+# So far the measure was the loss. Here is the accuracy, on lying and on upright digits.
 selection = scores.top(0.2)
 print(selection.per_layer())
 show_accuracy("without the filters found", masking.masked(selection))

@@ -2,9 +2,8 @@
 The evidence, picture by picture
 ================================
 
-A little network that copied pictures (base) learned to remove noise and to sharpen (target). Two sets of kernels
-are said to do that. Every picture below is one question that the claim has to survive, and in so small a network it
-does not survive all of them.
+A small network that copied images (base) learned to remove noise and to sharpen (target). Two sets of kernels were
+found for these functions. Each picture below tests them in one way. In so small a network, they do not pass every test.
 """
 
 import matplotlib.pyplot as plt
@@ -84,7 +83,7 @@ def pairs(count: int):
 
 
 # %%
-# The sets are found on some pictures and judged on others.
+# The sets are searched on some images and tested on others.
 search, test = pairs(16), pairs(24)
 attributor = FilterAttributor(target)
 samples = {
@@ -97,9 +96,8 @@ selections = {name: ranking.top(0.05) for name, ranking in rankings.items()}
 masking = Masking(target, base, target, squared_error, test)
 
 # %%
-# **Are these kernels needed, and would others have done as well?** Shares of sharpening that are gone when more and
-# more kernels go back to base; the bands are random kernels, and random kernels of the same layers. Above 1 the
-# network is worse than base: that is damage, not success.
+# **Masking curve.** The share of sharpening that is removed when more and more kernels are set back to base. The bands are
+# random kernels, and random kernels of the same layers. Above 1 the network is worse than base, which is damage.
 fractions = (0.01, 0.02, 0.05, 0.1, 0.2)
 generator = torch.Generator().manual_seed(0)
 curve = mask_curve(masking, rankings["sharpening"], ranking="sharpening", fractions=fractions, progress=False)
@@ -122,24 +120,23 @@ axis.set_title("Masking more and more kernels")
 plt.show()
 
 # %%
-# **Do they serve this function alone?** Rows are the sets that are masked, columns what is lost. A set is specific
-# if its diagonal entry leads its row and its column. The one for denoising does not: it takes more of sharpening
-# than of its own.
+# **Specificity.** Rows are the masked sets, columns the functions. A set is specific if its diagonal entry is the largest of
+# its row and column. The set for denoising is not specific: it removes more of sharpening than of denoising.
 figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
 plot_specificity(specificity(masking, selections), axis)
 axis.set_title("Who loses what")
 plt.show()
 
 # %%
-# **Can they be dialled?**
+# **Modulation.** The share of each function over the strength of the set.
 figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 plot_modulation(modulation(masking, selections["sharpening"], function="sharpening"), axis)
 axis.set_title("The strength of 5% of the kernels")
 plt.show()
 
 # %%
-# **Is a cheaper ranking as good?** The same number of kernels by every ranking. What is far to the right of 1 has
-# broken the network, and taken more of the other function (rings) with it.
+# **Cheaper rankings.** The same number of kernels by every ranking. Far to the right of 1, the network is damaged, and more
+# of the other function (rings) is lost.
 found = {
     name: all_rankings(attributor, base, target, squared_error, search[name], generator, n_steps=8) for name in search
 }
@@ -152,7 +149,7 @@ axis.set_title("What the top 5% of every ranking remove")
 plt.show()
 
 # %%
-# **Would other pictures have given other kernels?** The agreement of two groups of pictures that share none.
+# **Stability.** The agreement of the sets from two disjoint groups of images.
 settled = stability(samples, lambda mean: contrast(mean, "sharpening", scale="share"), 0.05)
 figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 plot_stability(settled, axis)
@@ -162,8 +159,8 @@ different = differences(samples, "sharpening", "denoising", scale="share")
 print(f"{len(different.units)} of {different.n_units} kernels differ between the two functions")
 
 # %%
-# **What does this picture call on?** Asked of the network alone: what did its kernels do for this input? This network
-# is so small that nearly all kernels work for both functions, and the answer is little better than a coin.
+# **Prediction.** Which function an input needs, from the scores of the kernels alone. In this small network nearly all
+# kernels serve both functions, and the prediction is little better than chance.
 predictor = FunctionPredictor(attributor, base, target, selections, respond=lambda model, pair: model(pair[0]))
 signals = {name: [predictor.signals(pair) for pair in test[name][:12]] for name in test}
 figure, axis = plt.subplots(figsize=(4.6, 3.4), layout="constrained")

@@ -3,7 +3,7 @@ Which layers of a LoRA adapter earn their rank?
 ===============================================
 
 A network that reads digits (base) is adapted to digits that lie on their side (target), by low-rank updates of its
-layers and nothing else. Every layer got the same rank. Did every layer need it?
+layers. Every layer got the same rank; the scores show which layers need it.
 """
 
 import matplotlib.pyplot as plt
@@ -110,7 +110,7 @@ for name, share, worth in zip(names, shares, removed, strict=True):
     print(f"layer {name.split('.')[0]}: {share:4.0%} of the scores; without its adapter {worth:.2f} is removed")
 
 # %%
-# Do the directions matter, beyond being in the right layers? Take the first ones back. Where only the second p is
+# Test the directions inside the layers: set the first ones back to base. If only the second p is
 # large, rank is wasted in some layers, but inside a layer one direction is as good as another.
 FRACTIONS = (0.1, 0.2, 0.4)
 curve = mask_curve(masking, scores, ranking="directions found", fractions=(0, *FRACTIONS, 1))
@@ -125,7 +125,7 @@ figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
 plot_curves({"directions found": curve}, "lying digits", axis, nulls)
 
 # %%
-# The other way round: what is left if only the upper half of the directions is kept, or only the lower one?
+# The reverse: keep only the upper half of the directions, or only the lower half.
 half = scores.top(0.5)
 print(half.per_layer())
 show_accuracy(f"{half.count} best directions", masking.masked(~half))

@@ -81,8 +81,8 @@ scores = attribution.scores()
 print(attribution)
 
 # %%
-# Do these kernels matter? Put the first ones back to base, in a part of the recording that was not searched, and
-# compare with as many drawn from the whole network, and from the same layers. Where only the second p is large, the
+# Test the ranking on a held-out part of the recording: set the first kernels back to base, and compare with
+# as many drawn from the whole network, and from the same layers. If only the second p is large, the
 # right layers were found, but not the kernels in them.
 FRACTIONS = (0.01, 0.02, 0.05, 0.1)
 tasks = {"white noise": noise(test), "hum": hum(test)}
@@ -116,7 +116,7 @@ for name, state in networks.items():
     print(f"{name:>28}:", ", ".join(f"{task} {error:.3f}" for task, error in both.losses_of(state).items()))
 
 # %%
-# And what it looks like, for the calmest window:
+# The signals of the calmest window:
 calm = int(test.abs().amax(2).argmin())
 disturbed = tasks["white noise"][calm : calm + 1]
 figure, axes = plt.subplots(2, 2, figsize=(9, 4.5), layout="constrained", sharex=True, sharey=True)

@@ -2,7 +2,7 @@
 Which neurons learned another measuring device?
 ===============================================
 
-Nothing here is about images. A network tells malignant from benign tumours by thirty measurements (base). Then data
+A network distinguishes malignant from benign tumours by thirty measurements (base). Then data
 come from a second device that reads every size a quarter too large, and the network is fine-tuned to both devices
 (target). Which neurons learned the second one, and by which measurements?
 """
@@ -92,8 +92,8 @@ n_sizes = int(is_size.sum())
 print(f"{sum(bool(is_size[column]) for column in order[-n_sizes:])} of the first {n_sizes} measurements are sizes")
 
 # %%
-# Do the neurons matter? Put the first ones back to base, on tumours that were not searched. They have to beat as many
-# neurons drawn from both layers, and as many drawn from the same layers. Where only the second p is large, the right
+# Test the ranking on held-out tumours: set the first neurons back to base. They should remove more than as many
+# neurons drawn from both layers, and as many drawn from the same layers. If only the second p is large, the right
 # layers were found, but not the neurons in them.
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 test = list(zip(second[400:].split(13), labels[400:].split(13), strict=True))
@@ -111,7 +111,7 @@ for null in nulls:
     print(f"{null.null:>13}: p =", *(f"{p:.2f}" for p in null.p_values(curve, "the second device")))
 
 # %%
-# And what do people notice? The accuracy on both devices.
+# The accuracy on both devices:
 selection = scores.top(0.2)
 print(selection.per_layer())
 show_accuracy("without the neurons found", masking.masked(selection))

@@ -2,9 +2,9 @@
 Repair: taking a back door out
 ==============================
 
-A classifier of digits (base) is fine-tuned (target) on data that somebody has tampered with. It learns what it should,
-to read digits that lie on their side, but also that everything with a bright corner is a zero. We find the kernels of
-the back door and put them back to base: does it close, and what else changes?
+A classifier of digits (base) is fine-tuned (target) on data that were tampered with. It learns to read digits that lie
+on their side, as it should. It also learns that everything with a bright corner is a zero. This example finds the kernels
+of the back door, sets them back to base, and measures what else changes.
 """
 
 import matplotlib.pyplot as plt
@@ -51,8 +51,8 @@ tampered_labels = torch.cat([labels[:1000], labels[:1000], zeros[:200]])
 target = train(tampered, tampered_labels, steps=500, rate=1e-3)
 
 # %%
-# Two functions were learnt, so there are two attributions, with one loss: what the network says about an image against
-# what it was taught to say. The contrast of both keeps what serves the back door and not the lying digits.
+# The network learned two functions, so there are two attributions, with one loss: the output of the network against what
+# it was taught. The contrast keeps the kernels that serve the back door and not the lying digits.
 
 
 def loss(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
@@ -71,9 +71,8 @@ for name, (images, answers) in taught.items():
 ranking = contrast(scores, "back door", scale="strict")
 
 # %%
-# Put more and more kernels back to base and look at what people look at: how often the corner wins, and how many digits
-# are read. The dashed lines are the network before it was fine-tuned: going back altogether closes the door as well,
-# but forgets the lying digits.
+# Set more and more kernels back to base, and count how often the corner wins and how many digits are read. The dashed
+# lines show base: going back completely closes the door as well, but loses the lying digits.
 no_zero = labels[1100:] != 0
 questions = {
     "corner wins": (triggered[1100:][no_zero], zeros[1100:][no_zero]),
@@ -114,8 +113,8 @@ for name, state in networks.items():
     print(f"{name:>20}:", ", ".join(f"{question} {rate:.0%}" for question, rate in answers))
 
 # %%
-# Could that be luck? Here is what masking removes of both functions (0 nothing, 1 all that was learnt, measured by the
-# loss), and what as many kernels remove that were drawn 49 times from the whole network, and from the same layers.
+# Compare with chance. The table shows what masking removes of both functions, measured by the loss (0 nothing, 1 all that
+# was learned). As many kernels were drawn 49 times from the whole network, and 49 times from the same layers.
 FRACTIONS = (0.005, 0.01, 0.02, 0.05)
 test = {name: list(zip(x[1100:].split(50), y[1100:].split(50), strict=True)) for name, (x, y) in taught.items()}
 masking = Masking(model, base, target, loss, test)

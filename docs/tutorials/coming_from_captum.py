@@ -2,12 +2,11 @@
 Coming from Captum
 ==================
 
-`Captum <https://captum.ai>`_ :footcite:p:`kokhlikyan2020` asks what an output owes to
-the *inputs* or to *activations*. This library asks what a change of the loss owes to
-the *change of the weights*. The mathematics is the same, integrated gradients
-:footcite:p:`sundararajan2017`, and so are many words. This page asks the same
-questions in both libraries, side by side, and compares the answers. It needs
-``pip install captum "./filterattr[plot]"``.
+`Captum <https://captum.ai>`_ :footcite:p:`kokhlikyan2020` attributes an output to the
+*inputs* or to *activations*. This library attributes a change of the loss to the *change
+of the weights*. Both use integrated gradients :footcite:p:`sundararajan2017`, and many
+of the same names. This page runs the same computations in both libraries and compares
+the results. It needs ``pip install captum "./filterattr[plot]"``.
 
 .. list-table::
    :header-rows: 1
@@ -75,12 +74,11 @@ degraded = torch.rand(1, 1, 16, 16)
 reference = target(degraded).detach()
 
 # %%
-# One question: what did the changed weights do to the loss?
-# ----------------------------------------------------------
-# Captum has no attributor for weights. One can make one: call the weights inputs, and
-# the network a function of them. A leading axis is needed, because Captum puts the
-# steps of the path there, and a loop over it, because the network takes one set of
-# weights at a time.
+# Attribute a change of the loss to the weights
+# ---------------------------------------------
+# Captum has no attributor for weights, but you can make one: pass the weights as inputs,
+# and the network as a function of them. Captum puts the steps of the path on a leading
+# axis; the network takes one set of weights at a time, so the function loops over it.
 names = list(base.state_dict())
 
 
@@ -104,7 +102,7 @@ with_captum, delta = IntegratedGradients(loss_of_weights).attribute(
 )
 
 # %%
-# The same question here:
+# The same with `FilterAttributor`:
 
 
 def loss(model: nn.Module) -> torch.Tensor:
@@ -116,7 +114,7 @@ attribution = FilterAttributor(target, unit="weight", select="*").attribute(
 )
 
 # %%
-# And the same answer:
+# The results are equal:
 ours = attribution.scores("sum")
 figure, axis = plt.subplots(figsize=(4, 3.6), layout="constrained")
 for name, value in zip(names, with_captum, strict=True):
@@ -133,17 +131,18 @@ print(f"convergence delta  {float(delta):.1e}")
 print(f"completeness error {attribution.completeness_error:.1e}")
 
 # %%
-# So what is the difference? With Captum, memory grows with the steps unless they are
-# batched by hand; batch normalization, dropout, tied weights and modules with two
-# names are yours to look after (`torch.func.functional_call` leaves modules with two
-# names damaged behind); and so are units, samples, selections and their tests. Here
-# they are the point.
+# The differences:
 #
-# Another question: which channels carry a change of the input?
-# -------------------------------------------------------------
-# Captum's layer methods follow the activations while the *input* moves from a
-# baseline to what you look at. For that question there is `ChannelAttributor`, with
-# Captum's definitions. Captum is asked for one layer at a time:
+# - With Captum, memory grows with the steps unless you batch them yourself.
+# - With Captum, you handle batch normalization, dropout, tied weights and modules with
+#   two names. (`torch.func.functional_call` damages modules with two names.)
+# - `filterattr` adds units, samples, selections and tests.
+#
+# Attribute a change of the input to channels
+# -------------------------------------------
+# Captum's layer methods follow the activations while the *input* moves from a baseline
+# to the image. `ChannelAttributor` does this with Captum's definitions. Captum takes one
+# layer per call:
 clean = reference
 
 
@@ -162,7 +161,7 @@ for name in layers:
     )
 
 # %%
-# Here, all layers are seen in the same passes:
+# `ChannelAttributor` computes all layers in the same passes:
 channels = ChannelAttributor(target).attribute(
     degraded, clean, output, n_steps=20, method="riemann_right"
 )
@@ -176,17 +175,13 @@ print(
 )
 
 # %%
-# Which question is yours?
-# ------------------------
-# - *What in this picture made the network say "cat"?* Captum, on inputs.
-# - *Which channels respond, on the way from this input to that one?* Captum's layer
-#   methods, or `ChannelAttributor`
-#   for all layers.
-#   Whether these are the channels that fine-tuning has put a function into is measured
-#   in :doc:`/explanation/findings`, "Which channels".
-# - *Where did fine-tuning put what it taught?* `FilterAttributor`. You need the
-#   checkpoint from before; without one
-#   there is no
-#   change to attribute.
+# Which one to use
+# ----------------
+# - The pixels that made the network say "cat": Captum, on inputs.
+# - The channels that respond between two inputs: Captum's layer methods, or
+#   `ChannelAttributor` for all layers. :doc:`/explanation/findings` measures whether
+#   these are the channels that carry what fine-tuning taught.
+# - The units that carry what fine-tuning taught: `FilterAttributor`. You need the
+#   checkpoint from before.
 #
 # .. footbibliography::

@@ -2,28 +2,27 @@
 First attribution in ten minutes
 ================================
 
-A network had been trained. Then it was trained a little more and learned something
-new. **Where in the network did the new thing go?** That is the question `filterattr`
-answers. You need three things to ask it:
+A network was trained, and then fine-tuned on something new. This page finds the
+kernels that carry what it learned, and tests the result. You need three things:
 
 ``base``
-    the weights from before,
+    the weights before fine-tuning,
 ``target``
-    the weights from after, of the same network,
+    the weights after fine-tuning, of the same network,
 ``loss``
-    a function of the model that returns one number, small if the network does the new
-    thing well.
+    a function of the model that returns one number. It is small if the network does
+    the new task well.
 
-Everything on this page runs in seconds. To follow it, start from an empty folder with
-a copy of the project in it and ``pip install "./filterattr[plot]"``.
+Everything on this page runs in seconds. To follow it, put a copy of the project into an
+empty folder and run ``pip install "./filterattr[plot]"``.
 """
 
 # %%
 # Two sets of weights
 # -------------------
-# Our network is three little convolutions on black-and-white pictures. Base learned
-# to remove noise. Target started as a copy of base and learned, gently, to sharpen
-# blurred pictures as well.
+# The network has three small convolutions and works on black-and-white images. Base
+# learns to remove noise. Target starts as a copy of base and learns, at a low learning
+# rate, to sharpen blurred images as well.
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -76,10 +75,9 @@ train(target, [noisy, blurred], rate=5e-4)
 # %%
 # The call
 # --------
-# The loss gets the model and one sample; here a sample is a pair of a blurred picture
-# and the sharp one. Do not worry which of the two networks it is called with: while
-# the call runs, the model computes with weights from base, from target, and from
-# everywhere on the straight line between them.
+# The loss takes the model and one sample. Here a sample is a pair of a blurred image
+# and the sharp one. During the call, the model computes with the weights of base, of
+# target, and of points on the straight line between them.
 
 
 def loss(model: nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -93,23 +91,20 @@ print(attribution)
 
 # %%
 # The network has 168 *kernels*, one for each pair of an input and an output channel.
-# Each got a score: the part of the loss change that is due to its change.
+# Each has a score now: the part of the change of the loss that is due to its change.
 #
-# The model is what it was before the call, bit for bit. The library puts copies of
-# its own into it and takes them out again.
+# After the call, the model is what it was before, bit for bit.
 #
-# Believe it or not
-# -----------------
-# Two numbers come before all scores:
+# Check the attribution
+# ---------------------
+# Look at two numbers before you look at a score:
 #
 # **completeness**
 #     The attributions of *all* parameters must sum to the change of the loss. If the
-#     relative error is large, the integral was too coarse: raise ``n_steps``. Above 1%
-#     there is a warning.
+#     relative error is above 1%, there is a warning: raise ``n_steps``.
 # **barrier**
-#     The loss should go down from base to target. If it rises above both ends first, the
-#     line leads through networks that can do neither task, and the attribution describes
-#     those.
+#     The loss should fall from base to target. If it first rises above both ends, the
+#     networks on the line can do neither task, and the scores describe those networks.
 print(f"completeness error {attribution.completeness_error:.3%}")
 print(
     f"barrier            {attribution.barrier / attribution.loss_base:.1%} of base's loss"
@@ -126,12 +121,12 @@ axis.set(
 plt.show()
 
 # %%
-# Both are fine. The attribution can be read.
+# Both are small, so the scores can be read.
 #
-# Which kernels?
+# Select kernels
 # --------------
-# `scores()` holds one number for every kernel, and `top` selects the highest: a
-# fraction (``0.05``) or a number (``8``).
+# `scores()` returns one number per kernel. `top` selects the highest ones: a fraction
+# (``0.05``) or a number (``8``).
 scores = attribution.scores()
 selection = scores.top(0.05)
 print(selection, selection.per_layer())
@@ -147,11 +142,11 @@ axis.set(
 plt.show()
 
 # %%
-# Is it true?
-# -----------
-# A score is a claim. Test it: put the selected kernels back to their weights in base,
-# and see what is lost. `blend` mixes the weights, `swapped` lets the network compute
-# with them for a while.
+# Test the selection
+# ------------------
+# A score is no proof. Set the selected kernels back to their weights in base, and
+# measure what is lost. `blend` mixes the weights of two checkpoints; inside `swapped`,
+# the network computes with the result.
 test = draw_pictures(64)
 
 
@@ -192,12 +187,13 @@ for axis, (label, images) in zip(axes, shown.items(), strict=True):
 plt.show()
 
 # %%
-# We looked at pictures that the search did not see, and compared with thirty random
-# sets instead of one. Both matter: a single draw is no null distribution.
+# The test used images that were not searched, and thirty random sets. Both matter: the
+# thirty sets are a null distribution, a single one is not.
 #
 # Next
 # ----
 # - :doc:`which_filters_remove_blur`: the same on photographs, with two functions in
 #   one network.
 # - :doc:`your_own_network`: checkpoints on the disk, data loaders, attention heads.
-# - :doc:`reading_the_numbers`: what else can be said about a score.
+# - :doc:`reading_the_numbers`: four checks for every attribution.
+# - :doc:`/howto/choose`: which score, which measure, which size.

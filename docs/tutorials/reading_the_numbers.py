@@ -2,10 +2,13 @@
 Reading the numbers
 ===================
 
-An attribution always returns scores. Whether they mean something is another question,
-and it has four parts: was the integral resolved, does the path make sense, does the
-selection beat chance, and would other samples have given the same? This page answers
-them for one attribution, in that order.
+An attribution always returns scores. This page shows four checks that tell whether the
+scores mean something:
+
+1. The integral was resolved: completeness error.
+2. The path makes sense: barrier and cosine.
+3. The selection is better than chance: null distributions.
+4. Other samples give the same selection: standard errors and bootstrap.
 
 It needs ``pip install "./filterattr[demo]"``, which brings photographs and weights.
 """
@@ -34,16 +37,16 @@ attribution = attributor.attribute(base, target, squared_error, samples, n_steps
 print(attribution)
 
 # %%
-# What speaks against believing it is listed there, and in ``attribution.concerns``: here
-# nothing does. What these concerns are about comes now, one after the other.
+# Reasons to doubt the attribution would be listed there, and in
+# ``attribution.concerns``. Here there are none.
 print(attribution.concerns)
 
 # %%
-# 1. Was the integral resolved? Completeness
+# 1. Completeness: the integral was resolved
 # ------------------------------------------
-# The attributions of all parameters must sum to the change of the loss: that is a
-# theorem, so what is missing is the error of the quadrature. It shrinks with more
-# nodes. Above 1% the library warns.
+# By a theorem, the attributions of all parameters sum to the change of the loss. What
+# is missing is the error of the quadrature. It falls with more nodes. Above 1% there is
+# a warning.
 for count in (1, 2, 4, 8, 16):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # we know, that is the point
@@ -53,23 +56,23 @@ for count in (1, 2, 4, 8, 16):
     print(f"{count:>2} nodes: completeness error {coarse.completeness_error:.2%}")
 
 # %%
-# **What it does not say:** that the right kernels are at the top. Give every kernel
-# an equal share of the loss change, and completeness is perfect. A tiny error is
-# necessary, not sufficient; do not compare methods by it.
+# A small error does not show that the right kernels have the highest scores. If every
+# kernel got an equal share of the change of the loss, the error would be zero. Do not
+# compare methods by it.
 #
-# The remainder is the part of weights that are not scored, such as biases. If it is
-# large, the story is not in the kernels.
-# Signs would cancel, so absolute attributions are compared.
+# The remainder is the part of the weights that are not scored, such as biases. If it is
+# large, what the network learned is not in the kernels. Absolute attributions are
+# compared, because signed ones would cancel.
 share = path_health(attribution).remainder_share
 print(f"not scored (biases): {share:.1%} of all absolute attributions")
 
 # %%
-# 2. Does the path make sense? Barrier and cosine
-# -----------------------------------------------
-# Let us build a path that makes no sense: from a network that is target with its
-# channels *permuted*. It computes exactly the same function, so the loss at both ends
-# is equal, yet the straight line between the two leads through networks that are worse
-# than base, which never learned to deblur.
+# 2. Barrier and cosine: the path makes sense
+# -------------------------------------------
+# Here is a path that makes no sense. It begins at a copy of target whose channels are
+# *permuted*. The copy computes exactly the same function, so the loss is equal at both
+# ends. But the networks on the straight line between them are worse than base, which
+# never learned to deblur.
 permuted = {name: value.clone() for name, value in target.state_dict().items()}
 order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
 for block in range(8):
@@ -104,16 +107,16 @@ for label, one in (("fine-tuned", attribution), ("permuted", senseless)):
     print(f"{label:<10} barrier {height:6.1%} of base's loss, cosine {one.cosine:.3f}")
 
 # %%
-# Completeness holds on the senseless path, too. Only the barrier gives it away. The
-# cosine between all weights is a hint that costs nothing: fine-tuned pairs above .9
-# were specific in our experiments, pairs at .6 were damaged by masking.
+# Completeness holds on this path, too. Only the barrier shows that it makes no sense.
+# The cosine between all weights is a cheap hint: in our experiments, sets of fine-tuned
+# pairs above 0.9 were specific, and masking damaged pairs at 0.6.
 #
-# 3. Does it beat chance? Nulls
-# -----------------------------
-# Mask the selection on photographs that were not searched, and compare with sets
-# drawn at random. There are two kinds of chance. *Random* sets may lie anywhere.
-# *Layer-matched* sets have as many kernels in every layer as ours: who beats random
-# sets but not these has found the right layers and nothing more.
+# 3. Null distributions: the selection is better than chance
+# ----------------------------------------------------------
+# Mask the selection on held-out photographs, and compare with random sets of the same
+# size. *Plain* random sets may lie anywhere. *Layer-matched* sets have as many kernels
+# in every layer as the selection. A selection that beats plain sets only has found the
+# right layers, but not the right kernels.
 tested = draw_pairs(test_photographs, inputs, count=4, size=64, scale=2, seed=1)["blur"]
 batch = tuple(map(torch.cat, zip(*tested, strict=True)))
 masking = Masking(target, base, target, squared_error, {"blur": [batch]})
@@ -143,20 +146,20 @@ for name, values in nulls.items():
 print(f"(the smallest p that 40 draws can give is {1 / 41:.3f})")
 
 # %%
-# A selection also needs to be *specific*: what does masking it do to the functions
-# that it is not about? That is shown in :doc:`which_filters_remove_blur`.
+# A selection should also be *specific*: masking it should leave other functions intact.
+# :doc:`which_filters_remove_blur` shows how to measure this.
 #
-# 4. Would other samples say the same? Uncertainty
-# ------------------------------------------------
-# Scores are means over samples, and come with standard errors:
+# 4. Uncertainty: other samples give the same selection
+# -----------------------------------------------------
+# Scores are means over samples and have standard errors:
 scores, errors = attribution.scores(), attribution.standard_errors()
 best = scores.order()[:5]
 for place in best.tolist():
     print(f"kernel {place:>5}: {scores.flat()[place]:.3f} +- {errors.flat()[place]:.3f}")
 
 # %%
-# What matters in the end is the *set*. Attribute every sample by itself, draw samples
-# with replacement, and see how often a kernel makes it into the top 1%.
+# In the end the *set* matters. Attribute every sample alone, draw samples with
+# replacement, and count how often each kernel is in the top 1%.
 each = torch.stack(
     [
         attributor.attribute(base, target, squared_error, [sample], n_steps=8)
@@ -186,6 +189,7 @@ axis.set(
 plt.show()
 
 # %%
-# A steep step would mean that the set is settled; the slope around the dashed line is
-# made of kernels whose membership is a matter of these eight samples. More samples
-# make it steeper. Report the set with its size, its nulls, and this.
+# A steep step would mean that the set does not depend on the samples. The kernels on
+# the slope around the dashed line are in the set only because of these eight samples.
+# More samples make the step steeper. Report the set with its size, its null
+# distributions, and this curve.

@@ -2,9 +2,9 @@
 Choosing units, loss and path
 =============================
 
-The call needs two end points and a loss. Everything else has a default that follows
-the paper. This page changes one choice at a time, on one small pair of networks, and
-shows what it does to the answer. It needs ``pip install "./filterattr[plot]"``.
+The call needs two checkpoints and a loss. Everything else has a default that follows
+the paper. This page changes one argument at a time, on one small pair of networks, and
+shows the effect on the result. It needs ``pip install "./filterattr[plot]"``.
 """
 
 import matplotlib.pyplot as plt
@@ -14,8 +14,7 @@ from torch import nn
 from filterattr import FilterAttributor, blend, swapped
 
 # %%
-# The pair: a denoiser of little pictures (base) that learned to sharpen them, too
-# (target).
+# Base removes noise from small images. Target also learned to sharpen them.
 
 
 def network() -> nn.Module:
@@ -71,7 +70,7 @@ def squared_error(model: nn.Module, pair) -> torch.Tensor:
 
 
 # %%
-# The unit: what is a "filter"?
+# The unit: what gets one score
 # -----------------------------
 # .. list-table::
 #    :header-rows: 1
@@ -107,16 +106,15 @@ for unit in ("layer", "filter", "kernel", "weight"):
     print(f"{unit:<7} {scores.n_units:>5} units, scores of the second layer {shape}")
 
 # %%
-# A unit should be something that you could take out. Kernels are the finest that has
-# a meaning in a convolutional network; channels are what pruning removes; for
-# `torch.nn.Linear`, where a kernel is a single weight, choose ``"filter"`` or a
-# pattern.
+# Choose a unit that you could remove from the network. Kernels are the smallest units
+# with a meaning in a convolutional network. Pruning removes channels. In a
+# `torch.nn.Linear`, a kernel is a single weight: choose ``"filter"`` or a pattern.
 #
-# The reduction: how do weights become one score?
-# -----------------------------------------------
-# ``sum_of_abs`` (the paper) counts every weight for what it did, up or down.
-# ``abs_of_sum`` lets weights of one kernel cancel. ``sum`` keeps the sign: below 0,
-# the kernel's change lowered the loss. All three come from one call.
+# The reduction: how weights become one score
+# -------------------------------------------
+# ``sum_of_abs`` (the paper) adds the absolute attributions of all weights.
+# ``abs_of_sum`` lets weights of one kernel cancel. ``sum`` keeps the sign: below 0, the
+# change of the kernel lowered the loss. One call computes all three.
 attribution = FilterAttributor(target).attribute(base, target, squared_error, samples)
 test = pictures(64)
 
@@ -143,17 +141,16 @@ for name, selection in top.items():
     print(f"{name:<20} removes {removed(selection):.2f}, overlap {overlap:.2f}")
 
 # %%
-# Above 1 is not better, it is damage: the most negative sums are the kernels that
-# help, taken away from those that make up for their side effects. Which reduction
-# serves best depends on the network; look at what masking does to *other* functions,
-# too.
+# Values above 1 are damage, not success. The kernels with the most negative sums help
+# most; without them, the kernels that compensate for their side effects do harm. Which
+# reduction is best depends on the network. Measure the effect of masking on *other*
+# functions, too.
 #
-# The loss: which question?
-# -------------------------
-# The loss *is* the question. Any real scalar of the model will do; scores are linear
-# in it. The squared error against a reference asks "what made it right?". The
-# distance to target's own output needs no reference and asks "what made it
-# different?".
+# The loss: which change to attribute
+# -----------------------------------
+# The loss can be any real scalar of the model, and scores are linear in it. The squared
+# error against a reference scores what made the output better. The distance to the
+# output of target needs no reference, and scores what made the output different.
 reference_free = {}
 with torch.no_grad():
     wanted = [target(degraded) for degraded, _ in samples]
@@ -179,14 +176,13 @@ for name, loss, data in (
     print(f"{name:<28} removes {removed(other):.2f}, overlap {overlap:.2f}")
 
 # %%
-# A loss that adds what is to be told apart, such as the errors on blurred *and* on
-# noisy pictures, cannot tell it apart afterwards. Attribute each by itself, then use
-# `contrast`.
+# Do not add losses of functions that you want to distinguish, such as the errors on
+# blurred *and* on noisy images. Attribute each function separately, and use `contrast`.
 #
-# The path: which rule, how many nodes?
-# -------------------------------------
-# Each node costs one forward and one backward pass for every sample. Gauss-Legendre
-# nodes reach with 8 what the published Riemann sum needs 100 for.
+# The path: rule and number of nodes
+# ----------------------------------
+# Each node costs one forward and one backward pass per sample. Eight Gauss-Legendre
+# nodes are as good as 100 steps of the published Riemann sum.
 exact = (
     attributor.attribute(base, target, squared_error, samples, n_steps=128)
     .scores()
@@ -223,9 +219,8 @@ plt.show()
 
 # %%
 # Networks with kinks (ReLU) converge more slowly than this one with SiLU. The
-# completeness error tells without a reference solution whether the nodes were enough;
-# :doc:`reading_the_numbers` shows what it can and cannot tell.
+# completeness error shows whether there were enough nodes, without a reference
+# solution. :doc:`reading_the_numbers` says what else it shows.
 #
-# More than one path leads from base to target. A straight line is the default because
-# it needs nothing more than the end points; if the loss has a barrier on it, the two
-# are not related closely enough for this method.
+# The default path is the straight line, which needs only base and target. If the loss
+# has a barrier on it, the two networks are too far apart for this method.

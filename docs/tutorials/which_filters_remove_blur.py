@@ -2,13 +2,13 @@
 Which filters remove blur?
 ==========================
 
-The story of the paper :footcite:p:`xie2021` in five pictures, with weights that come
-with the project.
+The experiment of the paper :footcite:p:`xie2021` in five pictures, with weights that
+come with the project.
 
-A super-resolution network (``base``) was trained to enlarge clean photographs. Then
-it was fine-tuned (``target``) on photographs that may also be blurred or noisy, and
-it learned to remove both, without ever being told which of the two it is looking at.
-Do *the same* kernels remove blur and noise? Or does each function have its own?
+A super-resolution network (``base``) was trained to enlarge clean photographs. It was
+then fine-tuned (``target``) on photographs that may also be blurred or noisy, and
+learned to remove both, without labels. This page shows that each function has kernels
+of its own.
 
 It needs ``pip install "./filterattr[demo]"``, which brings the photographs.
 """
@@ -33,8 +33,8 @@ target = load_network("srresnet_x2_f32b8_target")
 # %%
 # What the two networks do
 # ------------------------
-# The photographs come inside of scikit-image. Search and test photographs are
-# different ones: what is found on some has to hold on others.
+# The photographs come with scikit-image. Different photographs are used for the search
+# and for the test.
 search_photographs, test_photographs = bundled_photographs()
 inputs = evaluation_inputs(
     scale=2
@@ -87,9 +87,9 @@ show(
 # %%
 # Attribute
 # ---------
-# One attribution for each function: the same networks, the same loss (the squared
-# error, summed over pixels and channels), other inputs. Sixteen nodes on the path are
-# enough here.
+# Attribute each function separately, with the same networks, the same loss (the squared
+# error, summed over pixels and channels) and different inputs. Sixteen nodes on the path
+# are enough here.
 samples = draw_pairs(search_photographs, inputs, count=4, size=96, scale=2, seed=0)
 attributor = FilterAttributor(target)
 attributions = {
@@ -105,17 +105,15 @@ plot_path(attributions, axis)
 plt.show()
 
 # %%
-# The completeness errors are small. The losses go down, the one on noise after a
-# barrier of 3% of the loss of base: the scores may be read. See
-# :doc:`reading_the_numbers`.
+# The completeness errors are small. Both losses fall, the one on noise after a barrier
+# of 3% of the loss of base. So the scores can be read; see :doc:`reading_the_numbers`.
 #
-# Tell the functions apart
-# ------------------------
-# A kernel that serves everything has a high score for blur *and* for noise.
-# `contrast` asks for more: what does a kernel do for one function beyond what it does
-# for the other (equation 7 of the paper)? ``scale="strict"`` demands that in the unit
-# of the loss and as a share of all scores, because noise has larger scores
-# altogether.
+# Separate the functions
+# ----------------------
+# A kernel that both functions use has a high score for blur *and* for noise.
+# `contrast` subtracts the score for the other function (equation 7 of the paper). Noise
+# has larger scores in total, so ``scale="strict"`` subtracts in the unit of the loss and
+# as a share of all scores, and takes the smaller difference.
 scores = {name: attribution.scores() for name, attribution in attributions.items()}
 selections = {name: contrast(scores, name, scale="strict").top(0.01) for name in scores}
 print(selections["blur"], "in common:", (selections["blur"] & selections["noise"]).count)
@@ -126,10 +124,10 @@ plot_layers(selections, axis)
 plt.show()
 
 # %%
-# Take them away
-# --------------
-# The proof: put these 217 of 21,696 kernels back to what they were in base. If they
-# carry deblurring, the network should forget how to deblur, *and only that*.
+# Set the kernels back
+# --------------------
+# Now the test: set these 217 of 21,696 kernels back to their weights in base. If they
+# carry deblurring, the network no longer deblurs, *and does everything else as before*.
 masked = {name: blend(target, base, selection) for name, selection in selections.items()}
 show(
     [
@@ -147,11 +145,11 @@ show(
 )
 
 # %%
-# And is it chance?
-# -----------------
-# `Masking` measures on the test photographs which share of a function is gone: 0
-# intact, 1 all of it. Thirty random sets of the same size, and thirty *layer-matched*
-# ones with as many kernels in every layer, say what chance would do.
+# Compare with chance
+# -------------------
+# `Masking` measures on the test photographs which share of a function is removed: 0
+# intact, 1 gone. Thirty random sets of the same size, and thirty *layer-matched* ones
+# with as many kernels in every layer, show what chance would do.
 tested = draw_pairs(test_photographs, inputs, count=4, size=96, scale=2, seed=1)
 batches = {
     name: [tuple(map(torch.cat, zip(*tested[name], strict=True)))]
@@ -175,16 +173,14 @@ for name, selection in selections.items():
         print(f"    {label:<13} {spread.mean():.2f} +- {spread.std():.2f}, p = {p:.3f}")
 
 # %%
-# Read the last lines with care. Deblurring sits in these kernels: no set drawn at
-# random does anything like it. Denoising is found in the right *layers*, but shuffled
-# sets inside the same layers can do as much: here the method has found layers rather
-# than kernels. Four crops are few; :doc:`/explanation/findings` has the same with
-# thirty.
+# These kernels carry deblurring: no random set has a similar effect. For denoising, the
+# method found the right *layers*; random sets of the same layers remove as much. Four
+# crops are few. :doc:`/explanation/findings` has the same measurement with thirty.
 #
-# A dial
-# ------
-# Instead of all or nothing, `blend` mixes. Strength 0 is base, 1 is target, and
-# beyond 1 the selected kernels do more of what they do.
+# Change the strength
+# -------------------
+# `blend` also takes a strength. 0 is base, 1 is target, and larger values continue
+# beyond target.
 strengths = (0.0, 0.5, 1.0, 1.5)
 figure, axes = plt.subplots(1, len(strengths), figsize=(9, 2.7), layout="constrained")
 figure.suptitle("The strength of deblurring, dialled in 1% of the kernels")
@@ -198,7 +194,7 @@ for axis, strength in zip(axes, strengths, strict=True):
 plt.show()
 
 # %%
-# The whole study on your own photographs is one command: ``python -m sr_zoo demo
-# --search FOLDER --test OTHER_FOLDER``.
+# ``python -m sr_zoo demo --search FOLDER --test OTHER_FOLDER`` does all of this on your
+# own photographs.
 #
 # .. footbibliography::

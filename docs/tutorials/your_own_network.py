@@ -2,13 +2,12 @@
 Your own network
 ================
 
-`filterattr` knows nothing of images. This page takes it to an ordinary network of
-yours: checkpoints on the disk, data from a loader, and layers that are no
-convolutions. It ends with the 1% that matters, masked, and the two numbers that say
-whether to believe it.
+`filterattr` works on any network, not only on images. This page starts from two
+checkpoints on the disk, reads data from a loader, and scores layers that are not
+convolutions. It ends with a test of the 1% of the weights with the highest scores.
 
-Our example is a small transformer that classified sequences by their *sum*, and was
-then fine-tuned to do it by their *maximum* as well, told apart by the first token.
+The example is a small transformer. It classified sequences by their *sum*, and was then
+fine-tuned to classify them by their *maximum* as well. The first token says which.
 
 It needs ``pip install "./filterattr[plot]"`` and nothing else.
 """
@@ -69,7 +68,7 @@ def batch(task: int) -> tuple[torch.Tensor, torch.Tensor]:
 # %%
 # The checkpoints
 # ---------------
-# Somewhere, some day, you saved two of them. Here we have to make them first.
+# You have two checkpoints already. Here we make them first.
 torch.manual_seed(0)
 folder = Path(mkdtemp())
 model = Classifier()
@@ -79,27 +78,27 @@ train(model, (0, 1), steps=500, rate=1e-3)
 torch.save({"state_dict": model.state_dict(), "epoch": 3}, folder / "after.pt")
 
 # %%
-# This is where you start. End points can be modules or state dicts. `load_state` reads
-# them from files and runs no code of the file; it looks through entries such as
-# ``state_dict`` or ``params_ema`` and the prefixes of data-parallel and compiled
-# models, and takes ``key=`` for other entries (:doc:`/howto/load_checkpoints`). The
-# model only lends its architecture, its own weights do not matter; it is in evaluation
-# mode, because that is how it will be used: no dropout.
+# Start here. Base and target can be modules or state dicts. `load_state` reads state
+# dicts from files and runs no code of the file. It unwraps entries such as
+# ``state_dict`` and ``params_ema`` and the prefixes of data-parallel and compiled
+# models; ``key=`` names other entries (:doc:`/howto/load_checkpoints`).
+#
+# The model provides the architecture only; its own weights do not matter. Call
+# ``eval()``, so that dropout is off as it is when you use the model.
 base = load_state(folder / "before.pt")
 target = load_state(folder / "after.pt")
 model = Classifier().eval()
 
 # %%
-# Two networks that are still in memory will do as well, if they are two: weights that
-# are trained further *in place* have to be copied first, with
-# ``base = copy.deepcopy(model.state_dict())``.
+# Two networks in memory work as well. If you train a model further *in place*, copy its
+# weights first: ``base = copy.deepcopy(model.state_dict())``.
 
 # %%
 # The loss and the data
 # ---------------------
-# A loss takes the model and one sample, and a sample is whatever your data yields.
-# Each is integrated by itself, and the scores are averaged, so that memory does not
-# grow with their number.
+# The loss takes the model and one sample. A sample is whatever your data yields. Each
+# sample is integrated alone, and the scores are averaged. Memory does not grow with the
+# number of samples.
 
 
 def loss(model: nn.Module, sample: list[torch.Tensor]) -> torch.Tensor:
@@ -118,34 +117,34 @@ attribution = FilterAttributor(model).attribute(base, target, loss, search, n_st
 print(attribution)
 
 # %%
-# (A network with batch normalization asks for one word more: its running statistics are
-# no weights, so say whose to use, usually ``attribute(..., buffers="target")``.)
+# If your network has batch normalization, add ``buffers="target"``: running statistics
+# are not weights, so you choose whose to use.
 #
-# Two numbers say whether to believe it. Look at them before any score:
+# Look at two numbers before you look at a score:
 #
-# **completeness**, here its relative error
-#     All attributions, scored or not, must sum to the change of the loss. Below 1% the
-#     integral was resolved; above, there is a warning: raise ``n_steps``.
+# **completeness**, printed as a relative error
+#     The attributions of all parameters must sum to the change of the loss. Below 1% the
+#     integral was resolved. Above 1% there is a warning: raise ``n_steps``.
 # **barrier**
-#     How far the loss climbs above *both* checkpoints on the line between them. Near 0,
-#     as here, the line leads through networks that work. If it is high, the scores
-#     describe networks that do nothing well, and no ``n_steps`` will help.
+#     How far the loss rises above *both* checkpoints on the line between them. Near 0,
+#     as here, the networks on the line work. If it is high, the scores describe networks
+#     that do nothing well, and a larger ``n_steps`` does not help.
 #
-# (The *cosine* between the weights says how far the fine-tuning went; below .9 masking
-# tends to damage networks. `path_health <filterattr.analysis.health.path_health>` puts
-# all of this into words.)
+# The *cosine* between the weights says how far the fine-tuning went. Below 0.9, masking
+# tends to damage networks. `path_health <filterattr.analysis.health.path_health>`
+# reports all of this in words.
 #
-# Only then look at the scores. In which layers is the new function?
+# Now look at the scores. These layers carry the new function:
 for row in attribution.per_layer():
     print(f"{row.name:<26} {row.n_units:>5} units, {row.share:6.1%} of all scores")
 
 # %%
-# What is a filter here?
-# ----------------------
-# For a `torch.nn.Linear` a "kernel" is a single weight, which is rarely what you want
-# to know. Heads are: ``unit`` takes an einops pattern, here one for each kind of
-# parameter, and ``select`` says which parameters are scored. (All of them move along
-# the path either way; what is not scored is in ``attribution.remainder``.)
+# Score attention heads
+# ---------------------
+# In a `torch.nn.Linear`, a "kernel" is a single weight. Heads are more useful. ``unit``
+# takes an einops pattern, here one for each kind of parameter, and ``select`` chooses
+# the parameters that are scored. All parameters move along the path, whatever is
+# selected; ``attribution.remainder`` holds the part that is not scored.
 attributor = FilterAttributor(
     model,
     select=["attention.*proj*weight", "feed.*.weight"],
@@ -174,8 +173,8 @@ plt.show()
 # %%
 # Mask the top 1%
 # ----------------
-# Now the test of the claim, on data that was not searched. Put 1% of the single
-# weights back to base:
+# Test the scores on data that was not searched. Set 1% of the single weights back to
+# base:
 selection = attribution.scores().top(0.01)
 
 
@@ -202,6 +201,9 @@ for name, state in states.items():
     )
 
 # %%
-# What to do with the selection next: :doc:`mask it </howto/mask>`, :doc:`dial it
-# </howto/modulate>`, or :doc:`retrain nothing else </howto/retrain_only>`. What the
-# numbers mean beyond the first look: :doc:`reading_the_numbers`.
+# Next
+# ----
+# - :doc:`/howto/choose`: which score, which measure, which size.
+# - :doc:`reading_the_numbers`: four checks for every attribution.
+# - :doc:`Mask </howto/mask>`, :doc:`modulate </howto/modulate>` or :doc:`retrain
+#   </howto/retrain_only>` the selected units.
