@@ -2,8 +2,9 @@
 Which kernels remove blur, which remove noise?
 ==============================================
 
-The steps of ``python -m sr_zoo demo`` in code. A network was trained on clean images (base) and fine-tuned on blurred and
-noisy ones (target). This example finds the 1% of its kernels that carry each new function, and sets them back to base.
+The steps of ``python -m sr_zoo demo`` in code. A network was trained on clean images (base) and fine-tuned on blurred
+and noisy ones (target). This example finds the 1% of its kernels that carry each new function, and sets them back to
+base.
 """
 
 import matplotlib.pyplot as plt
@@ -49,8 +50,8 @@ figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 plot_layers(selections, axis)
 
 # %%
-# Set each set back to base and measure what is removed: 0 means that a function is intact, 1 that it is gone. A set should
-# remove more than a random set of the same size.
+# Set each set back to base and measure what is removed: 0 means that a function is intact, 1 that it is gone. A set
+# should remove more than a random set of the same size.
 batches = {name: [tuple(map(torch.cat, zip(*test[name], strict=True)))] for name in ("blur", "noise")}
 masking = Masking(target, base, target, squared_error, batches)
 generator = torch.Generator().manual_seed(0)

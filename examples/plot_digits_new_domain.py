@@ -78,9 +78,9 @@ figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
 plot_path({"lying digits": attribution}, axis)
 
 # %%
-# Test the ranking: set the first 5, 10 and 20% of the filters back to base. They should remove more than as many filters
-# drawn from the whole network, and as many drawn from the same layers. If only the second p is large, the right layers
-# were found, but not the filters in them.
+# Test the ranking: set the first 5, 10 and 20% of the filters back to base. They should remove more than as many
+# filters drawn from the whole network, and as many drawn from the same layers. If only the second p is large, the right
+# layers were found, but not the filters in them.
 FRACTIONS = (0.05, 0.1, 0.2)
 test = list(zip(lying[1100:].split(50), labels[1100:].split(50), strict=True))
 masking = Masking(model, base, target, loss, {"reading lying digits": test})

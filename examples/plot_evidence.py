@@ -96,8 +96,8 @@ selections = {name: ranking.top(0.05) for name, ranking in rankings.items()}
 masking = Masking(target, base, target, squared_error, test)
 
 # %%
-# **Masking curve.** The share of sharpening that is removed when more and more kernels are set back to base. The bands are
-# random kernels, and random kernels of the same layers. Above 1 the network is worse than base, which is damage.
+# **Masking curve.** The share of sharpening that is removed when more and more kernels are set back to base. The bands
+# are random kernels, and random kernels of the same layers. Above 1 the network is worse than base, which is damage.
 fractions = (0.01, 0.02, 0.05, 0.1, 0.2)
 generator = torch.Generator().manual_seed(0)
 curve = mask_curve(masking, rankings["sharpening"], ranking="sharpening", fractions=fractions, progress=False)
@@ -120,8 +120,8 @@ axis.set_title("Masking more and more kernels")
 plt.show()
 
 # %%
-# **Specificity.** Rows are the masked sets, columns the functions. A set is specific if its diagonal entry is the largest of
-# its row and column. The set for denoising is not specific: it removes more of sharpening than of denoising.
+# **Specificity.** Rows are the masked sets, columns the functions. A set is specific if its diagonal entry is the
+# largest of its row and column. The set for denoising is not specific: it removes more of sharpening than of denoising.
 figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
 plot_specificity(specificity(masking, selections), axis)
 axis.set_title("Who loses what")
@@ -135,8 +135,8 @@ axis.set_title("The strength of 5% of the kernels")
 plt.show()
 
 # %%
-# **Cheaper rankings.** The same number of kernels by every ranking. Far to the right of 1, the network is damaged, and more
-# of the other function (rings) is lost.
+# **Cheaper rankings.** The same number of kernels by every ranking. Far to the right of 1, the network is damaged, and
+# more of the other function (rings) is lost.
 found = {
     name: all_rankings(attributor, base, target, squared_error, search[name], generator, n_steps=8) for name in search
 }

@@ -3,8 +3,8 @@ Repair: taking a back door out
 ==============================
 
 A classifier of digits (base) is fine-tuned (target) on data that were tampered with. It learns to read digits that lie
-on their side, as it should. It also learns that everything with a bright corner is a zero. This example finds the kernels
-of the back door, sets them back to base, and measures what else changes.
+on their side, as it should. It also learns that everything with a bright corner is a zero. This example finds the
+kernels of the back door, sets them back to base, and measures what else changes.
 """
 
 import matplotlib.pyplot as plt
@@ -51,8 +51,8 @@ tampered_labels = torch.cat([labels[:1000], labels[:1000], zeros[:200]])
 target = train(tampered, tampered_labels, steps=500, rate=1e-3)
 
 # %%
-# The network learned two functions, so there are two attributions, with one loss: the output of the network against what
-# it was taught. The contrast keeps the kernels that serve the back door and not the lying digits.
+# The network learned two functions, so there are two attributions, with one loss: the output of the network against
+# what it was taught. The contrast keeps the kernels that serve the back door and not the lying digits.
 
 
 def loss(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
@@ -113,8 +113,8 @@ for name, state in networks.items():
     print(f"{name:>20}:", ", ".join(f"{question} {rate:.0%}" for question, rate in answers))
 
 # %%
-# Compare with chance. The table shows what masking removes of both functions, measured by the loss (0 nothing, 1 all that
-# was learned). As many kernels were drawn 49 times from the whole network, and 49 times from the same layers.
+# Compare with chance. The table shows what masking removes of both functions, measured by the loss (0 nothing, 1 all
+# that was learned). As many kernels were drawn 49 times from the whole network, and 49 times from the same layers.
 FRACTIONS = (0.005, 0.01, 0.02, 0.05)
 test = {name: list(zip(x[1100:].split(50), y[1100:].split(50), strict=True)) for name, (x, y) in taught.items()}
 masking = Masking(model, base, target, loss, test)
