@@ -1,6 +1,7 @@
 """Files and arguments that others load: a set of units, or scores, in the forms that other programs take."""
 
 from filterattr.export.adapters import lora_arguments, shira_masks
+from filterattr.export.checkpoint import write_checkpoint
 from filterattr.export.patch import Patch, SparseWeights, apply_patch, export_patch, read_patch
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "lora_arguments",
     "read_patch",
     "shira_masks",
+    "write_checkpoint",
 ]

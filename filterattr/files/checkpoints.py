@@ -9,9 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from filterattr.errors import StateMismatchError, name_some
-from filterattr.files.safetensors import is_own_file, read_tensors
-from filterattr.files.untrusted import read_untrusted
-from filterattr.model.state_dict import plain_state
+from filterattr.files.lazy import stored_weights
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str | None]
 
@@ -22,7 +20,8 @@ def load_state(
     """Read the weights of a checkpoint; no code of the file is run.
 
     Args:
-        path: A file of `torch.save` or a safetensors file.
+        path: A file of `torch.save` or a safetensors file, or a folder as Hugging Face libraries write it, whose shards
+            are read one after the other.
         key: Where in the file the weights are, with dots for nested ones (``"optimizer.ema"``). By default they are
             looked for under ``"params_ema"``, ``"params"`` (BasicSR) and ``"state_dict"`` (Lightning), and are the
             whole content otherwise.
@@ -47,13 +46,7 @@ def load_state(
         >>> load_state(path, prefix="net.", rename={"body": "layers.0"})
         {'layers.0.weight': tensor([0., 0.])}
     """
-    content = read_tensors(path, None)[0] if is_own_file(path) else read_untrusted(path)
-    for part in key.split(".") if key else ():
-        if not isinstance(content, Mapping) or part not in content:
-            found = name_some(content) if isinstance(content, Mapping) else type(content).__name__
-            raise StateMismatchError(f"'{path}' holds nothing under '{key}': '{part}' is missing beside {found}.")
-        content = content[part]
-    state = plain_state(content, f"'{path}'")
+    state = {name: tensor.read() for name, tensor in stored_weights(path, key=key).items()}
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not inside:
         raise StateMismatchError(

@@ -127,11 +127,14 @@ def read_tensors(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor],
     return tensors, _description(path, text)
 
 
-def is_own_file(path: str | Path) -> bool:
-    """Whether a file says that it was written by `write_tensors`, so that its digest must be checked.
+def own_kind(path: str | Path) -> str | None:
+    """What a file holds if it says that it was written by `write_tensors`, so that its digest must be checked.
 
     Args:
         path: The file.
+
+    Returns:
+        The kind that it was written as; ``None`` for files of others.
 
     Raises:
         StorageError: It cannot be read at all.
@@ -140,8 +143,9 @@ def is_own_file(path: str | Path) -> bool:
         with reading(path) as (stream, size):
             _, metadata = read_header(stream, size)
     except LayoutError:
-        return False
-    return metadata.get("format") == FORMAT or {"kind", "digest"} <= metadata.keys()
+        return None
+    is_own = metadata.get("format") == FORMAT or {"kind", "digest"} <= metadata.keys()
+    return metadata.get("kind", "") if is_own else None
 
 
 def _checked_text(path: str | Path, description: Mapping[str, Any]) -> str:

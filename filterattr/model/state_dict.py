@@ -92,6 +92,34 @@ def plain_state(state: StateLike, role: str, names: Collection[str] = ()) -> dic
     return entries if is_module else _without_prefix(entries)
 
 
+def inner_key(content: object, key: str | None, role: str) -> list[str]:
+    """Find where in a checkpoint's content the weights are.
+
+    Args:
+        content: What it holds.
+        key: Where they are, with dots for nested ones; by default they are looked for where trainers put them.
+        role: What it is called in messages.
+
+    Returns:
+        The keys to follow, one after the other; none if the content is the weights.
+
+    Raises:
+        StateMismatchError: There is nothing under the key.
+
+    Example:
+        >>> inner_key({"epoch": 3, "params_ema": {}}, None, "base"), inner_key({"a": {"b": {}}}, "a.b", "base")
+        (['params_ema'], ['a', 'b'])
+    """
+    keys = key.split(".") if key else []
+    for part in keys:
+        if not isinstance(content, Mapping) or part not in content:
+            found = name_some(content) if isinstance(content, Mapping) else type(content).__name__
+            raise StateMismatchError(f"{role} holds nothing under '{key}': '{part}' is missing beside {found}.")
+        content = content[part]
+    nested = [one for one in _NESTED if isinstance(content, Mapping) and isinstance(content.get(one), Mapping)]
+    return keys + nested[:1]
+
+
 def without_compiled(name: str) -> str:
     """Leave out the level that `torch.compile` puts between a module and what it holds.
 
@@ -222,7 +250,9 @@ def _content(state: object, role: str) -> dict[str, Tensor]:
             f"{role} must be a module or a state dict; got {type(state).__name__}. Load the file first, for example "
             "with load_state(path)."
         )
-    content: Mapping[Any, Any] = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
+    content: Mapping[Any, Any] = state
+    for key in inner_key(state, None, role):
+        content = content[key]
     return {str(name): value for name, value in content.items() if not str(name).endswith("_extra_state")}
 
 
