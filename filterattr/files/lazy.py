@@ -112,11 +112,9 @@ def stored_weights(path: str | Path, *, key: str | None = None) -> dict[str, Sto
 
     Example:
         >>> import tempfile
-        >>> from filterattr.files.layout import write_layout
-        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> with path.open("wb") as stream:
-        ...     write_layout(stream, {"module.w": torch.ones(2, 3)}, {})
-        >>> tensors = stored_weights(path.parent)
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> torch.save({"module.w": torch.ones(2, 3)}, folder / "pytorch_model.bin")
+        >>> tensors = stored_weights(folder)
         >>> tensors["w"].name, tensors["w"].shape
         ('module.w', (2, 3))
         >>> tensors["w"].read()
