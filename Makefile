@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS := constraints.txt
 LINT := lint
+# processes that the tests run in; each computes with one thread
+WORKERS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all bench docs versions study lint clean
@@ -22,7 +24,7 @@ demo: $(STAMP)  ## which 1% of the kernels remove blur, which remove noise? (two
 	$(BIN)/python -m sr_zoo demo --out demo_output --overwrite
 
 test: $(STAMP) $(LINT)  ## lint, types, tests and doctests
-	$(BIN)/python -m pytest -m "not slow and not gpu and not site"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not site" -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test-all: $(STAMP) $(LINT)  ## everything that `test` runs, and what takes minutes
 	$(BIN)/python -m pytest

@@ -144,6 +144,7 @@ class TestAutocast:
         assert_values(outcome, expected, rtol=1e-6)
 
     @needs_glibc
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
     def test_case_79_memory_is_flat_inside_autocast(self, attribute):
         model, base, target = ends(lambda: nn.Linear(1024, 1024))
@@ -214,6 +215,7 @@ class TestOutOfMemory:
 
 
 @needs_glibc
+@pytest.mark.slow
 class TestMemory:
     def test_after_200_calls_no_more_memory_is_held_than_after_20(self):
         model, base, target = ends(convolutions)

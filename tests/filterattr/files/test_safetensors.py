@@ -197,6 +197,7 @@ class TestAtomicWriting:
 
 
 @needs_glibc
+@pytest.mark.slow
 class TestMemory:
     """What is held beside the tensors; a copy of them would be 1."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from filterattr import FilterAttributor
 from tests.memory import allocated, needs_glibc, peak_of
 
-pytestmark = [needs_glibc, pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")]
+pytestmark = [needs_glibc, pytest.mark.slow, pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")]
 
 LAYERS, WIDTH = 12, 256
 COPY = LAYERS * WIDTH * WIDTH * 4

@@ -46,6 +46,7 @@ def test_the_messages_are_those_of_the_first_version(monkeypatch, generator, lim
     assert summed.count == 2
 
 
+@pytest.mark.slow
 def test_many_small_sums_are_added_up_in_linear_time() -> None:
     def seconds(count: int) -> float:
         summed = SampleSums({str(index): torch.empty(1) for index in range(count)})

@@ -511,6 +511,7 @@ def test_interrupts_inside_of_the_library_leave_no_trace() -> None:
 
 
 @needs_glibc
+@pytest.mark.slow
 def test_what_is_held_while_the_loss_runs_is_two_copies_for_each_sample_of_a_pass() -> None:
     width, layers = 256, 8
     one = layers * width * width * 4
