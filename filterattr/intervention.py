@@ -111,21 +111,21 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
     """
     inner = unwrap_model(model)
     lock, caller, turn = ModelLock(inner), CallersRandomness(), Turn()
-    slots: ParameterSwap | None = None
+    swap: ParameterSwap | None = None
     try:
         try:  # no `restoring`, as the block lies in between; for the same reason everything is given back twice
             lock.take()
-            slots = ParameterSwap(inner)
-            slots.put(state.tensors() if isinstance(state, EditableState) else _fitting(state, slots))
+            swap = ParameterSwap(inner)
+            swap.put(state.tensors() if isinstance(state, EditableState) else _fitting(state, swap))
             if seed is not None:
                 caller.enter()
                 turn.take()
                 seed_all(seed)
             yield inner
         finally:
-            _give_back(slots, turn, caller, lock)
+            _give_back(swap, turn, caller, lock)
     finally:
-        _give_back(slots, turn, caller, lock)
+        _give_back(swap, turn, caller, lock)
 
 
 class EditableState:
@@ -151,9 +151,9 @@ class EditableState:
     """
 
     def __init__(self, model: nn.Module, state: StateLike) -> None:
-        slots = ParameterSwap(unwrap_model(model))
-        self._aliases = slots.aliases
-        self._tensors = _fitting(state, slots)
+        swap = ParameterSwap(unwrap_model(model))
+        self._aliases = swap.aliases
+        self._tensors = _fitting(state, swap)
 
     def tensors(self) -> dict[str, Tensor]:
         """First name to tensor: the parameters themselves, and copies of the buffers."""
@@ -185,34 +185,34 @@ def _marked(places: Tensor, like: Tensor) -> Tensor:
     return marked.reshape(like.shape)
 
 
-def _give_back(slots: ParameterSwap | None, turn: Turn, caller: CallersRandomness, lock: ModelLock) -> None:
-    if slots is not None:
-        slots.restore()
+def _give_back(swap: ParameterSwap | None, turn: Turn, caller: CallersRandomness, lock: ModelLock) -> None:
+    if swap is not None:
+        swap.restore()
     turn.release()
     caller.leave()
     lock.release()
 
 
-def _fitting(state: StateLike, slots: ParameterSwap) -> dict[str, Tensor]:
+def _fitting(state: StateLike, swap: ParameterSwap) -> dict[str, Tensor]:
     """Copy the weights of a state in the model's types and layouts."""
-    entries = plain_state(state, "state", slots.aliases)
-    values, findings = by_first_name("state", entries, slots.parameters, slots.buffers, slots.aliases, is_partial=True)
-    held = {**slots.parameters, **slots.buffers}
+    entries = plain_state(state, "state", swap.aliases)
+    values, findings = by_first_name("state", entries, swap.parameters, swap.buffers, swap.aliases, is_partial=True)
+    held = {**swap.parameters, **swap.buffers}
     copies = {name: _copy_like(value, held[name]) for name, value in values.items()}
     findings += lost_values("state", values, copies)
     if findings:
         raise StateMismatchError("the state must fit the model: " + "; ".join(findings) + ".")
-    parameters = slots.parameters
+    parameters = swap.parameters
     return {
         name: nn.Parameter(copy, parameters[name].requires_grad) if name in parameters else copy
         for name, copy in copies.items()
     }
 
 
-def _copy_like(value: Tensor, own: Tensor) -> Tensor:
-    if value.is_complex() and not own.is_complex():
+def _copy_like(value: Tensor, like: Tensor) -> Tensor:
+    if value.is_complex() and not like.is_complex():
         value = value.real  # refused afterwards, together with everything else
-    return torch.empty_like(own, requires_grad=False).copy_(value.detach())
+    return torch.empty_like(like, requires_grad=False).copy_(value.detach())
 
 
 @contextmanager
@@ -259,8 +259,8 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
         >>> (layer.weight == before).all(1)
         tensor([False,  True])
     """
-    slots = ParameterSwap(unwrap_model(model))
-    freezer = _Freezer(_frozen_weights(slots, selection, optimizer))
+    swap = ParameterSwap(unwrap_model(model))
+    freezer = _Freezer(_frozen_weights(swap, selection, optimizer))
     try:
         try:
             freezer.attach(optimizer)
@@ -279,19 +279,19 @@ class _Frozen(NamedTuple):
     values: Tensor
 
 
-def _frozen_weights(slots: ParameterSwap, selection: FilterSelection, optimizer: Optimizer) -> list[_Frozen]:
+def _frozen_weights(swap: ParameterSwap, selection: FilterSelection, optimizer: Optimizer) -> list[_Frozen]:
     """Check that the selection can be trained, and copy what must not be."""
     chosen: dict[str, Tensor] = {}
     findings = []
     for name, marked in selection.weights().items():
-        own = slots.parameters.get(slots.aliases.get(name, ""))
-        if own is None:
+        parameter = swap.parameters.get(swap.aliases.get(name, ""))
+        if parameter is None:
             findings.append(f"the model has no parameter {name!r}")
-        elif own.shape != marked.shape:
-            findings.append(f"{name!r} has shape {tuple(own.shape)}, not {tuple(marked.shape)}")
+        elif parameter.shape != marked.shape:
+            findings.append(f"{name!r} has shape {tuple(parameter.shape)}, not {tuple(marked.shape)}")
         else:
-            first = slots.aliases[name]
-            marked = marked.to(own.device)
+            first = swap.aliases[name]
+            marked = marked.to(parameter.device)
             chosen[first] = chosen[first] | marked if first in chosen else marked
     if findings:
         raise StateMismatchError(f"the selection must fit the model: {gathered(findings)}.")
@@ -299,8 +299,8 @@ def _frozen_weights(slots: ParameterSwap, selection: FilterSelection, optimizer:
         raise SettingError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     wanted = [name for name, marked in chosen.items() if bool(marked.any())]
-    foreign = [name for name in wanted if id(slots.parameters[name]) not in held]
-    fixed = [name for name in wanted if not slots.parameters[name].requires_grad]
+    foreign = [name for name in wanted if id(swap.parameters[name]) not in held]
+    fixed = [name for name in wanted if not swap.parameters[name].requires_grad]
     if foreign or fixed:
         reasons = [f"it does not hold {name_some(foreign)}"] if foreign else []
         reasons += [f"{name_some(fixed)} require no gradient"] if fixed else []
@@ -310,7 +310,7 @@ def _frozen_weights(slots: ParameterSwap, selection: FilterSelection, optimizer:
         )
     nothing = torch.zeros((), dtype=torch.bool, device="cpu")
     frozen = []
-    for name, parameter in slots.parameters.items():
+    for name, parameter in swap.parameters.items():
         marked = chosen.get(name, nothing.to(parameter.device).expand(parameter.shape))
         if not bool(marked.all()):
             frozen.append(_Frozen(parameter, marked, parameter.detach().clone()))

@@ -52,8 +52,8 @@ class Names:
         start, end = _BEGINNING.match(text)[0], _END.search(text)[0]  # type: ignore[index]
         fits = re.compile(translate(text)).match
         places = slice(bisect_left(self._sorted, start), bisect_left(self._sorted, start + _LAST))
-        found = [name for name in self._sorted[places] if name.endswith(end) and fits(name)]
-        return sorted(found, key=self._names.__getitem__)
+        fitting = [name for name in self._sorted[places] if name.endswith(end) and fits(name)]
+        return sorted(fitting, key=self._names.__getitem__)
 
     def first_of(self, texts: Iterable[str]) -> dict[str, str]:
         """Find for every name the first text that means it.

@@ -61,7 +61,7 @@ class PathRecorder:
         self._limit = limit
         self._dtype = dtype
         self._model = unwrap_model(model)
-        self.base = {name: _copy(own) for name, own in ParameterSwap(self._model).parameters.items()}
+        self.base = {name: _copy(parameter) for name, parameter in ParameterSwap(self._model).parameters.items()}
         self._kept: dict[int, dict[str, Tensor]] = {}
 
     def __repr__(self) -> str:
@@ -85,19 +85,19 @@ class PathRecorder:
     def waypoints(self) -> list[dict[str, Tensor]]:
         """State dicts of the parameters, in the order of the training; unmoved tensors are those of ``base``."""
         return [
-            {name: self._restored(name, kept[name]) if name in kept else own for name, own in self.base.items()}
+            {name: self._restored(name, kept[name]) if name in kept else value for name, value in self.base.items()}
             for kept in self._kept.values()
         ]
 
     @torch.no_grad()
     def _changes(self) -> dict[str, Tensor]:
         kept = {}
-        for name, own in ParameterSwap(self._model).parameters.items():
-            now, before = own.detach().cpu(), self.base[name]
+        for name, parameter in ParameterSwap(self._model).parameters.items():
+            now, before = parameter.detach().cpu(), self.base[name]
             if torch.equal(now, before):
                 continue
             narrow = self._dtype is not None and now.is_floating_point()
-            kept[name] = (now - before).to(self._dtype) if narrow else _copy(own)
+            kept[name] = (now - before).to(self._dtype) if narrow else _copy(parameter)
         return kept
 
     def _restored(self, name: str, kept: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from filterattr.activations.conductance import KernelSplit
 from filterattr.activations.line import Baselines, Line, Tensors
 from filterattr.activations.methods import COMPUTE, assembled
-from filterattr.activations.passes import Forward, Output, Sweep
+from filterattr.activations.passes import Forward, LinePasses, Output
 from filterattr.activations.result import METHODS, check_choice
 from filterattr.activations.result import ChannelAttribution as ChannelAttribution
 from filterattr.activations.result import ChannelMethod as ChannelMethod
@@ -171,7 +171,7 @@ class ChannelAttributor:
         if kernels:
             self._check_kernels(chosen)
         rule = _rule(chosen, rule_name, n_steps)
-        sweep = Sweep(
+        passes = LinePasses(
             self.model,
             self.layers,
             line,
@@ -185,10 +185,10 @@ class ChannelAttributor:
         torch.set_num_threads(torch.get_num_threads())
 
         def compute() -> ChannelAttribution:
-            sweep.enter()
-            return assembled(sweep, COMPUTE[chosen](sweep, rule), rule_name, n_steps)
+            passes.enter()
+            return assembled(passes, COMPUTE[chosen](passes, rule), rule_name, n_steps)
 
-        return restoring(compute, sweep.leave)
+        return restoring(compute, passes.leave)
 
     def _check_kernels(self, attribution: ChannelMethod) -> None:
         if attribution == "internal_influence":

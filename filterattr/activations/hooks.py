@@ -163,14 +163,14 @@ class ActivationCache:
 
     Example:
         >>> layer = nn.Linear(1, 1)
-        >>> recall = ActivationCache(layer)
+        >>> cache = ActivationCache(layer)
         >>> try:
-        ...     recall.attach()
+        ...     cache.attach()
         ...     first = layer(torch.ones(1, 1))
-        ...     recall.rewind(skipped=1)
+        ...     cache.rewind(skipped=1)
         ...     bool(layer(torch.zeros(1, 1)) == first)
         ... finally:
-        ...     recall.remove()
+        ...     cache.remove()
         True
     """
 
@@ -180,7 +180,7 @@ class ActivationCache:
         self._kept: list[Tensor] = []
         self._recording = True
         self._layers = [module for module in model.modules() if isinstance(module, _COSTLY)]
-        self._own = [dict(layer.__dict__) for layer in self._layers]
+        self._dicts = [dict(layer.__dict__) for layer in self._layers]
 
     def attach(self) -> None:
         """Wrap ``forward`` of the layers; call it inside two nested ``try``, each with `remove` in its ``finally``."""
@@ -189,9 +189,9 @@ class ActivationCache:
 
     def remove(self) -> None:
         """Give the layers their own ``forward`` back; doing it twice does no harm."""
-        for layer, own in zip(self._layers, self._own, strict=True):
-            if "forward" in own:
-                layer.__dict__["forward"] = own["forward"]
+        for layer, entries in zip(self._layers, self._dicts, strict=True):
+            if "forward" in entries:
+                layer.__dict__["forward"] = entries["forward"]
             else:
                 layer.__dict__.pop("forward", None)
 
@@ -228,7 +228,7 @@ _COSTLY = (
 )
 
 
-def cutting(value: Tensor, leaves: Iterable[Tensor], taps: Mapping[str, Sequence[Tensor]]) -> set[str]:
+def cutting(value: Tensor, leaves: Iterable[Tensor], outputs: Mapping[str, Sequence[Tensor]]) -> set[str]:
     """Find the layers that cut the graph in two: every way from the value to a leaf passes exactly one of their taps.
 
     Then whatever the leaves do to the value, each of the taps passes a part of it on, and no part is passed on twice.
@@ -240,7 +240,7 @@ def cutting(value: Tensor, leaves: Iterable[Tensor], taps: Mapping[str, Sequence
     Args:
         value: Scalar or vector that was computed from the leaves.
         leaves: Tensors that require a gradient.
-        taps: Name of a layer to the tensors that it put out, on the way.
+        outputs: Name of a layer to the tensors that it put out, on the way.
 
     Returns:
         The names of those layers.
@@ -258,7 +258,7 @@ def cutting(value: Tensor, leaves: Iterable[Tensor], taps: Mapping[str, Sequence
         set()
     """
     ways = _Ways(_edge_of(value), {_edge_of(leaf) for leaf in leaves})
-    edges = {name: {_edge_of(tap) for tap in tensors} for name, tensors in taps.items()}
+    edges = {name: {_edge_of(tensor) for tensor in tensors} for name, tensors in outputs.items()}
     return {name for name, of_layer in edges.items() if ways.all_pass(of_layer)}
 
 
@@ -308,7 +308,7 @@ def _sorted_edges(start: _Edge) -> list[_Edge]:
     waiting = [(start, iter(_following(start)))]
     while waiting:
         edge, later = waiting[-1]
-        fresh = next((one for one in later if one not in begun), None)
+        fresh = next((other for other in later if other not in begun), None)
         if fresh is None:
             done.append(edge)
             waiting.pop()

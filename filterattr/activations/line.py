@@ -1,4 +1,4 @@
-"""The straight line of inputs that a sweep goes along."""
+"""The straight line of inputs whose points the passes run at."""
 
 from __future__ import annotations
 

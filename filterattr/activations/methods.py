@@ -1,4 +1,4 @@
-"""The four methods: what each adds up during a sweep, and the result that comes of it."""
+"""The four methods: what each adds up while the passes run, and the result that comes of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from filterattr.activations.conductance import ConductanceSum, KernelSplit, single
 from filterattr.activations.hooks import Call
 from filterattr.activations.line import between
-from filterattr.activations.passes import Sweep
+from filterattr.activations.passes import LinePasses
 from filterattr.activations.result import ChannelAttribution, ChannelMethod, LayerAttribution
 from filterattr.activations.samples import Place, channel_axis
 from filterattr.errors import LossError, NonFiniteError, name_some
@@ -31,60 +31,60 @@ class MethodSums:
     changes: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _conductance(sweep: Sweep, rule: Quadrature) -> MethodSums:
+def _conductance(passes: LinePasses, rule: Quadrature) -> MethodSums:
     """Derivatives times steps of the activations."""
-    at_baselines, at_inputs = sweep.look(0.0), sweep.look(1.0)
-    sweep.find_places(at_inputs)
+    at_baselines, at_inputs = passes.look(0.0), passes.look(1.0)
+    passes.find_places(at_inputs)
     late = 0.5 if rule.method == "riemann_trapezoid" else 0.0
-    sums = {call: ConductanceSum(torch.mul, late) for call in sweep.calls}
-    splits = {call: ConductanceSum(product, late) for call, product in sweep.kernel_products().items()}
+    sums = {call: ConductanceSum(torch.mul, late) for call in passes.calls}
+    splits = {call: ConductanceSum(product, late) for call, product in passes.kernel_products().items()}
 
     def see(call: Call, output: Tensor, argument: Tensor | None) -> None:
         sums[call].see(output)
         if call in splits and argument is not None:
             splits[call].see(argument)
 
-    for places, _ in sweep.chunks(rule):
-        for call, derivatives in sweep.differentiate(places, see):
+    for places, _ in passes.chunks(rule):
+        for call, derivatives in passes.differentiate(places, see):
             sums[call].take(derivatives)
             if call in splits:
                 splits[call].take(derivatives)
-    changes = dict.fromkeys(sweep.cutting or (), at_inputs - at_baselines)
+    changes = dict.fromkeys(passes.cutting or (), at_inputs - at_baselines)
     totals, kernels = ({call: each.total for call, each in group.items()} for group in (sums, splits))
     return MethodSums(at_inputs, at_baselines, totals, kernels, changes)
 
 
-def _internal_influence(sweep: Sweep, rule: Quadrature) -> MethodSums:
+def _internal_influence(passes: LinePasses, rule: Quadrature) -> MethodSums:
     """The mean derivative."""
-    at_inputs = sweep.look(1.0)
-    sweep.find_places(at_inputs)
+    at_inputs = passes.look(1.0)
+    passes.find_places(at_inputs)
     totals: dict[Call, Tensor] = {}
-    for places, coefficients in sweep.chunks(rule):
-        for call, derivatives in sweep.differentiate(places):
+    for places, coefficients in passes.chunks(rule):
+        for call, derivatives in passes.differentiate(places):
             _add_weighted(totals, call, derivatives, coefficients)
     return MethodSums(at_inputs, None, totals, {})
 
 
-def _integrated_gradients(sweep: Sweep, rule: Quadrature) -> MethodSums:
+def _integrated_gradients(passes: LinePasses, rule: Quadrature) -> MethodSums:
     """Derivatives along a line of activations, one layer after the other."""
-    at_baselines, starts, start_arguments = sweep.look(0.0), sweep.taps.outputs, sweep.taps.arguments
-    at_inputs, ends, end_arguments = sweep.look(1.0), sweep.taps.outputs, sweep.taps.arguments
-    sweep.find_places(at_inputs)
-    products = sweep.kernel_products()
+    at_baselines, starts, start_arguments = passes.look(0.0), passes.hooks.outputs, passes.hooks.arguments
+    at_inputs, ends, end_arguments = passes.look(1.0), passes.hooks.outputs, passes.hooks.arguments
+    passes.find_places(at_inputs)
+    products = passes.kernel_products()
     changes: dict[str, Tensor] = {}
-    before, remembered = sweep.remember(1), 1
-    for call in sweep.calls:
-        sweep.recall_before(before[call])
-        change = at_inputs - sweep.look(0.0, replaced=call, replacement=starts[call])
+    before, remembered = passes.remember(1), 1
+    for call in passes.calls:
+        passes.recall_before(before[call])
+        change = at_inputs - passes.look(0.0, replaced=call, replacement=starts[call])
         changes[call.layer] = changes.get(call.layer, torch.zeros_like(change)) + change
     means: dict[Call, Tensor] = {}
-    for places, coefficients in sweep.chunks(rule):
+    for places, coefficients in passes.chunks(rule):
         if len(places) != remembered:
-            before, remembered = sweep.remember(len(places)), len(places)
-        for call in sweep.calls:
-            sweep.recall_before(before[call])
+            before, remembered = passes.remember(len(places)), len(places)
+        for call in passes.calls:
+            passes.recall_before(before[call])
             points = torch.cat([between(starts[call], ends[call], t) for t in places]).requires_grad_()
-            _add_weighted(means, call, sweep.replace(call, places, points), coefficients)
+            _add_weighted(means, call, passes.replace(call, places, points), coefficients)
     totals = {call: mean * (ends[call].double() - starts[call].double()) for call, mean in means.items()}
     kernels = {
         call: product(means[call], end_arguments[call].double() - start_arguments[call].double())
@@ -93,63 +93,63 @@ def _integrated_gradients(sweep: Sweep, rule: Quadrature) -> MethodSums:
     return MethodSums(at_inputs, at_baselines, totals, kernels, changes)
 
 
-def _gradient_x_activation(sweep: Sweep, _rule: Quadrature) -> MethodSums:
+def _gradient_x_activation(passes: LinePasses, _rule: Quadrature) -> MethodSums:
     """One pass at the inputs."""
     totals: dict[Call, Tensor] = {}
     kernels: dict[Call, Tensor] = {}
-    derivatives = {call: single(rows[0]) for call, rows in sweep.differentiate((1.0,))}
-    sweep.find_places(sweep.values[0][1])
-    products = sweep.kernel_products()
+    derivatives = {call: single(rows[0]) for call, rows in passes.differentiate((1.0,))}
+    passes.find_places(passes.values[0][1])
+    products = passes.kernel_products()
     for call, derivative in derivatives.items():
-        totals[call] = derivative.double() * sweep.taps.outputs[call].detach().double()
+        totals[call] = derivative.double() * passes.hooks.outputs[call].detach().double()
         if call in products:
-            kernels[call] = products[call](derivative, single(sweep.taps.arguments[call]))
-    return MethodSums(sweep.values[0][1].double(), None, totals, kernels)
+            kernels[call] = products[call](derivative, single(passes.hooks.arguments[call]))
+    return MethodSums(passes.values[0][1].double(), None, totals, kernels)
 
 
-def assembled(sweep: Sweep, found: MethodSums, method: str, n_steps: int) -> ChannelAttribution:
+def assembled(passes: LinePasses, sums: MethodSums, method: str, n_steps: int) -> ChannelAttribution:
     """Check what was found and put it together by layer."""
-    sweep.check_function(found.at_inputs)
-    _check_finite(found)
-    silent = [name for name in sweep.layers if name not in sweep.reached]
+    passes.check_function(sums.at_inputs)
+    _check_finite(sums)
+    silent = [name for name in passes.layers if name not in passes.reached]
     if silent:
         raise LossError(
             f"a gradient of the output must reach every layer; none reaches {name_some(silent)}. Choose other layers, "
             "or an output that depends on them."
         )
-    calls: dict[str, list[Call]] = {name: [] for name in sweep.layers}
-    for call in found.totals:
+    calls: dict[str, list[Call]] = {name: [] for name in passes.layers}
+    for call in sums.totals:
         calls[call.layer].append(call)
     layers = {}
-    for name, module in sweep.layers.items():
-        totals = tuple(found.totals[call] for call in calls[name])
-        places = tuple(sweep.places[call] for call in calls[name])
-        kernels = [found.kernels[call] for call in calls[name] if call in found.kernels]
+    for name, module in passes.layers.items():
+        totals = tuple(sums.totals[call] for call in calls[name])
+        places = tuple(passes.places[call] for call in calls[name])
+        kernels = [sums.kernels[call] for call in calls[name] if call in sums.kernels]
         layers[name] = LayerAttribution(
             calls=totals,
             channel_axis=channel_axis(module),
             places=places,
-            completeness_error=_completeness_error(totals, places, found.changes.get(name), sweep.line.n_samples),
+            completeness_error=_completeness_error(totals, places, sums.changes.get(name), passes.line.n_samples),
             kernels=torch.stack(kernels).sum(0) if kernels else None,
             filter_parameter=_scored(name, module, "filter"),
             kernel_parameter=_scored(name, module, "kernel"),
         )
     return ChannelAttribution(
-        attribution=sweep.attribution,
+        attribution=passes.attribution,
         method=method,
         n_steps=n_steps,
-        n_samples=sweep.line.n_samples,
-        n_passes=sweep.n_passes,
-        output_inputs=found.at_inputs.cpu(),
-        output_baselines=None if found.at_baselines is None else found.at_baselines.cpu(),
+        n_samples=passes.line.n_samples,
+        n_passes=passes.n_passes,
+        output_inputs=sums.at_inputs.cpu(),
+        output_baselines=None if sums.at_baselines is None else sums.at_baselines.cpu(),
         layers=layers,
     )
 
 
-def _check_finite(found: MethodSums) -> None:
+def _check_finite(sums: MethodSums) -> None:
     infinite = [
         call.layer
-        for group in (found.totals, found.kernels)
+        for group in (sums.totals, sums.kernels)
         for call, total in group.items()
         if not bool(torch.isfinite(total).all())
     ]
@@ -200,7 +200,7 @@ def _add_weighted(totals: dict[Call, Tensor], call: Call, derivatives: Tensor, c
         totals[call].add_(derivative, alpha=coefficient)
 
 
-COMPUTE: dict[ChannelMethod, Callable[[Sweep, Quadrature], MethodSums]] = {
+COMPUTE: dict[ChannelMethod, Callable[[LinePasses, Quadrature], MethodSums]] = {
     "conductance": _conductance,
     "internal_influence": _internal_influence,
     "integrated_gradients": _integrated_gradients,

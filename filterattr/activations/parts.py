@@ -44,23 +44,23 @@ def parts_of(returned: Any, count: int) -> list[Any]:
     if dataclasses.is_dataclass(returned) and not isinstance(returned, type):
         fields = {field.name: getattr(returned, field.name) for field in dataclasses.fields(returned)}
         return _rebuilt(returned, fields, count)
-    found = f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+    got = f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
     raise SettingError(
         "several nodes in a pass need a model that returns tensors with the samples first, or tuples, lists, mappings "
-        f"or dataclasses of them; got {found} for {count} nodes. Leave internal_batch_size out, or return a tensor "
+        f"or dataclasses of them; got {got} for {count} nodes. Leave internal_batch_size out, or return a tensor "
         "with forward=."
     )
 
 
-def _sequence(whole: Any, items: Any) -> Any:
+def _sequence(returned: Any, items: Any) -> Any:
     """A namedtuple takes its items one by one."""
-    return type(whole)(*items) if hasattr(whole, "_fields") else type(whole)(items)
+    return type(returned)(*items) if hasattr(returned, "_fields") else type(returned)(items)
 
 
-def _rebuilt(whole: Any, values: Mapping[Any, Any], count: int) -> list[Any]:
+def _rebuilt(returned: Any, values: Mapping[Any, Any], count: int) -> list[Any]:
     """Copies of a mapping or dataclass with other values: a constructor may want anything."""
     parts = {key: parts_of(value, count) for key, value in values.items()}
-    copies = [copy.copy(whole) for _ in range(count)]
+    copies = [copy.copy(returned) for _ in range(count)]
     for number, part in enumerate(copies):
         for key, value in parts.items():
             if isinstance(part, Mapping):

@@ -1,4 +1,4 @@
-"""The passes of a sweep: the model runs at places of the line, and every layer is seen in each of them."""
+"""The passes of a call: the model runs at places of the line, and every layer is seen in each of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Forward: TypeAlias = Callable[..., Any]
 See: TypeAlias = Callable[[Call, Tensor, Tensor | None], None]
 
 
-class Sweep:
+class LinePasses:
     """One call of `ChannelAttributor.attribute`: what it works with, and how it runs the model."""
 
     def __init__(
@@ -57,10 +57,10 @@ class Sweep:
         self.nodes_per_pass = nodes_per_pass
         self.attribution = attribution
         self.split = {name for name, layer in self.layers.items() if kernels and KernelSplit.fits(layer)}
-        self.taps = ActivationHooks(self.layers, with_arguments=bool(self.split))
-        self.recall: ActivationCache | None = None
-        self.slots: ParameterSwap | None = None
-        self.claim, self.mode = ModelLock(self.model), GradientMode()
+        self.hooks = ActivationHooks(self.layers, with_arguments=bool(self.split))
+        self.cache: ActivationCache | None = None
+        self.swap: ParameterSwap | None = None
+        self.lock, self.mode = ModelLock(self.model), GradientMode()
         self.random, self.turn = CallersRandomness(), Turn()
         self.seed = 0
         # hooks do not fire in compiled submodules, unless these are told to run as they are
@@ -76,32 +76,32 @@ class Sweep:
 
     def enter(self) -> None:
         """Take hold of the model; `leave` ends what is begun here."""
-        self.claim.take()
+        self.lock.take()
         self.mode.enter()
         self.random.enter()
         self.seed = derive_seed(self.random.state.of_processor())
-        self.slots = ParameterSwap(self.model)
+        self.swap = ParameterSwap(self.model)
         # the same memory, but no gradient of the weights is ever computed, nor kept for
         self.frozen = {
             name: nn.Parameter(_usable(parameter), requires_grad=False)
-            for name, parameter in self.slots.parameters.items()
+            for name, parameter in self.swap.parameters.items()
         }
-        self.taps.attach()  # first: what the slots give back before every pass then has the hooks
-        self.slots.put(self.frozen)
+        self.hooks.attach()  # first: what the swap gives back before every pass then has the hooks
+        self.swap.put(self.frozen)
 
     def leave(self) -> None:
         """Give the model back; doing it twice does no harm."""
         self.forget()
-        if self.slots is not None:
-            self.slots.restore()
-        self.taps.remove()
+        if self.swap is not None:
+            self.swap.restore()
+        self.hooks.remove()
         self.turn.release()
         self.random.leave()
         self.mode.restore()
-        self.claim.release()
+        self.lock.release()
 
     def check_values(self) -> None:
-        """Make sure that the outputs since the last check are finite; nobody waits for a device inside the sweep."""
+        """Make sure that the outputs since the last check are finite; nobody waits for a device inside the passes."""
         for t, value in self.values[self.n_checked :]:
             if not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(
@@ -115,13 +115,13 @@ class Sweep:
         Args:
             at_inputs: The output there.
         """
-        outputs, arguments = self.taps.outputs, self.taps.arguments
+        outputs, arguments = self.hooks.outputs, self.hooks.arguments
         is_random = has_drawn(self.seed)
         with torch.no_grad():
             self.places = find_places(outputs, self.layers, self.line, self._put_out, is_random=is_random)
             if self.nodes_per_pass > 1:
                 self._check_batches(outputs, at_inputs, is_alike=not is_random and not self._has_batch_statistics())
-        self.taps.outputs, self.taps.arguments = outputs, arguments
+        self.hooks.outputs, self.hooks.arguments = outputs, arguments
 
     def check_function(self, at_inputs: Tensor) -> None:
         """Make sure that all outputs are finite, and that the output at the inputs is still what it was.
@@ -165,9 +165,9 @@ class Sweep:
         """
 
         def seen(call: Call) -> None:
-            argument = self.taps.arguments.get(call)
+            argument = self.hooks.arguments.get(call)
             rows = None if argument is None else rows_of(argument, len(places))
-            see(call, rows_of(self.taps.outputs[call].detach(), len(places)), rows)
+            see(call, rows_of(self.hooks.outputs[call].detach(), len(places)), rows)
 
         values, leaves = self._forward(places, seen)
         if self.cutting is None and self.attribution == "conductance":
@@ -177,22 +177,22 @@ class Sweep:
     def remember(self, count: int) -> dict[Call, int]:
         """Run the model at the inputs and remember what is costly; return how much of it comes before each call."""
         self.forget()
-        self.recall = recall = ActivationCache(self.model)
+        self.cache = cache = ActivationCache(self.model)
         before: dict[Call, int] = {}
         with torch.no_grad():
-            self._forward((1.0,) * count, lambda call: before.__setitem__(call, recall.count))
+            self._forward((1.0,) * count, lambda call: before.__setitem__(call, cache.count))
         return before
 
     def recall_before(self, count: int) -> None:
         """Let the next pass return what is remembered of so many costly functions, instead of computing it."""
-        if self.recall is not None:
-            self.recall.rewind(skipped=count)
+        if self.cache is not None:
+            self.cache.rewind(skipped=count)
 
     def forget(self) -> None:
         """Compute everything again; doing it twice does no harm."""
-        if self.recall is not None:
-            self.recall.remove()
-        self.recall = None
+        if self.cache is not None:
+            self.cache.remove()
+        self.cache = None
 
     def kernel_products(self) -> dict[Call, KernelSplit]:
         """The products that split the calls of the last pass, if kernels are wanted and the layers have them."""
@@ -204,8 +204,8 @@ class Sweep:
             products[call] = product = KernelSplit(
                 self.layers[call.layer], self.line.n_samples, self._arrangement(call)
             )
-            argument = self.taps.arguments.get(call)
-            if argument is None or not product.explains(argument, self.taps.outputs[call].detach()):
+            argument = self.hooks.arguments.get(call)
+            if argument is None or not product.explains(argument, self.hooks.outputs[call].detach()):
                 foreign.append(call.layer)
         if foreign:
             raise UnsupportedModelError(
@@ -229,7 +229,7 @@ class Sweep:
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the model; return the output, shape ``(places, N)`` or ``(places,)``, and the leaves."""
         arguments, leaves = self.line.points((1.0,) * len(places) if replaced else places)
-        self.taps.listen(seen, replaced=replaced, replacement=replacement)
+        self.hooks.listen(seen, replaced=replaced, replacement=replacement)
         returned = self._run(arguments)
         self._check_calls(len(places), replaced)
         parts = [returned] if len(places) == 1 else parts_of(returned, len(places))
@@ -240,28 +240,28 @@ class Sweep:
         return values, leaves
 
     def _run(self, arguments: Arguments) -> Any:
-        """Run the model with its own weights and copies of whatever else it holds, while the taps listen."""
-        if self.slots is None:
+        """Run the model with its own weights and copies of whatever else it holds, with the hooks on."""
+        if self.swap is None:
             raise RuntimeError("enter() comes first.")
-        self.slots.restore()  # what the last pass left in caches
-        if self.recall is not None:
-            self.recall.attach()
-        self.slots.put({**self.frozen, **{name: buffer.clone() for name, buffer in self.slots.buffers.items()}})
+        self.swap.restore()  # what the last pass left in caches
+        if self.cache is not None:
+            self.cache.attach()
+        self.swap.put({**self.frozen, **{name: buffer.clone() for name, buffer in self.swap.buffers.items()}})
         self.turn.take()  # `leave` ends it if the model raises
         seed_all(self.seed)
         with torch.compiler.set_stance("force_eager") if self.has_compiled else nullcontext():
             returned = self.forward(self.model, *arguments)
         self.turn.release()
-        self.taps.stop()
-        self.taps.check()
-        self.slots.check()
+        self.hooks.stop()
+        self.hooks.check()
+        self.swap.check()
         return returned
 
     def _put_out(self, arguments: Arguments) -> dict[Call, Tensor]:
         """Run the model on something else than the path; return what every call puts out."""
-        self.taps.listen()
+        self.hooks.listen()
         self._run(arguments)
-        return self.taps.outputs
+        return self.hooks.outputs
 
     def _has_batch_statistics(self) -> bool:
         return any(isinstance(module, _BatchNorm) and module.training for module in self.model.modules())
@@ -269,7 +269,7 @@ class Sweep:
     def _check_batches(self, outputs: Mapping[Call, Tensor], at_inputs: Tensor, *, is_alike: bool) -> None:
         """Make sure that nodes in one pass get what each gets alone, unless random numbers or statistics differ."""
         values, _ = self._forward((1.0, 0.0))
-        together = {call: rows_of(output, 2)[0] for call, output in self.taps.outputs.items()}
+        together = {call: rows_of(output, 2)[0] for call, output in self.hooks.outputs.items()}
         if not is_alike:
             return
         wrong = [call.layer for call, output in outputs.items() if not agree(output, together[call], output.dtype)]
@@ -293,7 +293,7 @@ class Sweep:
         return None if place == Place() else lambda tensor: place.samples_first(tensor, self.line.n_samples)
 
     def _check_attached(self, values: Tensor) -> None:
-        detached = [call.layer for call, output in self.taps.outputs.items() if not output.requires_grad]
+        detached = [call.layer for call, output in self.hooks.outputs.items() if not output.requires_grad]
         if detached or not values.requires_grad:
             raise LossError(
                 f"the output must depend on the layers; no derivative leads to {name_some(detached or self.layers)}. "
@@ -301,7 +301,7 @@ class Sweep:
             )
 
     def _backward(self, values: Tensor, count: int) -> Iterator[tuple[Call, Tensor]]:
-        outputs = self.taps.outputs
+        outputs = self.hooks.outputs
         self.n_passes += count
         derivatives: Sequence[Tensor | None] = [None] * len(outputs)
         if values.requires_grad:
@@ -315,21 +315,21 @@ class Sweep:
 
     def _find_cutting(self, values: Tensor, leaves: list[Tensor]) -> set[str]:
         by_layer: dict[str, list[Tensor]] = {}
-        for call, output in self.taps.outputs.items():
+        for call, output in self.hooks.outputs.items():
             by_layer.setdefault(call.layer, []).append(output)
         return cutting(values, leaves, by_layer)
 
     def _check_calls(self, count: int, replaced: Call | None) -> None:
         """Every pass must run the same layers as often as the first one did, and with the same shapes."""
-        found = {call: tuple(output.shape) for call, output in self.taps.outputs.items()}
-        self.calls = self.calls or found
+        shapes = {call: tuple(output.shape) for call, output in self.hooks.outputs.items()}
+        self.calls = self.calls or shapes
         expected = {
             call: (count * rows, *others)
             for call, (rows, *others) in self.calls.items()
             if replaced is None or call == replaced
         }
-        if found != expected:
-            layers = [call.layer for call in {**expected, **found} if found.get(call) != expected.get(call)]
+        if shapes != expected:
+            layers = [call.layer for call in {**expected, **shapes} if shapes.get(call) != expected.get(call)]
             raise ModelChangedError(
                 "the model must run its layers in the same way at every place of the path; it does not for "
                 f"{name_some(dict.fromkeys(layers))}. Choose other layers"

@@ -1,4 +1,4 @@
-"""What a sweep found: the attribution of every layer, by channel, by filter and by kernel."""
+"""What the passes along the line gave: the attribution of every layer, by channel, by filter and by kernel."""
 
 from __future__ import annotations
 

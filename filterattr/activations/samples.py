@@ -146,11 +146,11 @@ class _Search:
         mixing = {call for call, places in self._open.items() if not places}
         if mixing:  # batch statistics connect the samples, but do not know their order
             self._exchange(mixing)
-        found: Places = {call: places[0] if places else None for call, places in self._open.items()}
+        chosen: Places = {call: places[0] if places else None for call, places in self._open.items()}
         unknown = {call for call, places in self._open.items() if call not in self._moved or len(places) > 1}
         if self._is_random:  # dropout and batch statistics together leave nothing but the shapes
-            unknown |= {call for call, place in found.items() if place is None}
-        return found | self._by_shape(unknown) if unknown else found
+            unknown |= {call for call, place in chosen.items() if place is None}
+        return chosen | self._by_shape(unknown) if unknown else chosen
 
     def _change(self, number: int) -> None:
         """Keep the candidates that hold one sample where numbers change when it does."""

@@ -118,8 +118,8 @@ def agreement(
     picks = np.random.default_rng(seed).integers(len(truth), size=(draws, len(truth)))
 
     def estimated(measure: Callable[[Array, Array], float], values: Array) -> Estimate:
-        whole = measure(truth, values)
-        return interval(whole, np.array([measure(truth[pick], values[pick]) for pick in picks]), confidence)
+        value = measure(truth, values)
+        return interval(value, np.array([measure(truth[pick], values[pick]) for pick in picks]), confidence)
 
     def spearman(first: Array, second: Array) -> float:
         return _correlation(stats.spearmanr, first, second)

@@ -89,8 +89,8 @@ def layer_shares(contribution: FilterAttribution | FilterScores) -> dict[str, fl
     """
     scores = contribution.scores() if isinstance(contribution, FilterAttribution) else contribution
     sums = {name: float(tensor.clamp_min(0).sum()) for name, tensor in scores.items()}
-    whole = math.fsum(sums.values())
-    return {name: value / whole if whole else 1 / len(sums) for name, value in sums.items()}
+    total = math.fsum(sums.values())
+    return {name: value / total if total else 1 / len(sums) for name, value in sums.items()}
 
 
 def lora_ranks(
@@ -126,7 +126,7 @@ def lora_ranks(
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; "CoLoRA", ECCV 2024, for ranks
         from an attribution.
     """
-    shapes = {name: one.shape for name, one in contribution.parameters.items()}
+    shapes = {name: scored.shape for name, scored in contribution.parameters.items()}
     flat = [name for name, shape in shapes.items() if len(shape) < 2]
     if flat:
         raise SettingError(f"a rank needs weights of two or more dimensions; {name_some(flat)} have fewer.")
@@ -160,8 +160,8 @@ def units_to_train(contribution: FilterAttribution | FilterScores, fraction: flo
     """
     if not 0 <= fraction <= 1:
         raise SettingError(f"fraction must lie in [0, 1] (one per cent is 0.01); got {fraction}.")
-    counts = {name: one.units_shape.numel() for name, one in contribution.parameters.items()}
-    sizes = {name: math.prod(one.shape) for name, one in contribution.parameters.items()}
+    counts = {name: scored.units_shape.numel() for name, scored in contribution.parameters.items()}
+    sizes = {name: math.prod(scored.shape) for name, scored in contribution.parameters.items()}
     steps = {name: sizes[name] // counts[name] for name in counts}
     uniform = {name: math.floor(fraction * count + 0.5) for name, count in counts.items()}
     return _budget("units", layer_shares(contribution), steps, counts, uniform, 0)

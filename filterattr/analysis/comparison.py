@@ -80,12 +80,12 @@ def all_rankings(
     """
     samples = list(series(data))
     n = len(samples)
-    whole = attributor.attribute(base, target, loss, samples, n_steps=n_steps, progress=False)
+    attribution = attributor.attribute(base, target, loss, samples, n_steps=n_steps, progress=False)
     rankings = {
-        "attribution": Ranking(whole.scores(), whole.n_passes),
-        "attribution, |sum|": Ranking(whole.scores("abs_of_sum"), whole.n_passes),
-        "attribution, signed": Ranking(-whole.scores("sum"), whole.n_passes),
-        "random": Ranking(random_ranking(whole.scores(), generator), 0),
+        "attribution": Ranking(attribution.scores(), attribution.n_passes),
+        "attribution, |sum|": Ranking(attribution.scores("abs_of_sum"), attribution.n_passes),
+        "attribution, signed": Ranking(-attribution.scores("sum"), attribution.n_passes),
+        "random": Ranking(random_ranking(attribution.scores(), generator), 0),
         "weight change": Ranking(weight_change(attributor, base, target), 0),
         "relative change": Ranking(weight_change(attributor, base, target, relative=True), 0),
         "magnitude": Ranking(magnitude(attributor, target), 0),
@@ -155,10 +155,10 @@ def channel_ranking(
     """
     chosen, rule = chosen_method(attribution, method, quadrature)
     parameters = attributor.scored_parameters()
-    whole = completed(state_for(attributor.model, target, "target"), attributor.model)
+    full = completed(state_for(attributor.model, target, "target"), attributor.model)
     total: FilterScores | None = None
     count = n_passes = 0
-    with swapped(attributor.model, whole) as model:
+    with swapped(attributor.model, full) as model:
         named = dict(model.named_modules())
         foreign = [name for name in parameters if not name.endswith("weight") or name.rpartition(".")[0] not in named]
         if foreign:
@@ -167,7 +167,7 @@ def channel_ranking(
         channels = ChannelAttributor(model, [name for name in layers if name] or None)
         for sample in series(data):
             inputs, baselines = ends(sample)
-            found = channels.attribute(
+            result = channels.attribute(
                 inputs,
                 None if chosen == "gradient_x_activation" else baselines,
                 lambda returned, sample=sample: judge(returned, sample),  # type: ignore[misc]
@@ -176,13 +176,13 @@ def channel_ranking(
                 method=rule,
                 kernels=_are_kernels(attributor),
             )
-            scores = found.kernels() if _are_kernels(attributor) else found.filters()
+            scores = result.kernels() if _are_kernels(attributor) else result.filters()
             total = scores if total is None else total + scores
-            count, n_passes = count + 1, n_passes + found.n_passes
+            count, n_passes = count + 1, n_passes + result.n_passes
     if total is None:
         raise SettingError("data must hold at least one sample; it is empty.")
     if total.parameters != parameters:
-        wrong = [name for name, one in parameters.items() if total.parameters.get(name) != one]
+        wrong = [name for name, scored in parameters.items() if total.parameters.get(name) != scored]
         raise UnitError(
             f"units must be filters or kernels of convolutions and linear layers; {name_some(wrong)} are not."
         )

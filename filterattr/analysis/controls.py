@@ -52,16 +52,18 @@ def scrambled(
     state = copied(plain_state(target, "target", selection.parameters))
     shared = shared_names(state)
     misfits = [
-        name for name, one in selection.parameters.items() if name not in state or tuple(state[name].shape) != one.shape
+        name
+        for name, scored in selection.parameters.items()
+        if name not in state or tuple(state[name].shape) != scored.shape
     ]
     if misfits:
         raise StateMismatchError(
             f"target must hold the selected parameters in their shapes; {name_some(misfits)} differ."
         )
-    for name, one in selection.parameters.items():
+    for name, scored in selection.parameters.items():
         places = torch.nonzero(selection[name].reshape(-1).cpu()).reshape(-1)
         # rows of weights, one unit a row, in the order of the parameter
-        order = torch.sort(unit_labels(one).reshape(-1), stable=True).indices
+        order = torch.sort(unit_labels(scored).reshape(-1), stable=True).indices
         rows = state[name].reshape(-1).cpu()[order].reshape(selection[name].numel(), -1).clone()
         if how == "permute":
             rows[places] = rows[places[torch.randperm(len(places), generator=generator, device="cpu")]]
@@ -70,7 +72,7 @@ def scrambled(
             rows[places] = rows[places] * signs.to(rows.dtype)
         flat = torch.empty_like(rows.reshape(-1))
         flat[order] = rows.reshape(-1)
-        state |= dict.fromkeys(shared[name], flat.reshape(one.shape).to(state[name].device))
+        state |= dict.fromkeys(shared[name], flat.reshape(scored.shape).to(state[name].device))
     return state
 
 

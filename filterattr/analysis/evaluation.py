@@ -159,7 +159,7 @@ def null_curve(
         raise SettingError(
             f'a null needs at least 2 draws and is "random" or "layer-matched"; got {draws} and {null!r}.'
         )
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in masking.data}
+    shares: dict[str, list[tuple[float, ...]]] = {name: [] for name in masking.data}
     counts = []
     network = masking.changing(intervention)
     with counted(progress, draws * len(fractions), "draw") as step:
@@ -174,14 +174,14 @@ def null_curve(
                     drawn[name].append(removed if intervention == "mask" else 1 - removed)
                 step()
             for name, values in drawn.items():
-                found[name].append(tuple(values))
+                shares[name].append(tuple(values))
     return NullCurve(
         null=null,
         ranking=ranking,
         intervention=intervention,
         fractions=tuple(map(float, fractions)),
         counts=tuple(counts),
-        shares={name: tuple(values) for name, values in found.items()},
+        shares={name: tuple(values) for name, values in shares.items()},
     )
 
 
@@ -234,14 +234,14 @@ def specificity(
     measured = {name: Measured(masking, network.sample_losses(chosen), bootstrap) for name, chosen in sets.items()}
     return SpecificityMatrix(
         counts={name: chosen.count for name, chosen in sets.items()},
-        shares={name: {other: one.share(other) for other in masking.data} for name, one in measured.items()},
+        shares={name: {other: row.share(other) for other in masking.data} for name, row in measured.items()},
         row_margins={
-            name: {other: one.minus(name, one, other) for other in sets if other != name}
-            for name, one in measured.items()
+            name: {other: row.minus(name, row, other) for other in sets if other != name}
+            for name, row in measured.items()
         },
         column_margins={
-            name: {other: one.minus(name, measured[other], name) for other in sets if other != name}
-            for name, one in measured.items()
+            name: {other: row.minus(name, measured[other], name) for other in sets if other != name}
+            for name, row in measured.items()
         },
         n_samples=masking.n_samples,
         confidence=bootstrap.confidence,
@@ -297,9 +297,9 @@ def modulation(
         function=function,
         count=selection.count,
         strengths=tuple(map(float, strengths)),
-        losses={name: tuple(one.loss(name) for one in measured) for name in masking.data},
-        shares={name: tuple(one.share(name) for one in measured) for name in masking.data},
-        steps={name: tuple(later.minus(name, one, name) for one, later in pairs) for name in masking.data},
+        losses={name: tuple(point.loss(name) for point in measured) for name in masking.data},
+        shares={name: tuple(point.share(name) for point in measured) for name in masking.data},
+        steps={name: tuple(later.minus(name, point, name) for point, later in pairs) for name in masking.data},
         loss_base=masking.loss_base,
         loss_target=masking.loss_target,
     )

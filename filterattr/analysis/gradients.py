@@ -231,15 +231,15 @@ def sample_gradient(
         >>> sample_gradient(layer, layer, loss, (torch.tensor([3.0, 4.0]),), ["weight"])["weight"]
         tensor([[3., 4.]], dtype=torch.float64)
     """
-    whole = completed(state_for(model, state, "state"), model)
-    own = dict(model.named_parameters())
+    full = completed(state_for(model, state, "state"), model)
+    originals = dict(model.named_parameters())
     mode = GradientMode()
 
     def differentiate() -> dict[str, Tensor]:
         mode.enter()
-        with swapped(model, whole, seed=seed) as inner:
+        with swapped(model, full, seed=seed) as inner:
             parameters = ParameterSwap(inner).parameters
-            return _gradient(inner, {name: parameters[name] for name in names}, own, loss, arguments)
+            return _gradient(inner, {name: parameters[name] for name in names}, originals, loss, arguments)
 
     return restoring(differentiate, mode.restore)
 
@@ -247,12 +247,12 @@ def sample_gradient(
 def _gradient(
     model: nn.Module,
     leaves: Mapping[str, nn.Parameter],
-    own: Mapping[str, nn.Parameter],
+    originals: Mapping[str, nn.Parameter],
     loss: Loss,
     arguments: tuple[Any, ...],
 ) -> dict[str, Tensor]:
     """Differentiate the loss of a model that holds copies of its parameters."""
-    theirs = [name for name, leaf in leaves.items() if leaf is own.get(name)]
+    theirs = [name for name, leaf in leaves.items() if leaf is originals.get(name)]
     if theirs:
         raise StateMismatchError(f"the state dict of the model must hold {name_some(theirs)}.")
     for leaf in leaves.values():
@@ -264,13 +264,13 @@ def _gradient(
             f"loss must return one real scalar that depends on the model; got {got}. Return the tensor itself, and "
             "call the model that is given."
         )
-    refuse_behind(value, own)
-    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    refuse_behind(value, originals)
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return {
         name: torch.zeros_like(leaf, dtype=_wide(leaf), requires_grad=False)
         if gradient is None
         else (gradient.to_dense() if gradient.is_sparse else gradient).to(_wide(leaf))
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
 
 

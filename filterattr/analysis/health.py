@@ -206,18 +206,18 @@ def sanity_checks(
         >>> [row.holds for row in table.entries[:4]]
         [True, True, True, True]
     """
-    slots = ParameterSwap(attributor.model)
+    swap = ParameterSwap(attributor.model)
     ends = {role: state_for(attributor.model, end, role) for role, end in (("base", base), ("target", target))}
-    moving = [name for name, value in slots.parameters.items() if value.is_floating_point()]
+    moving = [name for name, value in swap.parameters.items() if value.is_floating_point()]
     generator = torch.Generator().manual_seed(seed)
 
-    whole = attributor.attribute(base, target, loss, data, progress=False, **options)
+    attribution = attributor.attribute(base, target, loss, data, progress=False, **options)
 
     def signed(first: StateLike, second: StateLike, one_loss: Loss = loss) -> FilterAttribution:
         with without_doubts():  # what is to be said of the pair has been said
             return attributor.attribute(first, second, one_loss, data, progress=False, **options)
 
-    reference = whole.scores("sum")
+    reference = attribution.scores("sum")
 
     def gap(scores: FilterScores) -> float:
         size = float(reference.flat().abs().max())
@@ -226,13 +226,13 @@ def sanity_checks(
     factors = {name: 2.0 ** int(torch.randint(-2, 3, (), generator=generator, device="cpu")) for name in moving}
     scaled = {
         role: {
-            name: value * factors[first] if (first := slots.aliases.get(name)) in factors else value
+            name: value * factors[first] if (first := swap.aliases.get(name)) in factors else value
             for name, value in state.items()
         }
         for role, state in ends.items()
     }
     shuffled, shared = dict(ends["target"]), shared_names(ends["target"])
-    for name in whole.parameters:
+    for name in attribution.parameters:
         flat = shuffled[name].reshape(-1)
         mixed = flat[torch.randperm(len(flat), generator=generator, device="cpu")].reshape(shuffled[name].shape)
         shuffled |= dict.fromkeys(shared[name], mixed)
@@ -264,7 +264,7 @@ def sanity_checks(
         SanityRow(
             "weights of target shuffled inside every layer",
             "other units come out: overlap of the top sets",
-            randomised.scores().top(amount).overlap(whole.scores().top(amount)),
+            randomised.scores().top(amount).overlap(attribution.scores().top(amount)),
             0.5,
         ),
     ]
@@ -309,10 +309,10 @@ class _Held(nn.Module):
 
 def _shuffled_labels(labelled: Mapping[str, SampleScores], seed: int, draws: int = 199) -> SanityRow:
     """How often random labels separate the samples as well as the true ones."""
-    if len(labelled) != 2 or len({len(one) for one in labelled.values()}) != 1:
-        sizes = {name: len(one) for name, one in labelled.items()}
+    if len(labelled) != 2 or len({len(labels) for labels in labelled.values()}) != 1:
+        sizes = {name: len(labels) for name, labels in labelled.items()}
         raise SettingError(f"labelled must hold two functions with the same number of samples; got {sizes}.")
-    first, second = (one.values.double().numpy() for one in labelled.values())
+    first, second = (labels.values.double().numpy() for labels in labelled.values())
     gaps: Array = first - second
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(gaps)))
     null = np.abs(signs @ gaps).sum(1).tolist()

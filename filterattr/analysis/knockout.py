@@ -193,8 +193,8 @@ class KnockOutJob:
         misfits = [
             f"{name!r} ({role})"
             for role, state in (("base", self._base), ("target", self._target))
-            for name, one in self._parameters.items()
-            if name not in state or tuple(state[name].shape) != one.shape
+            for name, scored in self._parameters.items()
+            if name not in state or tuple(state[name].shape) != scored.shape
         ]
         if misfits:
             raise StateMismatchError(
@@ -246,9 +246,9 @@ class KnockOutJob:
             numbers = torch.tensor(places, device="cpu") - int(begins[name])
             stacked = {}
             for one in members:
-                own = self._target[one]
-                marked = (labels[one] == numbers.reshape(-1, *[1] * own.ndim)).to(own.device)
-                stacked[one] = torch.where(marked, self._base[one].to(own.device, own.dtype), own)
+                value = self._target[one]
+                marked = (labels[one] == numbers.reshape(-1, *[1] * value.ndim)).to(value.device)
+                stacked[one] = torch.where(marked, self._base[one].to(value.device, value.dtype), value)
             yield places, self._losses_with(stacked).cpu()
 
     @torch.no_grad()

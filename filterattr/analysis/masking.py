@@ -157,8 +157,8 @@ class Masking(Ends):
         Returns:
             The share, 0 at target and 1 at base; not a number if base and target have the same loss.
         """
-        whole = self.loss_base[name] - self.loss_target[name]
-        return (loss - self.loss_target[name]) / whole if whole else float("nan")
+        learnt = self.loss_base[name] - self.loss_target[name]
+        return (loss - self.loss_target[name]) / learnt if learnt else float("nan")
 
 
 class ChangingNetwork:
@@ -235,7 +235,7 @@ class Measured:
         for name, values in self._losses.items():
             ends = masking.samples_base[name], masking.samples_target[name]
             start, end = reversed(ends) if intervention == "mask" else ends
-            drawn = (bootstrap.means(name, one) for one in (values, start, end))
+            drawn = (bootstrap.means(name, each) for each in (values, start, end))
             self._shares[name] = float(_ratio(values.mean(), start.mean(), end.mean())), _ratio(*drawn)
 
     def loss(self, name: str) -> Estimate:
@@ -294,8 +294,8 @@ class Measured:
 
 def _ratio(value: Any, start: Any, end: Any) -> Any:
     """Way from start to value as a part of the way from start to end; not a number if that has no length."""
-    whole = np.asarray(end - start, dtype=np.float64)
-    return (value - start) / np.where(whole == 0, np.nan, whole)
+    apart = np.asarray(end - start, dtype=np.float64)
+    return (value - start) / np.where(apart == 0, np.nan, apart)
 
 
 def _numbers(loss: Any) -> list[float]:

@@ -133,8 +133,8 @@ def output_curve(
         function=of,
         fractions=tuple(map(float, fractions)),
         counts=tuple(counts),
-        reverted=tuple(one.reverted(of) for one in measured),
-        moved={name: tuple(one.moved(name) for one in measured) for name in outputs.data if name != of},
+        reverted=tuple(point.reverted(of) for point in measured),
+        moved={name: tuple(point.moved(name) for point in measured) for name in outputs.data if name != of},
         n_samples=outputs.n_samples,
     )
 
@@ -206,12 +206,12 @@ def output_matrix(
         )
     bootstrap = bootstrap or outputs.bootstrap()
     distances_of = outputs.changing()
-    found = {name: MeasuredOutputs(outputs, distances_of(chosen), bootstrap) for name, chosen in sets.items()}
+    rows = {name: MeasuredOutputs(outputs, distances_of(chosen), bootstrap) for name, chosen in sets.items()}
     return OutputMatrix(
         counts={name: chosen.count for name, chosen in sets.items()},
-        reverted={name: one.reverted(name) for name, one in found.items()},
+        reverted={name: row.reverted(name) for name, row in rows.items()},
         moved={
-            name: {other: one.moved(other) for other in outputs.data if other != name} for name, one in found.items()
+            name: {other: row.moved(other) for other in outputs.data if other != name} for name, row in rows.items()
         },
         n_samples=outputs.n_samples,
     )

@@ -129,17 +129,20 @@ class Outputs(Ends):
         Returns:
             One distance a sample, float64; infinite where it is not a number.
         """
-        found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in self.data}
+        distances: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in self.data}
         if self._kept is not None:
             with swapped(self.model, state, seed=0) as model:
                 for place in self._places:
-                    self._add(found, place, self._said(model, *place), self._kept[place])
+                    self._add(distances, place, self._said(model, *place), self._kept[place])
         else:
             for place in self._places:
                 ends = self._ends_at(*place)
                 with swapped(self.model, state, seed=0) as model:
-                    self._add(found, place, self._said(model, *place), ends)
-        known = {name: [np.nan_to_num(one, nan=np.inf, posinf=np.inf) for one in both] for name, both in found.items()}
+                    self._add(distances, place, self._said(model, *place), ends)
+        known = {
+            name: [np.nan_to_num(values, nan=np.inf, posinf=np.inf) for values in both]
+            for name, both in distances.items()
+        }
         return SampleDistances(*({name: both[side] for name, both in known.items()} for side in (0, 1)))
 
     def changing(self) -> Callable[[FilterSelection], SampleDistances]:
@@ -174,8 +177,8 @@ class Outputs(Ends):
             Function to share: 1 exactly base, 0 no nearer than target, below 0 further away than target, which is
             damage; not a number where base and target say the same.
         """
-        found = self.sample_distances(self.masked(selection))
-        return {name: float(1 - _part(found.to_base[name], self.apart_from_base[name])) for name in self.data}
+        distances = self.sample_distances(self.masked(selection))
+        return {name: float(1 - _part(distances.to_base[name], self.apart_from_base[name])) for name in self.data}
 
     def moved(self, selection: FilterSelection) -> dict[str, float]:
         """How far masking takes the outputs away from target.
@@ -187,8 +190,8 @@ class Outputs(Ends):
             Function to share: 0 exactly target, 1 as far away as base is, above 1 damaged; not a number where base and
             target say the same.
         """
-        found = self.sample_distances(self.masked(selection))
-        return {name: float(_part(found.to_target[name], self.apart_from_target[name])) for name in self.data}
+        distances = self.sample_distances(self.masked(selection))
+        return {name: float(_part(distances.to_target[name], self.apart_from_target[name])) for name in self.data}
 
     def _said(self, model: nn.Module, name: str, place: int) -> Tensor:
         """What a network says to a sample of a function."""
@@ -211,13 +214,13 @@ class Outputs(Ends):
 
     def _add(
         self,
-        found: Mapping[str, tuple[list[float], list[float]]],
+        distances: Mapping[str, tuple[list[float], list[float]]],
         place: tuple[str, int],
         said: Tensor,
         ends: tuple[Tensor, Tensor],
     ) -> None:
         """Put the distances of an output from both ends to those of its function."""
-        for values, end in zip(found[place[0]], ends, strict=True):
+        for values, end in zip(distances[place[0]], ends, strict=True):
             values += self._numbers(said, end)
 
     def _numbers(self, said: Tensor, end: Tensor) -> list[float]:
@@ -401,8 +404,8 @@ def reversion(
                 drawn.append(distances_of(chosen))
                 step()
             base, target = outputs.apart_from_base, outputs.apart_from_target
-            reverted[null] = tuple(1 - _part(one.to_base[of], base[of]) for one in drawn)
-            moved[null] = {name: tuple(_part(one.to_target[name], target[name]) for one in drawn) for name in others}
+            reverted[null] = tuple(1 - _part(draw.to_base[of], base[of]) for draw in drawn)
+            moved[null] = {name: tuple(_part(draw.to_target[name], target[name]) for draw in drawn) for name in others}
     return Reversion(
         function=of,
         count=selection.count,
@@ -414,16 +417,16 @@ def reversion(
     )
 
 
-def _part(values: Array, whole: Array) -> float:
+def _part(values: Array, apart: Array) -> float:
     """A sum of distances as a part of another one; not a number if that is nothing."""
-    total = float(whole.sum())
+    total = float(apart.sum())
     return float(values.sum()) / total if total else float("nan")
 
 
-def _parts(bootstrap: Bootstrap, name: str, values: Array, whole: Array) -> tuple[float, Array]:
+def _parts(bootstrap: Bootstrap, name: str, values: Array, apart: Array) -> tuple[float, Array]:
     """The same for all samples, and for every draw of them."""
-    drawn = bootstrap.means(name, whole)
-    return _part(values, whole), bootstrap.means(name, values) / np.where(drawn == 0, np.nan, drawn)
+    drawn = bootstrap.means(name, apart)
+    return _part(values, apart), bootstrap.means(name, values) / np.where(drawn == 0, np.nan, drawn)
 
 
 def _squared(said: Tensor, end: Tensor) -> Tensor:

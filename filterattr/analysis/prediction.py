@@ -158,7 +158,7 @@ class Calibration(Record):
             )
         labels = tuple(labelled)
         functions = tuple(next(iter(labelled.values()))[0].overlap)
-        rows = [_features(one, functions, read_outs) for signals in labelled.values() for one in signals]
+        rows = [_features(signal, functions, read_outs) for signals in labelled.values() for signal in signals]
         places = torch.tensor([k for k, signals in enumerate(labelled.values()) for _ in signals], device="cpu")
         features = torch.tensor(rows, dtype=torch.float64, device="cpu")
         means, scales = features.mean(0), features.std(0, correction=0)
@@ -227,8 +227,8 @@ def largest_wins(signals: Signals, read_out: ReadOut = "overlap", *, unsure_belo
     if read_out not in READ_OUTS:
         raise SettingError(f"read_out must be one of {', '.join(READ_OUTS)}; got {read_out!r}.")
     values: Mapping[str, float] = getattr(signals, read_out)
-    whole = math.fsum(values.values())
-    return _answer({name: value / whole if whole else 1 / len(values) for name, value in values.items()}, unsure_below)
+    total = math.fsum(values.values())
+    return _answer({name: value / total if total else 1 / len(values) for name, value in values.items()}, unsure_below)
 
 
 class FunctionPredictor:
@@ -314,8 +314,8 @@ class FunctionPredictor:
             )
         scores = attribution.scores(self.reduction)
         sizes = scores.flat().abs()
-        whole = float(sizes.sum())
-        top = scores.top(self.amount if whole else 0)
+        total = float(sizes.sum())
+        top = scores.top(self.amount if total else 0)
         apart = attribution.loss_base
         moved = {
             name: float(self._distance(self._answer_of(state, sample), reference))
@@ -324,7 +324,7 @@ class FunctionPredictor:
         return Signals(
             overlap={name: (top & chosen).count / chosen.count for name, chosen in self.sets.items()},
             mass={
-                name: float(sizes[chosen.flat()].sum()) / whole if whole else 0.0 for name, chosen in self.sets.items()
+                name: float(sizes[chosen.flat()].sum()) / total if total else 0.0 for name, chosen in self.sets.items()
             },
             response={name: value / apart if apart else 0.0 for name, value in moved.items()},
         )
@@ -342,15 +342,15 @@ class FunctionPredictor:
             Label to signals.
         """
         listed = {label: list(some) for label, some in samples.items()}
-        found: dict[str, tuple[Signals, ...]] = {}
+        by_label: dict[str, tuple[Signals, ...]] = {}
         with counted(progress, sum(map(len, listed.values())), "sample") as step:
             for label, some in listed.items():
                 signals = []
                 for sample in some:
                     signals.append(self.signals(sample))
                     step()
-                found[label] = tuple(signals)
-        return found
+                by_label[label] = tuple(signals)
+        return by_label
 
     @torch.no_grad()
     def _answer_of(self, state: Mapping[str, Tensor], sample: Any) -> Any:
@@ -432,7 +432,7 @@ def confusion(
         >>> print(found.accuracy)
         1.00 [0.70, 1.00]
     """
-    answers = {label: [predict(one).answer for one in some] for label, some in signals.items()}
+    answers = {label: [predict(signal).answer for signal in some] for label, some in signals.items()}
     seen = dict.fromkeys([*signals, *(answer for row in answers.values() for answer in row if answer != UNSURE)])
     columns = [*seen, UNSURE]
     return Confusion(

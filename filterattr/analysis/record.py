@@ -193,7 +193,7 @@ def _decoded(value: Any, kind: Any, place: str) -> Any:
         entries = _checked(value, dict, place)
         return {key: _decoded(entry, arguments[1], f"{place}[{key!r}]") for key, entry in entries.items()}
     if origin in (Union, types.UnionType):  # something or None
-        (inner,) = (one for one in arguments if one is not type(None))
+        (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _decoded(value, inner, place)
     if origin is Literal:
         if value not in arguments:

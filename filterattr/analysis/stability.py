@@ -133,7 +133,8 @@ class SampleScores:
         with complete(path, _KIND):
             parameters = parameters_of(description)
             empty = {
-                name: torch.zeros(one.units_shape, dtype=torch.bool, device="cpu") for name, one in parameters.items()
+                name: torch.zeros(scored.units_shape, dtype=torch.bool, device="cpu")
+                for name, scored in parameters.items()
             }
             return cls(tensors["values"], FilterSelection(empty, parameters))
 
@@ -364,11 +365,11 @@ def stability(
 
     def sets(drawn: Sequence[Sequence[int]]) -> Iterator[FilterSelection]:
         weights = torch.from_numpy(np.stack([np.bincount(places, minlength=n) / len(places) for places in drawn]))
-        rows = zip(*(one.weighted(weights) for one in samples.values()), strict=True)
+        rows = zip(*(per_sample.weighted(weights) for per_sample in samples.values()), strict=True)
         return (rank(dict(zip(samples, scores, strict=True))).top(amount) for scores in rows)
 
-    whole = rank({name: one.scores() for name, one in samples.items()}).top(amount)
-    hits = torch.zeros(whole.n_units, device="cpu")
+    reference = rank({name: per_sample.scores() for name, per_sample in samples.items()}).top(amount)
+    hits = torch.zeros(reference.n_units, device="cpu")
     for chosen in sets([generator.integers(n, size=n).tolist() for _ in range(draws)]):
         hits += chosen.flat()
     reproduced: list[Estimate] = []
@@ -376,14 +377,14 @@ def stability(
     for size in wanted:
         pairs = [generator.permutation(n)[: 2 * size].tolist() for _ in range(splits)]
         firsts, seconds = sets([places[:size] for places in pairs]), sets([places[size:] for places in pairs])
-        agreeing = np.array([(one.jaccard(two), one.overlap(two)) for one, two in zip(firsts, seconds, strict=True)])
+        agreeing = np.array([(a.jaccard(b), a.overlap(b)) for a, b in zip(firsts, seconds, strict=True)])
         for kept, values in ((reproduced, agreeing[:, 0]), (overlap, agreeing[:, 1])):
             kept.append(interval(float(values.mean()), values, confidence))
     order = torch.argsort(hits, descending=True, stable=True)[: int((hits > 0).sum())]
     return Stability(
-        n_units=whole.n_units,
+        n_units=reference.n_units,
         n_samples=n,
-        count=whole.count,
+        count=reference.count,
         draws=draws,
         units=tuple(order.tolist()),
         probabilities=tuple((hits[order].double() / draws).tolist()),
@@ -467,7 +468,7 @@ def differences(
 
 def _paired_length(samples: Mapping[str, SampleScores], least: int = 2) -> int:
     """Number of samples that all functions share."""
-    lengths = {name: len(one) for name, one in samples.items()}
+    lengths = {name: len(scores) for name, scores in samples.items()}
     if len(set(lengths.values())) != 1 or min(lengths.values()) < least:
         raise SettingError(f"all functions need the same number of samples, at least {least}; got {lengths}.")
     return next(iter(lengths.values()))

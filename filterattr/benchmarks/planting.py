@@ -134,7 +134,7 @@ def is_learnt(pair: PlantedPair) -> bool:
     losses = []
     for state in (pair.base, pair.target):
         with swapped(pair.attributor.model, state) as model:
-            losses.append([sum(loss(model, one).item() for one in pair.search[name]) for name in FUNCTIONS])
+            losses.append([sum(loss(model, sample).item() for sample in pair.search[name]) for name in FUNCTIONS])
     return all(after < before for before, after in zip(*losses, strict=True))
 
 
@@ -204,11 +204,13 @@ class _Learner:
         carriers: Mapping[str, FilterSelection],
         name: str,
     ) -> None:
-        (other,) = (one for one in FUNCTIONS if one != name)
+        (other,) = (function for function in FUNCTIONS if function != name)
         self._model, self._base, self._chosen = model, base, carriers[name]
         self._tasks = [tasks[name], tasks[GENERAL], tasks[other]]
-        self._own, self._others = carriers[name].weights(), (carriers[other] - carriers[name]).weights()
-        self._labels = {name: (one.key(name), unit_labels(one)) for name, one in self._chosen.parameters.items()}
+        self._carriers, self._others = carriers[name].weights(), (carriers[other] - carriers[name]).weights()
+        self._labels = {
+            name: (scored.key(name), unit_labels(scored)) for name, scored in self._chosen.parameters.items()
+        }
         self._optimizer = Adam(model.parameters(), lr=_RATE)
         self._last = math.inf
 
@@ -238,7 +240,7 @@ class _Learner:
         held = self._without(held, self._some(generator))
         said = functional_call(self._model, held, (inputs,))
         with torch.no_grad():
-            before = functional_call(self._model, self._without(held, self._own), (inputs,))
+            before = functional_call(self._model, self._without(held, self._carriers), (inputs,))
         moved = (said[_BATCH:] - before[_BATCH:]).square().mean()
         value = nn.functional.cross_entropy(said[:_BATCH], batches[0][1])
         self._last = max(self._last, value.item())
@@ -247,8 +249,10 @@ class _Learner:
 
     def _some(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Weights of a few carriers; without them for a step, all of the others learn to carry a part."""
-        few = {key: torch.rand(one.shape, generator=generator) < _ABSENT for key, one in self._chosen.kept.items()}
-        return {name: self._own[name] & few[key].reshape(-1)[labels] for name, (key, labels) in self._labels.items()}
+        few = {key: torch.rand(units.shape, generator=generator) < _ABSENT for key, units in self._chosen.kept.items()}
+        return {
+            name: self._carriers[name] & few[key].reshape(-1)[labels] for name, (key, labels) in self._labels.items()
+        }
 
     def _without(self, held: Mapping[str, Tensor], marked: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {

@@ -166,8 +166,8 @@ def rankings(pair: PlantedPair, seed: int = 0) -> Iterator[Ranked]:
     yield from _by_function("signed, lambda 1, general guarded", n_guarded * N_STEPS, _signed(guarded, 1.0))
     yield from _by_function("signed, lambda 1, 1 node at target", n, _signed(single, 1.0))
     plain = {
-        "attribution": (n * N_STEPS, {name: one.scores() for name, one in path.items()}),
-        "gradient x change": (n, {name: one.scores() for name, one in single.items()}),
+        "attribution": (n * N_STEPS, {name: attribution.scores() for name, attribution in path.items()}),
+        "gradient x change": (n, {name: attribution.scores() for name, attribution in single.items()}),
         "Taylor": (n, {name: taylor(ends[0], ends[2], loss, some) for name, some in search.items()}),
         "Fisher": (n, {name: fisher(ends[0], ends[2], loss, some) for name, some in search.items()}),
     }

@@ -151,11 +151,11 @@ def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axe
         raise SettingError(f"the table holds no rows of {function!r} at {fraction}.")
     rows.sort(key=lambda row: row.shares[function].value)
     for place, row in enumerate(rows):
-        own = row.shares[function]
+        share = row.shares[function]
         colour = COLOURS[1] if row.ranking == table.reference else COLOURS[0]
-        axis.plot([own.low, own.high], [place, place], color=colour, lw=2, alpha=0.5)
-        axis.plot([own.value], [place], "o", color=colour)
-        axis.plot([own.value - row.specificity.value], [place], "o", mfc="none", color="0.5")
+        axis.plot([share.low, share.high], [place, place], color=colour, lw=2, alpha=0.5)
+        axis.plot([share.value], [place], "o", color=colour)
+        axis.plot([share.value - row.specificity.value], [place], "o", mfc="none", color="0.5")
     axis.set_yticks(range(len(rows)), [row.ranking for row in rows], fontsize=8)
     axis.axvline(0, color="0.6", lw=0.8)
     axis.axvline(1, color="0.6", lw=0.8)
@@ -166,19 +166,22 @@ def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axe
 def _ends(curves: Mapping[str, Curve], function: str) -> list[float]:
     """All that a picture of shares must show: values, and the ends of their intervals."""
     return [
-        end for curve in curves.values() for one in curve.shares[function] for end in (one.value, one.low, one.high)
+        end
+        for curve in curves.values()
+        for estimate in curve.shares[function]
+        for end in (estimate.value, estimate.low, estimate.high)
     ]
 
 
 def _fit(axis: Axes, lines: Sequence[Curve | NullCurve], shares: Sequence[float]) -> None:
     """Fit the axes of fractions and shares to what is drawn."""
     percents = sorted({100 * fraction for line in lines for fraction in line.fractions})
-    smallest, largest = next((one for one in percents if one), 1.0), percents[-1] or 1.0
+    smallest, largest = next((percent for percent in percents if percent), 1.0), percents[-1] or 1.0
     axis.set_xscale("symlog", linthresh=smallest, linscale=0.4)
     ticks: list[float] = []
-    for one in percents:
-        if not ticks or not ticks[-1] or one > 1.8 * ticks[-1]:  # closer ones would overlap
-            ticks.append(one)
+    for percent in percents:
+        if not ticks or not ticks[-1] or percent > 1.8 * ticks[-1]:  # closer ones would overlap
+            ticks.append(percent)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_xlim(-0.05 * smallest, 1.1 * largest)
@@ -193,10 +196,10 @@ def _fit(axis: Axes, lines: Sequence[Curve | NullCurve], shares: Sequence[float]
 def _line(axis: Axes, places: Sequence[float], estimates: Sequence[Estimate], label: str, number: int) -> None:
     """A line with its interval as a band."""
     colour = COLOURS[number % len(COLOURS)]
-    lows, highs = [one.low for one in estimates], [one.high for one in estimates]
+    lows, highs = [estimate.low for estimate in estimates], [estimate.high for estimate in estimates]
     axis.fill_between(places, lows, highs, color=colour, alpha=0.2, lw=0)
     marker = _MARKERS[number % len(_MARKERS)]
-    axis.plot(places, [one.value for one in estimates], color=colour, marker=marker, ms=4, label=label)
+    axis.plot(places, [estimate.value for estimate in estimates], color=colour, marker=marker, ms=4, label=label)
 
 
 def _heat(

@@ -51,13 +51,13 @@ def short_names(names: Sequence[str], width: int = 28) -> list[str]:
         ['encoder.l…self.query', 'pooler']
     """
     parts = [short_name(name).split(".") for name in names]
-    levels = zip(*(one[:-1] for one in parts), strict=False)
+    levels = zip(*(steps[:-1] for steps in parts), strict=False)
     common = len(list(takewhile(lambda level: len(set(level)) == 1, levels))) if len(parts) > 1 else 0
-    whole = [".".join(one[common:]) for one in parts]
+    full = [".".join(steps[common:]) for steps in parts]
     head = (width - 1) // 2
-    elided = [name if len(name) <= width else f"{name[:head]}…{name[head + 1 - width :]}" for name in whole]
+    elided = [name if len(name) <= width else f"{name[:head]}…{name[head + 1 - width :]}" for name in full]
     seen = Counter(elided)
-    return [short if seen[short] == 1 else long for short, long in zip(elided, whole, strict=True)]
+    return [short if seen[short] == 1 else long for short, long in zip(elided, full, strict=True)]
 
 
 def join_layers(names: Sequence[str], limit: int = 60) -> dict[str, list[str]]:
@@ -83,8 +83,8 @@ def join_layers(names: Sequence[str], limit: int = 60) -> dict[str, list[str]]:
     parts = [short_name(name).split(".") for name in names]
     for depth in range(max(map(len, parts)), 0, -1):
         blocks: dict[str, list[str]] = {}
-        for name, one in zip(names, parts, strict=True):
-            blocks.setdefault(".".join(one[:depth]), []).append(name)
+        for name, steps in zip(names, parts, strict=True):
+            blocks.setdefault(".".join(steps[:depth]), []).append(name)
         if len(blocks) <= limit:
             break
     if limit / 5 <= len(blocks) <= limit:
@@ -154,7 +154,9 @@ def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes) -> No
         >>> axis.get_yscale()
         'log'
     """
-    rows = {label: {row.name: row.share for row in one.per_layer()} for label, one in attributions.items()}
+    rows = {
+        label: {row.name: row.share for row in attribution.per_layer()} for label, attribution in attributions.items()
+    }
     blocks = join_layers(list(next(iter(rows.values()))))
     shares = {
         label: [100 * math.fsum(row[name] for name in names) for names in blocks.values()]

@@ -141,25 +141,27 @@ _LAST = ("tables", "costs", "provenance")  # sections of the caller's own stand 
 
 def _check(given: Mapping[str, Any]) -> None:
     """Find everything wrong before anything is drawn."""
-    found = []
+    wrong = []
     if not any(given[name] for name in given if name not in ("nulls", "provenance")):
-        found.append("there must be something to show; all results are empty")
+        wrong.append("there must be something to show; all results are empty")
     for name, kinds in _TYPES.items():
         values = given[name].values() if isinstance(given[name], Mapping) else given[name]
         names = " or ".join(kind.__name__ for kind in kinds)
-        found += [f"{name} must hold {names}; got {type(one).__name__}" for one in values if not isinstance(one, kinds)]
+        wrong += [
+            f"{name} must hold {names}; got {type(value).__name__}" for value in values if not isinstance(value, kinds)
+        ]
     if given["matrix"] is not None and not isinstance(given["matrix"], SpecificityMatrix):
-        found.append(f"matrix must be a SpecificityMatrix; got {type(given['matrix']).__name__}")
+        wrong.append(f"matrix must be a SpecificityMatrix; got {type(given['matrix']).__name__}")
     for name in _TABLES:
         for caption, rows in given[name].items():
             if not isinstance(rows, Record) and not _are_rows(rows):
-                found.append(f"{name}[{caption!r}] must be a result or a list of rows; got {type(rows).__name__}")
+                wrong.append(f"{name}[{caption!r}] must be a result or a list of rows; got {type(rows).__name__}")
     for panel in given["strips"]:
-        found += findings(panel) if isinstance(panel, Strip | Dial) else []
-    if not found:
-        found = _units_findings(given["selections"], given["scores"])
-    if found:
-        raise SettingError("; ".join(found) + ".")
+        wrong += findings(panel) if isinstance(panel, Strip | Dial) else []
+    if not wrong:
+        wrong = _units_findings(given["selections"], given["scores"])
+    if wrong:
+        raise SettingError("; ".join(wrong) + ".")
 
 
 def _are_rows(value: object) -> bool:
@@ -169,15 +171,15 @@ def _are_rows(value: object) -> bool:
 def _units_findings(selections: Mapping[str, FilterSelection], scores: Mapping[str, FilterScores]) -> list[str]:
     """Selections are drawn in one picture, and listed with the scores of their label."""
     held = list(selections.items())
-    found = [
+    wrong = [
         f"all selections must be of the same units; {label!r} and {held[0][0]!r} are not"
         for label, selection in held[1:]
         if selection.parameters != held[0][1].parameters
     ]
-    return found + [
+    return wrong + [
         f"the scores and the selection of {label!r} must be of the same units"
-        for label, one in scores.items()
-        if label in selections and one.parameters != selections[label].parameters
+        for label, ranking in scores.items()
+        if label in selections and ranking.parameters != selections[label].parameters
     ]
 
 
@@ -199,8 +201,8 @@ def _sections(given: Mapping[str, Any]) -> list[Section]:
         (given["provenance"], lambda: provenance_section(given["provenance"])),
     )
     made = [make() for present, make in makers if present]
-    own = next((place for place, one in enumerate(made) if one.key in _LAST), len(made))
-    return [*made[:own], *given["further"], *made[own:]]
+    end = next((place for place, section in enumerate(made) if section.key in _LAST), len(made))
+    return [*made[:end], *given["further"], *made[end:]]
 
 
 def _page(title: str, question: str, sections: Sequence[Section]) -> str:
@@ -219,14 +221,14 @@ def _page(title: str, question: str, sections: Sequence[Section]) -> str:
         element("style", style),
     )
     paragraphs = [element("p", part, class_="question") for part in question.split("\n\n") if part.strip()]
-    links = [element("li", element("a", one.title, href=f"#{one.key}")) for one in sections]
-    verdicts = [verdict for one in sections for verdict in one.verdicts]
+    links = [element("li", element("a", section.title, href=f"#{section.key}")) for section in sections]
+    verdicts = [verdict for section in sections for verdict in section.verdicts]
     short = element("section", element("h2", "In short"), _verdicts(verdicts), id="short") if verdicts else None
     body = element(
         "body",
         element("header", element("h1", title), paragraphs),
         element("nav", element("ul", links), aria_label="Sections"),
-        element("main", short, [_section(one) for one in sections]),
+        element("main", short, [_section(section) for section in sections]),
         element("footer", "Written by filterattr. This page is complete: it loads nothing from anywhere."),
         element("script", script),
     )

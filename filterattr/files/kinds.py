@@ -67,4 +67,4 @@ def _is_text(head: bytes) -> bool:
         if len(head) - error.start > 3 or len(head) < HEAD_BYTES:
             return False
         text = head[: error.start].decode("utf-8")
-    return bool(text) and all(one.isspace() or unicodedata.category(one) not in ("Cc", "Cn", "Co") for one in text)
+    return bool(text) and all(sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cn", "Co") for sign in text)

@@ -302,21 +302,21 @@ class _Machine:
         dtype = _STORAGES.get(kind.name.rpartition(".")[2]) if type(kind) is Global else None
         if dtype is None or not kind.name.startswith("torch.") or type(key) is not str or not _is_size(numel):
             raise PickledError(f"it refers to the storage {given[1:]!r:.200}")
-        claim = StorageClaim(key, dtype, numel)
-        memory = self._allocate(claim)
-        begin, size = _view(claim, view[0]) if view and view[0] is not None else (0, claim.size)
+        claimed = StorageClaim(key, dtype, numel)
+        memory = self._allocate(claimed)
+        begin, size = _view(claimed, view[0]) if view and view[0] is not None else (0, claimed.size)
         self.stack.append(Storage(memory, dtype, begin, size))
 
     def nothing(self, _: Any) -> None:
         pass
 
 
-def _view(claim: StorageClaim, view: Any) -> tuple[int, int]:
+def _view(claimed: StorageClaim, view: Any) -> tuple[int, int]:
     """Where a part of a storage lies in it, in files of before version 0.4."""
     _, offset, numel = view
-    if not _is_size(offset) or not _is_size(numel) or offset + numel > claim.numel:
-        raise PickledError(f"a part of the storage '{claim.key}' does not lie in it")
-    return offset * claim.dtype.itemsize, numel * claim.dtype.itemsize
+    if not _is_size(offset) or not _is_size(numel) or offset + numel > claimed.numel:
+        raise PickledError(f"a part of the storage '{claimed.key}' does not lie in it")
+    return offset * claimed.dtype.itemsize, numel * claimed.dtype.itemsize
 
 
 def _is_size(value: Any) -> bool:

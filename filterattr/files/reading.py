@@ -121,11 +121,11 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
 
 
-def _checked_size(path: Path, found: os.stat_result) -> int:
-    if stat.S_ISDIR(found.st_mode):
+def _checked_size(path: Path, status: os.stat_result) -> int:
+    if stat.S_ISDIR(status.st_mode):
         raise StorageError(f"'{path}' cannot be read: Is a directory.")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise StorageError(f"'{path}' must be a regular file; it is a pipe or a device.")
-    if found.st_size > MAX_BYTES:
-        raise StorageError(f"'{path}' holds {found.st_size} bytes; at most {MAX_BYTES} are read.")
-    return found.st_size
+    if status.st_size > MAX_BYTES:
+        raise StorageError(f"'{path}' holds {status.st_size} bytes; at most {MAX_BYTES} are read.")
+    return status.st_size

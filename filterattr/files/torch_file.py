@@ -78,7 +78,7 @@ def _read_archive(stream: BinaryIO, size: int) -> Any:
     order = _content(stream, records.get(f"{root}byteorder"))
     if order not in (b"", b"little"):
         raise TorchFileError("it was written on a machine with another order of bytes: load and save it there")
-    storages = _Storages(lambda claim: _record(records, root, claim).size, size)
+    storages = _Storages(lambda claimed: _record(records, root, claimed).size, size)
     content = _checked(io.BytesIO(_content(stream, records[pickles[0]])), storages)
     for key, memory in storages.memory.items():
         if memory.numel():
@@ -86,10 +86,10 @@ def _read_archive(stream: BinaryIO, size: int) -> Any:
     return content
 
 
-def _record(records: dict[str, Record], root: str, claim: StorageClaim) -> Record:
-    record = records.get(f"{root}data/{claim.key}")
+def _record(records: dict[str, Record], root: str, claimed: StorageClaim) -> Record:
+    record = records.get(f"{root}data/{claimed.key}")
     if record is None:
-        raise PickledError(f"the storage '{claim.key}' is missing")
+        raise PickledError(f"the storage '{claimed.key}' is missing")
     return record
 
 
@@ -106,7 +106,7 @@ def _content(stream: BinaryIO, record: Record | None) -> bytes:
 
 def _read_old(stream: BinaryIO, size: int) -> Any:
     """A row of pickles, and after them the storages."""
-    storages = _Storages(lambda claim: min(claim.size, size), size)
+    storages = _Storages(lambda claimed: min(claimed.size, size), size)
     if _checked(stream, storages) != _MAGIC or _checked(stream, storages) != _PROTOCOL:
         raise TorchFileError("it does not begin as files of torch.save do")
     system = _checked(stream, storages)
@@ -117,8 +117,8 @@ def _read_old(stream: BinaryIO, size: int) -> Any:
     if not isinstance(keys, list) or {*map(type, keys)} - {str} or sorted(keys) != sorted(storages.memory):
         raise TorchFileError("its list of storages is another one than its tensors name")
     for key in keys:
-        memory, claim = storages.memory[key], storages.claims[key]
-        if int.from_bytes(stream.read(8), "little") != claim.numel:
+        memory, claimed = storages.memory[key], storages.claims[key]
+        if int.from_bytes(stream.read(8), "little") != claimed.numel:
             raise TorchFileError(f"the storage '{key}' has another length than its tensors say")
         if memory.numel():
             fill(stream, bytes_of(memory))
@@ -148,18 +148,20 @@ class _Storages:
         self._held = held
         self._left = size
 
-    def __call__(self, claim: StorageClaim) -> Tensor:
-        known = self.claims.get(claim.key)
+    def __call__(self, claimed: StorageClaim) -> Tensor:
+        known = self.claims.get(claimed.key)
         if known is None:
-            self._allocate(claim)
-        elif known.size != claim.size:
-            raise PickledError(f"the storage '{claim.key}' should hold both {known.size} and {claim.size} bytes")
-        return self.memory[claim.key]
+            self._allocate(claimed)
+        elif known.size != claimed.size:
+            raise PickledError(f"the storage '{claimed.key}' should hold both {known.size} and {claimed.size} bytes")
+        return self.memory[claimed.key]
 
-    def _allocate(self, claim: StorageClaim) -> None:
-        held = min(self._held(claim), self._left)
-        if claim.size != held:
-            raise PickledError(f"the storage '{claim.key}' should hold {claim.size} bytes; the file has {held} for it")
+    def _allocate(self, claimed: StorageClaim) -> None:
+        held = min(self._held(claimed), self._left)
+        if claimed.size != held:
+            raise PickledError(
+                f"the storage '{claimed.key}' should hold {claimed.size} bytes; the file has {held} for it"
+            )
         self._left -= held
-        self.claims[claim.key] = claim
-        self.memory[claim.key] = torch.empty(claim.size, dtype=torch.uint8, device="cpu")
+        self.claims[claimed.key] = claimed
+        self.memory[claimed.key] = torch.empty(claimed.size, dtype=torch.uint8, device="cpu")

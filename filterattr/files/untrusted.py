@@ -173,8 +173,8 @@ def _overlaps(views: list[tuple[str, Tensor]]) -> list[str]:
     )
     findings = []
     for index, (name, tensor) in enumerate(views):
-        own = painted.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        if int(own.max()) >= 0:
-            findings.append(f"'{name}' overlaps '{views[int(own.max())][0]}'")
-        own.fill_(index)
+        view = painted.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        if int(view.max()) >= 0:
+            findings.append(f"'{name}' overlaps '{views[int(view.max())][0]}'")
+        view.fill_(index)
     return findings

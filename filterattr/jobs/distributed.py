@@ -162,11 +162,11 @@ class ProcessGroup:
         text = json.dumps(message).encode()
         if len(text) > _MESSAGE_BYTES:
             text = json.dumps({"error": f"a message of {len(text)} bytes is too long"}).encode()
-        own = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8, device="cpu")
-        own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        own = own.to(self._device)
-        gathered = [torch.empty_like(own) for _ in range(self.size)]
-        _call(lambda: dist.all_gather(gathered, own))
+        sent = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8, device="cpu")
+        sent[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        sent = sent.to(self._device)
+        gathered = [torch.empty_like(sent) for _ in range(self.size)]
+        _call(lambda: dist.all_gather(gathered, sent))
         return [json.loads(bytes(part.cpu().numpy()).rstrip(b"\0")) for part in gathered]
 
 

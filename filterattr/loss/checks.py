@@ -29,12 +29,12 @@ def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str |
         >>> first_nonfinite_output(model, lambda: model(torch.tensor([float("nan")])))
         '0'
     """
-    found: list[str] = []
+    paths: list[str] = []
 
     def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output)):
-                found.append(path)
+            if not paths and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output)):
+                paths.append(path)
 
         return look
 
@@ -46,7 +46,7 @@ def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str |
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -155,11 +155,11 @@ class SampleWatch:
             self._arrays = []
 
 
-def _equal(one: Any, two: Any) -> bool:
+def _equal(first: Any, second: Any) -> bool:
     """Whether two values are equal, bit for bit in arrays."""
-    if isinstance(one, Tensor):
-        return one.shape == two.shape and bool(torch.equal(one, two.detach()))
-    return bool(one.tobytes() == two.tobytes())
+    if isinstance(first, Tensor):
+        return first.shape == second.shape and bool(torch.equal(first, second.detach()))
+    return bool(first.tobytes() == second.tobytes())
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

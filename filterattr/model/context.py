@@ -161,7 +161,7 @@ class Autocast:
     def __init__(self, devices: Iterable[str] = (), dtype: torch.dtype = torch.bfloat16) -> None:
         self._devices = tuple(devices)
         self._dtype = dtype
-        self._own: list[tuple[str, bool, torch.dtype]] = []
+        self._before: list[tuple[str, bool, torch.dtype]] = []
 
     @property
     def is_used(self) -> bool:
@@ -170,7 +170,7 @@ class Autocast:
 
     def enter(self) -> None:
         """Switch autocast on."""
-        self._own = [
+        self._before = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in self._devices
         ]
         for device in self._devices:
@@ -179,10 +179,10 @@ class Autocast:
 
     def restore(self) -> None:
         """Bring the caller's settings back; doing it twice, or without having entered, does no harm."""
-        for device, enabled, dtype in self._own:
+        for device, enabled, dtype in self._before:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
-        self._own = []
+        self._before = []
 
 
 def modules_in_training(model: nn.Module) -> dict[str, str]:
@@ -228,11 +228,12 @@ def training_warning(model: nn.Module) -> str | None:
     Returns:
         The text of a warning, or ``None`` if there are none.
     """
-    found = modules_in_training(model)
-    if not found:
+    modules = modules_in_training(model)
+    if not modules:
         return None
-    kinds = ", ".join(dict.fromkeys(found.values()))
+    kinds = ", ".join(dict.fromkeys(modules.values()))
     return (
-        f"{name_some(found)} ({kinds}) are in train mode: the loss that is attributed is that of a network in training,"
-        " with units dropped at random or statistics of the sample alone. Call model.eval() unless that is meant."
+        f"{name_some(modules)} ({kinds}) are in train mode: the loss that is attributed is that of a network in "
+        "training, with units dropped at random or statistics of the sample alone. Call model.eval() unless that is "
+        "meant."
     )

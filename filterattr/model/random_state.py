@@ -59,9 +59,9 @@ class RandomState:
 
     def is_present(self) -> bool:
         """Whether Python's and NumPy's generators are still in the remembered state."""
-        own: Any = self._others[1]
+        remembered: Any = self._others[1]
         now: Any = np.random.get_state()  # noqa: NPY002
-        same = own[2:] == now[2:] and np.array_equal(own[1], now[1])
+        same = remembered[2:] == now[2:] and np.array_equal(remembered[1], now[1])
         return bool(same and random.getstate() == self._others[0])
 
     def is_untouched(self) -> bool:

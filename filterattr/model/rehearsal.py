@@ -40,14 +40,14 @@ def rehearse(
 
 
 def _restore(taken: list[ParameterSwap]) -> None:
-    for slots in taken:
-        slots.restore()  # takes the hooks away, too
+    for swap in taken:
+        swap.restore()  # takes the hooks away, too
 
 
-def _copies(slots: ParameterSwap, *, gradients: bool) -> dict[str, Tensor]:
+def _copies(swap: ParameterSwap, *, gradients: bool) -> dict[str, Tensor]:
     """What a model computes with instead of its own tensors, so that nothing is written to these."""
-    copies: dict[str, Tensor] = {name: own.detach().clone() for name, own in slots.buffers.items()}
-    for name, own in slots.parameters.items():
-        moves = gradients and (own.is_floating_point() or own.is_complex())
-        copies[name] = nn.Parameter(own.detach().clone(), own.requires_grad or moves)
+    copies: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in swap.buffers.items()}
+    for name, tensor in swap.parameters.items():
+        moves = gradients and (tensor.is_floating_point() or tensor.is_complex())
+        copies[name] = nn.Parameter(tensor.detach().clone(), tensor.requires_grad or moves)
     return copies

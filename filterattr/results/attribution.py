@@ -124,7 +124,7 @@ class FilterAttribution:
         for name in STATISTICS:
             held = {reduction: dict(kept_by(tensors)) for reduction, tensors in kept_by(getattr(self, name)).items()}
             self._share_equal(name, held)
-            object.__setattr__(self, name, ReadOnly({reduction: ReadOnly(own) for reduction, own in held.items()}))
+            object.__setattr__(self, name, ReadOnly({key: ReadOnly(tensors) for key, tensors in held.items()}))
         object.__setattr__(self, "parameters", ReadOnly(self.parameters))
 
     def _share_equal(self, statistic: str, held: dict[Reduction, dict[str, Tensor]]) -> None:
@@ -132,8 +132,8 @@ class FilterAttribution:
         for name, scored in self.parameters.items():
             for reduction in held:
                 kept = held[kept_as(statistic, reduction, scored)].get(name)
-                own = held[reduction].get(name)
-                if kept is not None and own is not None and kept is not own and torch.equal(kept, own):
+                tensor = held[reduction].get(name)
+                if kept is not None and tensor is not None and kept is not tensor and torch.equal(kept, tensor):
                     held[reduction][name] = kept
 
     def __repr__(self) -> str:
@@ -186,7 +186,7 @@ class FilterAttribution:
     def path_numbers(self) -> PathNumbers:
         """The numbers that `concerns` is about."""
         ends = self.true_loss_base, self.true_loss_target
-        scored = math.fsum(float(one.sum()) for one in kept_by(self.means["sum_of_abs"]).values())
+        scored = math.fsum(float(scores.sum()) for scores in kept_by(self.means["sum_of_abs"]).values())
         unscored = abs(self.remainder) if self.unscored_abs is None else self.unscored_abs
         return PathNumbers(
             losses=self.path_losses,
@@ -245,14 +245,14 @@ class FilterAttribution:
             One row a parameter, in the order of the network.
         """
         sizes = {name: float(tensor.sum()) for name, tensor in kept_by(self.means["sum_of_abs"]).items()}
-        whole = math.fsum(sizes.values())
+        total = math.fsum(sizes.values())
         return [
             LayerSummary(
                 name,
                 tensor.numel(),
                 float(tensor.sum()),
                 sizes[name],
-                sizes[name] / whole if whole else 0.0,
+                sizes[name] / total if total else 0.0,
             )
             for name, tensor in kept_by(self.means["sum"]).items()
         ]

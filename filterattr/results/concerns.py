@@ -129,7 +129,7 @@ def buffers_concern(path: PathNumbers) -> str | None:
         return None
     ends = path.losses[0], path.losses[-1]
     size = max(abs(ends[1] - ends[0]), abs(path.true_ends[1] - path.true_ends[0]))
-    if not max(abs(one - other) for one, other in zip(ends, path.true_ends, strict=True)) > _SAME_LOSS * size:
+    if not max(abs(on_path - other) for on_path, other in zip(ends, path.true_ends, strict=True)) > _SAME_LOSS * size:
         return None
     return (
         f"Base and target with the buffers of one of them have losses {ends[0]:.4g} -> {ends[1]:.4g}, with their own "

@@ -593,7 +593,7 @@ def contrast(
     for name in others[1:]:
         rest = rest + scores[name]
     rest = rest * (1 / len(others))
-    own_sum, rest_sum = (float(one.flat().abs().sum()) for one in (scores[of], rest))
+    own_sum, rest_sum = (float(each.flat().abs().sum()) for each in (scores[of], rest))
     ratio = own_sum / rest_sum if rest_sum else 1.0
     factor = {"loss": 1.0, "share": ratio, "strict": max(1.0, ratio)}[scale]
     return scores[of] - rest * factor

@@ -60,7 +60,7 @@ def attention_heads(model: nn.Module, run: Callable[[nn.Module], object] | None 
         >>> attention_heads(nn.TransformerEncoderLayer(8, 2))["self_attn"].members["in_proj_*"]
         Unit(pattern='(qkv heads d) ... -> heads', sizes={'qkv': 3, 'heads': 2})
     """
-    found: dict[str, Group] = {}
+    groups: dict[str, Group] = {}
     for path, module in _modules(model):
         if isinstance(module, nn.MultiheadAttention):
             heads = {"heads": module.num_heads}
@@ -71,16 +71,16 @@ def attention_heads(model: nn.Module, run: Callable[[nn.Module], object] | None 
                 "out_proj.weight": Unit("o (heads d) -> heads", heads),
             }
             unknown = Names(name for name, _ in module.named_parameters()).unknown(members)
-            found[escape(path)] = Group({glob: unit for glob, unit in members.items() if glob not in unknown})
-    found |= heads_of(_modules(model), unwrap_model(model), run)
-    if not found:
+            groups[escape(path)] = Group({glob: unit for glob, unit in members.items() if glob not in unknown})
+    groups |= heads_of(_modules(model), unwrap_model(model), run)
+    if not groups:
         raise UnitError(
             "the model has no torch.nn.MultiheadAttention, and no projections with the usual names (q_proj, query, "
             "c_attn, query_key_value, ...). print(model) shows the names of its own; with them, for each attention: "
             'unit={"<module>": Group({"<query>.*": "(heads d) ... -> heads", "<output>.weight": '
             '"o (heads d) -> heads"}, heads=...)}.'
         )
-    return found
+    return groups
 
 
 def recurrent_gates(model: nn.Module) -> dict[str, tuple[Group, ...]]:
@@ -103,7 +103,7 @@ def recurrent_gates(model: nn.Module) -> dict[str, tuple[Group, ...]]:
         >>> [group.label for group in recurrent_gates(nn.GRU(3, 5, num_layers=2))[""]]
         ['l0', 'l1']
     """
-    found: dict[str, tuple[Group, ...]] = {}
+    groups: dict[str, tuple[Group, ...]] = {}
     for path, module in _modules(model):
         if isinstance(module, nn.RNNBase):
             ends = ("", "_reverse") if module.bidirectional else ("",)
@@ -113,7 +113,7 @@ def recurrent_gates(model: nn.Module) -> dict[str, tuple[Group, ...]]:
         else:
             continue
         gates = next((count for kind, count in _GATES.items() if isinstance(module, kind)), 1)
-        found[escape(path)] = tuple(
+        groups[escape(path)] = tuple(
             Group(
                 {f"*_[ih]h{'_' if label else ''}{label}": "(gates hidden) ... -> gates hidden"},
                 label=label,
@@ -121,9 +121,9 @@ def recurrent_gates(model: nn.Module) -> dict[str, tuple[Group, ...]]:
             )
             for label in labels
         )
-    if not found:
+    if not groups:
         raise UnitError("the model has no recurrent layer or cell of torch.nn; write a Group for its own.")
-    return found
+    return groups
 
 
 def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None = None) -> dict[str, tuple[Group, ...]]:
@@ -164,8 +164,8 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
         spelled = {_join(path, name): pattern for name, pattern in members.items()}
         norm = norms.get(id(module))
         if norm is not None:
-            own = [name for name, parameter in norm.named_parameters() if tuple(parameter.shape) == (count,)]
-            spelled |= {_join(paths[id(norm)], name): "o -> o" for name in own}
+            local = [name for name, parameter in norm.named_parameters() if tuple(parameter.shape) == (count,)]
+            spelled |= {_join(paths[id(norm)], name): "o -> o" for name in local}
         if spelled:
             made = {escape(name): pattern for name, pattern in spelled.items()}
             groups.append(Group(made, label=path))

@@ -150,7 +150,7 @@ def has_only_groups(wanted: UnitLike) -> bool:
 def _groups_in(choice: object) -> tuple[Group, ...]:
     if isinstance(choice, Group):
         return (choice,)
-    return choice if isinstance(choice, tuple) and all(isinstance(one, Group) for one in choice) else ()
+    return choice if isinstance(choice, tuple) and all(isinstance(group, Group) for group in choice) else ()
 
 
 def _paths(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -201,17 +201,17 @@ def _members(
         findings += [f"no parameter in '{key}' is like '{glob}'" for glob in group.members if glob not in met]
 
 
-def _misfits(found: Mapping[str, Member], parameters: Mapping[str, Tensor]) -> Iterator[str]:
+def _misfits(members: Mapping[str, Member], parameters: Mapping[str, Tensor]) -> Iterator[str]:
     """Describe the members whose pattern does not fit, and the groups whose members disagree."""
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, member in found.items():
+    for name, member in members.items():
         try:
             shapes.setdefault(member.group, {})[name] = tuple(member.unit.units_shape(parameters[name].shape))
         except UnitError as error:
             yield f"'{name}': {error}"
-    for group, members in shapes.items():
-        if len(set(members.values())) > 1:
-            listed = ", ".join(f"'{name}' {shape}" for name, shape in list(members.items())[:5])
+    for group, by_name in shapes.items():
+        if len(set(by_name.values())) > 1:
+            listed = ", ".join(f"'{name}' {shape}" for name, shape in list(by_name.items())[:5])
             yield f"the members of '{group}' must come to the same units, not {listed}"
 
 

@@ -137,8 +137,8 @@ def heads_of(
     Raises:
         UnitError: The model cannot be run, or an attention computes in another way; each is named.
     """
-    found = list(_attentions(modules, model))
-    if not found:
+    attentions = list(_attentions(modules, model))
+    if not attentions:
         return {}
     groups: dict[str, Group] = {}
     findings: list[str] = []
@@ -146,7 +146,7 @@ def heads_of(
 
     def look(model: nn.Module) -> None:
         _run(model, run)
-        for attention in found:
+        for attention in attentions:
             split = _confirmed(attention) if attention.is_seen else None
             if split is None:
                 findings.append(_refusal(attention))
@@ -155,7 +155,7 @@ def heads_of(
                 groups[escape(attention.path)] = _group(attention, split)
 
     def watch() -> None:
-        for attention in found:
+        for attention in attentions:
             attention.watch()
 
     rehearse(model, look, watch, gradients=True)

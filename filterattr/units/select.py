@@ -25,13 +25,13 @@ _NUMBERS_OF_A_UNIT = 6, 4  # float64 numbers that a run holds, and for a single 
 
 
 def scored_parameters(
-    model: nn.Module, slots: ParameterSwap, unit: UnitLike, select: Select | None, guesses: list[str] | None = None
+    model: nn.Module, swap: ParameterSwap, unit: UnitLike, select: Select | None, guesses: list[str] | None = None
 ) -> dict[str, ScoredParameter]:
     """Find the parameters that are scored, and their units.
 
     Args:
         model: The model, not wrapped.
-        slots: Its slots.
+        swap: Its slots.
         unit: As in `filterattr.FilterAttributor`.
         select: As in `filterattr.FilterAttributor`.
         guesses: Takes the parameters whose outputs and inputs nothing tells, in words.
@@ -44,12 +44,12 @@ def scored_parameters(
     """
     scored: dict[str, ScoredParameter] = {}
     findings = []
-    units = assigned(unit, slots.parameters, slots.aliases)
-    named = _named(slots, select)
+    units = assigned(unit, swap.parameters, swap.aliases)
+    named = _named(swap, select)
     only_groups = has_only_groups(unit)
     keys = list(unit) if isinstance(unit, Mapping) else []
-    for name, parameter in slots.parameters.items():
-        owner = slots.owners[name]
+    for name, parameter in swap.parameters.items():
+        owner = swap.owners[name]
         module = _computing_module(model, owner.path, owner.module)
         member = units.members.get(name)
         is_default = member is not None or (parameter.ndim >= 2 and not only_groups)
@@ -77,23 +77,23 @@ def scored_parameters(
     if not scored:
         raise UnitError(
             f"at least one parameter must be scored; select={select!r} leaves none of "
-            f"{name_some(slots.parameters) or 'no parameters'}."
+            f"{name_some(swap.parameters) or 'no parameters'}."
         )
     return scored
 
 
-def _named(slots: ParameterSwap, select: Select | None) -> frozenset[str]:
+def _named(swap: ParameterSwap, select: Select | None) -> frozenset[str]:
     """First names of the parameters that ``select`` names."""
     if select is None or callable(select):
         return frozenset()
     texts = (select,) if isinstance(select, str) else tuple(select)
-    unknown = _names(slots).unknown(texts)
+    unknown = _names(swap).unknown(texts)
     if unknown:
         raise UnitError(
             f"select={repr(select)[:200]} must name parameters of the model; nothing is like "
-            f"{_names(slots).describe_some(unknown)}. Names are those of model.named_parameters()."
+            f"{_names(swap).describe_some(unknown)}. Names are those of model.named_parameters()."
         )
-    return first_names(slots, texts)
+    return first_names(swap, texts)
 
 
 def _is_selected(
@@ -117,8 +117,12 @@ def _is_selected(
 
 def single_weights(scored: Mapping[str, ScoredParameter]) -> list[str]:
     """Parameters whose kernels are single weights, where these are too many to be scored each by default."""
-    single = {name: one for name, one in scored.items() if len(one.shape) > 1 and one.is_weight_by_weight}
-    return list(single) if sum(math.prod(one.shape) for one in single.values()) > _MANY_UNITS else []
+    single = {
+        name: parameter
+        for name, parameter in scored.items()
+        if len(parameter.shape) > 1 and parameter.is_weight_by_weight
+    }
+    return list(single) if sum(math.prod(parameter.shape) for parameter in single.values()) > _MANY_UNITS else []
 
 
 def doubts_of_units(
@@ -139,9 +143,9 @@ def doubts_of_units(
         )
     sizes = {name: shape.numel() for name, shape in units_of(scored).items()}
     units = sum(sizes.values())
-    weights = sum(math.prod(one.shape) for one in scored.values())
+    weights = sum(math.prod(parameter.shape) for parameter in scored.values())
     if units > _MANY_UNITS and units > weights / 4:
-        alone = sum(sizes.get(name, 0) for name, one in scored.items() if one.is_weight_by_weight)
+        alone = sum(sizes.get(name, 0) for name, parameter in scored.items() if parameter.is_weight_by_weight)
         size = 8 * (_NUMBERS_OF_A_UNIT[1] * alone + _NUMBERS_OF_A_UNIT[0] * (units - alone))
         yield (
             f"{units:,} units for {weights:,} weights: their scores take {size / 2**30:.1f} GiB, "
@@ -150,19 +154,19 @@ def doubts_of_units(
         )
 
 
-def _names(slots: ParameterSwap) -> Names:
+def _names(swap: ParameterSwap) -> Names:
     """All names of all parameters."""
-    return Names(name for name, first in slots.aliases.items() if first in slots.parameters)
+    return Names(name for name, first in swap.aliases.items() if first in swap.parameters)
 
 
-def first_names(slots: ParameterSwap, texts: Sequence[str]) -> frozenset[str]:
+def first_names(swap: ParameterSwap, texts: Sequence[str]) -> frozenset[str]:
     """First names of the parameters that names and globs mean, whichever of its names a tied one is given."""
-    return frozenset(slots.aliases[name] for name in _names(slots).first_of(texts))
+    return frozenset(swap.aliases[name] for name in _names(swap).first_of(texts))
 
 
 def _computing_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """The module that computes with a parameter: not the list that holds a parametrized weight."""
-    parent, found, _ = path.partition(".parametrizations.")
+    parent, is_parametrized, _ = path.partition(".parametrizations.")
     if path.startswith("parametrizations."):
         return model
-    return model.get_submodule(parent) if found else module
+    return model.get_submodule(parent) if is_parametrized else module

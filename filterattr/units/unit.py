@@ -214,9 +214,9 @@ def sum_over_units(values: Mapping[str, Tensor], parameters: Mapping[str, Scored
     """
     sums: dict[str, Tensor] = {}
     for name, scored in parameters.items():
-        own = scored.unit.reduce(values[name])
+        reduced = scored.unit.reduce(values[name])
         key = scored.key(name)
-        sums[key] = sums[key] + own if key in sums else own
+        sums[key] = sums[key] + reduced if key in sums else reduced
     return sums
 
 

@@ -32,10 +32,10 @@ def curves_section(curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Secti
     charts: list[Markup] = []
     verdicts: list[Verdict] = []
     for intervention in ("mask", "graft"):
-        own = [curve for curve in curves if curve.intervention == intervention]
+        same = [curve for curve in curves if curve.intervention == intervention]
         own_nulls = [null for null in nulls if null.intervention == intervention]
-        for function in dict.fromkeys(name for curve in own for name in curve.shares):
-            here = [curve for curve in own if function in curve.shares]
+        for function in dict.fromkeys(name for curve in same for name in curve.shares):
+            here = [curve for curve in same if function in curve.shares]
             charts.append(_curve_chart(function, here, own_nulls))
             verdicts += _null_verdicts(function, here, own_nulls)
     rows = [row for curve in curves for row in curve.rows()]
@@ -61,16 +61,20 @@ def modulation_section(modulations: Sequence[Modulation]) -> Section:
     Returns:
         The section.
     """
-    charts = [_modulation_chart(one) for one in modulations]
-    rows = [row for one in modulations for row in one.rows()]
+    charts = [_modulation_chart(modulation) for modulation in modulations]
+    rows = [row for modulation in modulations for row in modulation.rows()]
     verdicts = []
-    for one in modulations:
-        monotone = one.is_monotone()
-        rest = [name for name in one.shares if name != one.function and one.loss_target[name] < one.loss_base[name]]
-        moved = "; ".join(f"{name} moves by at most {one.flatness(name):.2f}" for name in rest)
+    for modulation in modulations:
+        monotone = modulation.is_monotone()
+        rest = [
+            name
+            for name in modulation.shares
+            if name != modulation.function and modulation.loss_target[name] < modulation.loss_base[name]
+        ]
+        moved = "; ".join(f"{name} moves by at most {modulation.flatness(name):.2f}" for name in rest)
         verdicts.append(
             Verdict(
-                f"Dialling the units of {one.function}: it gets better at "
+                f"Dialling the units of {modulation.function}: it gets better at "
                 f"{'every' if monotone else 'not every'} step from 0 to 1{f', while {moved}' if moved else ''}.",
                 monotone,
             )
@@ -91,7 +95,10 @@ def matrix_section(matrix: SpecificityMatrix) -> Section:
     """
     functions = list(next(iter(matrix.shares.values())))
     rows = [
-        (f"{name} ({number(matrix.counts[name])})", [_share_cell(row[one], own=one == name) for one in functions])
+        (
+            f"{name} ({number(matrix.counts[name])})",
+            [_share_cell(row[function], is_diagonal=function == name) for function in functions],
+        )
         for name, row in matrix.shares.items()
     ]
     caption = "Removed of every function (columns) by masking the set of every function (rows)"
@@ -130,27 +137,27 @@ def predictions_section(confusions: Sequence[Confusion]) -> Section:
         The section.
     """
     boxes, verdicts = [], []
-    for one in confusions:
-        answers = sorted({answer for row in one.counts.values() for answer in row} - set(one.counts) - {UNSURE})
-        columns = [*one.counts, *answers, UNSURE]
-        rows = [(label, _answer_cells(label, row, columns)) for label, row in one.counts.items()]
-        boxes.append(_heat_table("true", columns, rows, f"{one.method}: answers (columns) for true labels (rows)"))
+    for matrix in confusions:
+        answers = sorted({answer for row in matrix.counts.values() for answer in row} - set(matrix.counts) - {UNSURE})
+        columns = [*matrix.counts, *answers, UNSURE]
+        rows = [(label, _answer_cells(label, row, columns)) for label, row in matrix.counts.items()]
+        boxes.append(_heat_table("true", columns, rows, f"{matrix.method}: answers (columns) for true labels (rows)"))
         verdicts.append(
             Verdict(
-                f"{one.method}: {estimate_text(one.accuracy, 2)} of {number(one.n_samples)} samples right, "
-                f"{one.unsure_share.value:.2f} unsure."
+                f"{matrix.method}: {estimate_text(matrix.accuracy, 2)} of {number(matrix.n_samples)} samples right, "
+                f"{matrix.unsure_share.value:.2f} unsure."
             )
         )
     return Section("predictions", "Which function does an input call on?", tuple(verdicts), joined(boxes))
 
 
 def _answer_cells(label: str, row: Mapping[str, int], columns: Sequence[str]) -> list[Markup]:
-    whole = sum(row.values())
+    total = sum(row.values())
     cells = []
     for answer in columns:
         count = row.get(answer, 0)
-        share = count / whole if whole else math.nan
-        cells.append(_heat_cell(number(count), f"{share:.1%}" if count else "", share, own=answer == label))
+        share = count / total if total else math.nan
+        cells.append(_heat_cell(number(count), f"{share:.1%}" if count else "", share, is_diagonal=answer == label))
     return cells
 
 
@@ -171,7 +178,7 @@ def _curve_chart(function: str, curves: Sequence[Curve], nulls: Sequence[NullCur
         lines.append(_estimates_line(label, [100 * curve.fractions[place] for place in kept], estimates, slot))
     foremost = [curve for curve in curves if curve.order == "most"]
     if foremost:
-        strongest = max(foremost, key=lambda curve: _area(curve, function)).ranking
+        strongest = max(foremost, key=lambda candidate: _area(candidate, function)).ranking
         for null in nulls:
             if null.ranking == strongest and function in null.shares:
                 kept = [place for place, fraction in enumerate(null.fractions) if fraction > 0]
@@ -246,7 +253,7 @@ def _null_verdicts(function: str, curves: Sequence[Curve], nulls: Sequence[NullC
     foremost = [curve for curve in curves if curve.order == "most"]
     if not foremost:
         return
-    curve = max(foremost, key=lambda one: _area(one, function))
+    curve = max(foremost, key=lambda candidate: _area(candidate, function))
     rows = [row for null in nulls for row in _p_rows(curve, null) if row["function"] == function]
     if not rows:
         return
@@ -271,15 +278,16 @@ def _is_smallest(row: Mapping[str, Any]) -> bool:
     return bool(row["p"] * (1 + row["draws"]) < 1.5)
 
 
-def _modulation_chart(one: Modulation) -> Markup:
+def _modulation_chart(modulation: Modulation) -> Markup:
     lines = [
-        _estimates_line(name, one.strengths, shares, slot) for slot, (name, shares) in enumerate(one.shares.items())
+        _estimates_line(name, modulation.strengths, shares, slot)
+        for slot, (name, shares) in enumerate(modulation.shares.items())
     ]
-    ticks = tuple((strength, number(strength)) for strength in one.strengths)
+    ticks = tuple((strength, number(strength)) for strength in modulation.strengths)
     axes = Axes("strength of the units", "removed", ticks, _share_range(lines), rules=(0.0,))
     words = "; ".join(f"{line.label}: from {line.ys[0]:.2f} to {line.ys[-1]:.2f}" for line in lines)
-    title = f"Dialling {number(one.count)} units of {one.function}"
-    ends = f"{number(one.strengths[0])} to {number(one.strengths[-1])}"
+    title = f"Dialling {number(modulation.count)} units of {modulation.function}"
+    ends = f"{number(modulation.strengths[0])} to {number(modulation.strengths[-1])}"
     description = f"Share removed while the strength goes from {ends}: {words}."
     return line_chart(lines, axes, title=title, description=description)
 
@@ -293,13 +301,13 @@ def _heat_table(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, l
     return boxed(element("table", *parts, class_="heat", aria_labelledby=key), caption, key)
 
 
-def _share_cell(share: Estimate, *, own: bool) -> Markup:
+def _share_cell(share: Estimate, *, is_diagonal: bool) -> Markup:
     known = share.low == share.low and share.high == share.high
     value, _, ends = estimate_text(share, 2).partition(" ")
-    return _heat_cell(value, ends if known else "", share.value, own=own)
+    return _heat_cell(value, ends if known else "", share.value, is_diagonal=is_diagonal)
 
 
-def _heat_cell(value: str, below: str, share: float, *, own: bool) -> Markup:
+def _heat_cell(value: str, below: str, share: float, *, is_diagonal: bool) -> Markup:
     level = 0 if math.isnan(share) else round(10 * bounded(share))
     inside = (element("strong", value), element("span", below) if below else None)
-    return element("td", *inside, class_=f"h{level}{' own' if own else ''}")
+    return element("td", *inside, class_=f"h{level}{' own' if is_diagonal else ''}")

@@ -99,19 +99,19 @@ def findings(panel: Strip | Dial) -> list[str]:
     """
     if isinstance(panel, Dial):
         named = [(f"strength {strength:g}", list(row)) for strength, row in panel.frames.items()]
-        found = [] if len(named) >= 2 else [f"{panel.title!r} needs frames for at least two strengths"]
+        wrong = [] if len(named) >= 2 else [f"{panel.title!r} needs frames for at least two strengths"]
         if panel.start is not None and panel.start not in panel.frames:
-            found.append(f"{panel.title!r} has no frame for its start {panel.start:g}")
+            wrong.append(f"{panel.title!r} has no frame for its start {panel.start:g}")
     else:
         named = [("strip", list(panel.pictures))]
-        found = []
-    found += [f"{panel.title!r} has no pictures ({place})" for place, row in named if not row]
+        wrong = []
+    wrong += [f"{panel.title!r} has no pictures ({place})" for place, row in named if not row]
     for place, row in named:
         for picture in row:
             problem = _problem(picture.image)
             if problem:
-                found.append(f"{panel.title!r}, {place}, {picture.caption!r}: {problem}")
-    return found
+                wrong.append(f"{panel.title!r}, {place}, {picture.caption!r}: {problem}")
+    return wrong
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -144,7 +144,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     distances = np.stack([abs(guess - left), abs(guess - above), abs(guess - corner)])
     paeth = np.choose(distances.argmin(0), [left, above, corner])
     guesses = (np.zeros_like(here), left, above, (left + above) // 2, paeth)
-    coded = np.stack([(here - one).astype(np.uint8) for one in guesses])
+    coded = np.stack([(here - guessed).astype(np.uint8) for guessed in guesses])
     best = abs(coded.astype(np.int8).astype(np.int16)).sum(2).argmin(0)
     rows = np.concatenate([best[:, None].astype(np.uint8), coded[best, np.arange(height)]], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[step], 0, 0, 0)

@@ -32,20 +32,20 @@ def path_section(attributions: Mapping[str, FilterAttribution]) -> Section:
         The section.
     """
     health = {label: path_health(attribution) for label, attribution in attributions.items()}
-    charts = [_path_chart(label, one, slot) for slot, (label, one) in enumerate(health.items())]
+    charts = [_path_chart(label, path, slot) for slot, (label, path) in enumerate(health.items())]
     rows = [
         {
             "inputs": label,
-            "loss of base": one.loss_base,
-            "loss of target": one.loss_target,
-            "barrier (%)": 100 * one.barrier,
-            "monotony": one.monotony,
-            "cosine": one.cosine,
-            "completeness error (%)": 100 * one.completeness_error,
-            "not scored (%)": 100 * one.remainder_share,
+            "loss of base": path.loss_base,
+            "loss of target": path.loss_target,
+            "barrier (%)": 100 * path.barrier,
+            "monotony": path.monotony,
+            "cosine": path.cosine,
+            "completeness error (%)": 100 * path.completeness_error,
+            "not scored (%)": 100 * path.remainder_share,
             "samples": attributions[label].n_samples,
         }
-        for label, one in health.items()
+        for label, path in health.items()
     ]
     notes = (
         "Barrier: how far the loss rises on the way from base to target above the higher end, in parts of what the "
@@ -55,8 +55,8 @@ def path_section(attributions: Mapping[str, FilterAttribution]) -> Section:
     )
     body = joined(side_by_side(charts), table(rows, "Path health", tools=False), element("p", notes, class_="note"))
     verdicts = tuple(
-        Verdict(f"{label}: {one}", None if one.is_healthy and not one.is_seen else one.is_healthy)
-        for label, one in health.items()
+        Verdict(f"{label}: {path}", None if path.is_healthy and not path.is_seen else path.is_healthy)
+        for label, path in health.items()
     )
     return Section("path", "Can the attributions be believed?", verdicts, body)
 
@@ -97,7 +97,7 @@ def filters_section(
     for label, attribution in attributions.items():
         by_units.setdefault(tuple(row.name for row in attribution.per_layer()), []).append((label, attribution))
     for layers, members in by_units.items():
-        parts = [(label, [100 * row.share for row in one.per_layer()]) for label, one in members]
+        parts = [(label, [100 * row.share for row in ranking.per_layer()]) for label, ranking in members]
         names = [short_name(name) for name in layers]
         words = "; ".join(f"{label}: {_largest(names, values, '%')}" for label, values in parts)
         charts.append(
@@ -113,8 +113,8 @@ def filters_section(
         _units_table(label, selection, scores.get(label), attributions) for label, selection in selections.items()
     ]
     tables += [
-        _units_table(label, one.top(min(100, one.n_units)), one, attributions)
-        for label, one in scores.items()
+        _units_table(label, ranking.top(min(100, ranking.n_units)), ranking, attributions)
+        for label, ranking in scores.items()
         if label not in selections
     ]
     verdicts = tuple(_size_verdicts(selections))
@@ -130,7 +130,7 @@ def pictures_section(strips: Sequence[Strip | Dial]) -> Section:
     Returns:
         The section.
     """
-    return Section("pictures", "What does it look like?", (), joined([panel_of(one) for one in strips]))
+    return Section("pictures", "What does it look like?", (), joined([panel_of(strip) for strip in strips]))
 
 
 def tables_section(key: str, title: str, tables: Mapping[str, Record | Sequence[Mapping[str, Any]]]) -> Section:
@@ -164,8 +164,8 @@ def provenance_section(provenance: Mapping[str, Any]) -> Section:
         element("tr", element("th", name, scope="row"), element("td", element("code", text)))
         for name, text in _flat(provenance)
     ]
-    whole = element("table", element("tbody", rows), class_="pairs", aria_label="Provenance")
-    return Section("provenance", "Where does this come from?", (), whole)
+    pairs = element("table", element("tbody", rows), class_="pairs", aria_label="Provenance")
+    return Section("provenance", "Where does this come from?", (), pairs)
 
 
 def _capped(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
@@ -230,21 +230,22 @@ def _units_table(
     places = [(name, tuple(place)) for name, chosen in selection.items() for place in np.argwhere(chosen.numpy())]
     columns = {"score": scores} if scores is not None else {}
     columns |= {
-        f"attribution, {name}": one.scores()
-        for name, one in attributions.items()
-        if one.parameters == selection.parameters
+        f"attribution, {name}": attribution.scores()
+        for name, attribution in attributions.items()
+        if attribution.parameters == selection.parameters
     }
-    found = {
-        key: torch.cat([one[name][selection[name]] for name in selection]).tolist() for key, one in columns.items()
+    values = {
+        key: torch.cat([column[name][selection[name]] for name in selection]).tolist()
+        for key, column in columns.items()
     }
-    first = next(iter(found.values()), [])
+    first = next(iter(values.values()), [])
     order = sorted(range(len(places)), key=lambda place: -first[place]) if first else range(len(places))
     rows = [
         {
             "rank": rank,
             "parameter": places[place][0],
             "unit": " ".join(str(int(index)) for index in places[place][1]),
-            **{key: values[place] for key, values in found.items()},
+            **{key: column[place] for key, column in values.items()},
         }
         for rank, place in enumerate(order, 1)
     ]

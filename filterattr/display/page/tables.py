@@ -64,7 +64,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str, *, tools: bool = True
     ]
     body = [element("tr", [_cell(row.get(key), kinds[key]) for key in headings]) for row in rows]
     key = "t" + hashlib.sha256(joined(caption, head, body).encode()).hexdigest()[:12]
-    whole = element(
+    built = element(
         "table",
         element("thead", element("tr", head)),
         element("tbody", body),
@@ -74,7 +74,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str, *, tools: bool = True
     long = len(rows) > PRINTED_ROWS
     note = f"On paper: the first {PRINTED_ROWS} of {number(len(rows))} rows."
     return element(
-        "div", boxed(whole, caption, key), element("p", note, class_="paper") if long else None, class_=long and "long"
+        "div", boxed(built, caption, key), element("p", note, class_="paper") if long else None, class_=long and "long"
     )
 
 
@@ -113,7 +113,7 @@ def estimate_text(estimate: Estimate, decimals: int | None = None) -> str:
         return text if math.isnan(half) else f"{text} [{number(estimate.low)}, {number(estimate.high)}]"
     if decimals is None:
         decimals = min(max(1 - math.floor(math.log10(half)), 0), 8)
-    value, low, high = (_fixed(one, decimals) for one in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (_fixed(bound, decimals) for bound in (estimate.value, estimate.low, estimate.high))
     return value if math.isnan(half) else f"{value} [{low}, {high}]"
 
 

@@ -920,7 +920,7 @@ def crossed_once(value: Tensor, leaf: Tensor, taps: list[Tensor]) -> bool:
     return stops <= seen and counts <= {1}
 
 
-class TestSweep:
+class TestPasses:
     @pytest.mark.parametrize("method", METHODS[:3])
     @pytest.mark.parametrize("quadrature", ["gausslegendre", "riemann_trapezoid"])
     def test_nodes_in_batches_give_the_same_numbers(self, method: str, quadrature: str) -> None:
