@@ -29,6 +29,7 @@ from filterattr.analysis.gradients import Along, Form, Gradients, fisher, input_
 from filterattr.analysis.health import PathHealth, SanityRow, SanityTable, path_health, sanity_checks
 from filterattr.analysis.knockout import KnockOut, KnockOutCost, KnockOutJob, unit_labels
 from filterattr.analysis.masking import Masking
+from filterattr.analysis.masks import MaskObjective, Worth
 from filterattr.analysis.output_tables import SIZES, OutputCurve, OutputMatrix, output_curve, output_matrix
 from filterattr.analysis.outputs import Outputs, Reversion, SampleDistances, reversion
 from filterattr.analysis.prediction import (
@@ -64,6 +65,7 @@ from filterattr.analysis.results import (
     bounded,
     spread,
 )
+from filterattr.analysis.search import Searched, SearchHistory, SearchStep, search
 from filterattr.analysis.stability import (
     Differences,
     Rank,
@@ -103,6 +105,7 @@ __all__ = [
     "KnockOutCost",
     "KnockOutJob",
     "LayerBudget",
+    "MaskObjective",
     "Masking",
     "Modulation",
     "Null",
@@ -125,9 +128,13 @@ __all__ = [
     "SampleScores",
     "SanityRow",
     "SanityTable",
+    "SearchHistory",
+    "SearchStep",
+    "Searched",
     "Signals",
     "SpecificityMatrix",
     "Stability",
+    "Worth",
     "agreement",
     "all_rankings",
     "area_under",
@@ -159,6 +166,7 @@ __all__ = [
     "sample_gradient",
     "sanity_checks",
     "scrambled",
+    "search",
     "select_units",
     "shuffled_edges",
     "specificity",

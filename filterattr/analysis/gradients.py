@@ -64,7 +64,7 @@ def taylor(
     weights = state_for(attributor.model, state, "state")
 
     def form(name: str, gradient: Tensor) -> Tensor:
-        return _product(gradient, weights[name].to(gradient.device)).abs()
+        return direction_of(gradient, weights[name].to(gradient.device)).abs()
 
     return _averaged(attributor, weights, loss, data, form)
 
@@ -110,7 +110,7 @@ def fisher(
     change = None if base is None else _change(attributor, base, weights)
 
     def form(name: str, gradient: Tensor) -> Tensor:
-        return (gradient if change is None else _product(gradient, change[name].to(gradient.device))).abs().square()
+        return (gradient if change is None else direction_of(gradient, change[name].to(gradient.device))).abs().square()
 
     return _averaged(attributor, weights, loss, data, form)
 
@@ -169,7 +169,7 @@ def input_path(
     change = None if base is None else _change(attributor, base, weights)
 
     def form(name: str, gradient: Tensor) -> Tensor:
-        return (gradient if change is None else _product(gradient, change[name].to(gradient.device))).abs()
+        return (gradient if change is None else direction_of(gradient, change[name].to(gradient.device))).abs()
 
     pairs = list(zip(rule.nodes, rule.coefficients, strict=True))
     return _averaged(attributor, weights, loss, data, form, [(along, t, coefficient) for t, coefficient in pairs])
@@ -293,9 +293,21 @@ def _change(attributor: FilterAttributor, base: StateLike, target: Mapping[str, 
     }
 
 
-def _product(gradient: Tensor, weights: Tensor) -> Tensor:
-    """Derivative of the loss in the direction of single weights."""
-    product = gradient.conj() * weights.detach()
+def direction_of(gradient: Tensor, change: Tensor) -> Tensor:
+    """Derivative of the loss in the direction of single weights.
+
+    Args:
+        gradient: The gradient.
+        change: How far every weight goes; the same shape.
+
+    Returns:
+        The product, real also of complex weights.
+
+    Example:
+        >>> direction_of(torch.tensor([1 + 2j]), torch.tensor([3 + 4j]))
+        tensor([11.])
+    """
+    product = gradient.conj() * change.detach()
     return product.real if product.is_complex() else product
 
 

@@ -10,7 +10,7 @@ The share of a loss that is `removed` cannot tell the way back from damage, as b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -120,22 +120,27 @@ class Outputs(Ends):
         self.n_samples = {name: len(values) for name, values in self.apart_from_base.items()}
 
     @torch.no_grad()
-    def sample_distances(self, state: Mapping[str, Tensor] | EditableState) -> SampleDistances:
+    def sample_distances(
+        self, state: Mapping[str, Tensor] | EditableState, functions: Iterable[str] | None = None
+    ) -> SampleDistances:
         """Distances of the outputs of any weights of the network from those of both ends.
 
         Args:
             state: The weights.
+            functions: On whose samples; all by default.
 
         Returns:
             One distance a sample, float64; infinite where it is not a number.
         """
-        distances: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in self.data}
+        names = tuple(self.data if functions is None else functions)
+        distances: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
+        places = [place for place in self._places if place[0] in distances]
         if self._kept is not None:
             with swapped(self.model, state, seed=0) as model:
-                for place in self._places:
+                for place in places:
                     self._add(distances, place, self._said(model, *place), self._kept[place])
         else:
-            for place in self._places:
+            for place in places:
                 ends = self._ends_at(*place)
                 with swapped(self.model, state, seed=0) as model:
                     self._add(distances, place, self._said(model, *place), ends)
@@ -193,13 +198,39 @@ class Outputs(Ends):
         distances = self.sample_distances(self.masked(selection))
         return {name: float(_part(distances.to_target[name], self.apart_from_target[name])) for name in self.data}
 
+    def ends_at(self, name: str, place: int) -> tuple[Tensor, Tensor]:
+        """What base and target say to a sample; computed again if it was not kept.
+
+        Args:
+            name: The function.
+            place: Number of the sample.
+
+        Returns:
+            The outputs of base and of target.
+        """
+        return self._ends_at(name, place) if self._kept is None else self._kept[name, place]
+
+    def distance_from(self, end: Tensor, model: nn.Module, name: str, place: int) -> Tensor:
+        """How far what a network says to a sample is from what an end says, with its graph.
+
+        Args:
+            end: The output of the end.
+            model: The network, with the weights in question.
+            name: The function.
+            place: Number of the sample.
+
+        Returns:
+            One number: the sum over the rows of a batch.
+        """
+        return self._values(self._said(model, name, place), end).sum()
+
     def _said(self, model: nn.Module, name: str, place: int) -> Tensor:
         """What a network says to a sample of a function."""
         seed_all(place)
         said = self.output(model, self.data[name][place])
         if not isinstance(said, Tensor):
             raise LossError(f"output must return one tensor; got {type(said).__name__}.")
-        return said.detach()
+        return said
 
     @torch.no_grad()
     def _ends_at(self, name: str, place: int) -> tuple[Tensor, Tensor]:
@@ -207,7 +238,7 @@ class Outputs(Ends):
         ends = []
         for role, state in (("base", self.base), ("target", self.target)):
             with swapped(self.model, state, seed=0) as model:
-                ends.append(self._said(model, name, place))
+                ends.append(self._said(model, name, place).detach())
             if not bool(torch.isfinite(ends[-1]).all()):
                 raise NonFiniteError(f"the output of {role} must be finite ({name!r}, sample {place}).")
         return ends[0], ends[1]
@@ -221,12 +252,12 @@ class Outputs(Ends):
     ) -> None:
         """Put the distances of an output from both ends to those of its function."""
         for values, end in zip(distances[place[0]], ends, strict=True):
-            values += self._numbers(said, end)
+            values += [float(value) for value in self._values(said, end).reshape(-1).tolist()]
 
-    def _numbers(self, said: Tensor, end: Tensor) -> list[float]:
+    def _values(self, said: Tensor, end: Tensor) -> Tensor:
         """The distance of an output from that of an end: one number, or one a row."""
         if callable(self._distance):
-            values = torch.as_tensor(self._distance(said, end)).detach()
+            values = torch.as_tensor(self._distance(said, end))
         else:
             values = _BUILT_IN[self._distance](said, end)
             values = values.flatten(1).sum(1) if self._per_row and values.ndim > 1 else values
@@ -234,7 +265,7 @@ class Outputs(Ends):
         if values.ndim != int(self._per_row):
             expected = "one number a row, shape (N,)" if self._per_row else "one number"
             raise LossError(f"the distance must be {expected}; got shape {tuple(values.shape)}.")
-        return [float(value) for value in values.reshape(-1).tolist()]
+        return values
 
 
 class MeasuredOutputs:

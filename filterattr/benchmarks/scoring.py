@@ -13,6 +13,7 @@ from torch import Tensor
 from filterattr.analysis.gradients import fisher, taylor
 from filterattr.analysis.outputs import Outputs
 from filterattr.analysis.rankings import magnitude, random_ranking, weight_change
+from filterattr.analysis.search import search
 from filterattr.benchmarks.planting import FUNCTIONS, GENERAL, PlantedPair, loss
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection, Scale, contrast
@@ -20,6 +21,11 @@ from filterattr.results.signed import signed_contrast
 
 N_STEPS = 8
 PRICES = (0.0, 0.5, 1.0, 2.0, 4.0)
+SEARCHES: Mapping[str, Mapping[str, Any]] = {
+    "search, lambda 1": {},
+    "search, lambda 4": {"collateral": 4.0},
+    "search, lambda 1, continuous greedy alone": {"steps": 0},
+}
 
 
 class Truth(NamedTuple):
@@ -71,8 +77,7 @@ class Judge:
         Returns:
             The judge; distances are Jensen-Shannon divergences of the classes.
         """
-        ends = pair.attributor.model, pair.base, pair.target
-        return cls(pair, Outputs(*ends, lambda model, x: model(x[0]), pair.held_out, distance="js", per_row=True))
+        return cls(pair, _outputs(pair, pair.held_out))
 
     def __call__(self, function: str, scores: FilterScores) -> Truth:
         """Hold scores against the carriers of a function.
@@ -165,6 +170,8 @@ def rankings(pair: PlantedPair, seed: int = 0) -> Iterator[Ranked]:
     n_guarded = n + len(pair.search[GENERAL])
     yield from _by_function("signed, lambda 1, general guarded", n_guarded * N_STEPS, _signed(guarded, 1.0))
     yield from _by_function("signed, lambda 1, 1 node at target", n, _signed(single, 1.0))
+    for name, settings in SEARCHES.items():
+        yield from _searched(pair, name, _signed(path, 1.0), n * N_STEPS, settings)
     plain = {
         "attribution": (n * N_STEPS, {name: attribution.scores() for name, attribution in path.items()}),
         "gradient x change": (n, {name: attribution.scores() for name, attribution in single.items()}),
@@ -190,6 +197,24 @@ def _attributed(pair: PlantedPair, samples: list[tuple[Tensor, Tensor]], **rule:
 def _by_function(ranking: str, n_passes: int, score: Callable[[str], FilterScores]) -> Iterator[Ranked]:
     for function in FUNCTIONS:
         yield Ranked(ranking, function, score(function), n_passes)
+
+
+def _searched(
+    pair: PlantedPair, ranking: str, start: Callable[[str], FilterScores], n_passes: int, settings: Mapping[str, Any]
+) -> Iterator[Ranked]:
+    """The numbers behind the sets that a search finds; its passes are added to those of the scores."""
+    outputs = _outputs(pair, pair.search)
+    found = {
+        name: search(outputs, start(name), name, amount=pair.carriers[name].count, progress=False, **settings)
+        for name in FUNCTIONS
+    }
+    n_passes += sum(one.n_passes for one in found.values())
+    yield from _by_function(ranking, n_passes, lambda name: found[name].scores)
+
+
+def _outputs(pair: PlantedPair, samples: Mapping[str, list[tuple[Tensor, Tensor]]]) -> Outputs:
+    ends = pair.attributor.model, pair.base, pair.target
+    return Outputs(*ends, lambda model, x: model(x[0]), samples, distance="js", per_row=True)
 
 
 def _signed(attributions: Mapping[str, FilterAttribution], price: float) -> Callable[[str], FilterScores]:

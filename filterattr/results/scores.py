@@ -236,7 +236,7 @@ class FilterScores(_PerParameter):
         count = (
             self._count_until(until, self if parts is None else parts)
             if amount is None
-            else _count(amount, self.n_units)
+            else count_of(amount, self.n_units)
         )
         chosen = mark_top(scores, count)
         self._check_zeros(scores, chosen, count)
@@ -275,7 +275,7 @@ class FilterScores(_PerParameter):
             >>> [selection["w"].tolist() for selection in scores.tops([1, 2])]
             [[False, True, False], [False, True, True]]
         """
-        counts = [_count(amount, self.n_units) for amount in amounts]
+        counts = [count_of(amount, self.n_units) for amount in amounts]
         if counts != sorted(counts):
             raise SettingError(f"the amounts must ascend; got {counts} units.")
         scores, order = self._rankable(), self.order().cpu()
@@ -599,8 +599,23 @@ def contrast(
     return scores[of] - rest * factor
 
 
-def _count(amount: float, total: int) -> int:
-    """Turn a fraction or a number of units into a number."""
+def count_of(amount: float, total: int) -> int:
+    """Turn a fraction or a number of units into a number.
+
+    Args:
+        amount: A fraction (``float``) or a number (``int``).
+        total: Number of all units.
+
+    Returns:
+        The number.
+
+    Raises:
+        SettingError: It is neither, or too large.
+
+    Example:
+        >>> count_of(0.5, 10), count_of(1, 10)
+        (5, 1)
+    """
     if isinstance(amount, bool) or not isinstance(amount, int | float):
         raise SettingError(f"the amount must be a fraction (float) or a number (int); got {amount!r}.")
     if isinstance(amount, int):

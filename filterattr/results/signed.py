@@ -7,7 +7,7 @@ and the part of the function that it carries is its own part of the *gain*, :mat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from filterattr.errors import SettingError, gathered, name_some
 from filterattr.results.attribution import FilterAttribution
@@ -59,7 +59,7 @@ def signed_contrast(
         >>> signed_contrast(found, "both", collateral=1.0)["weight"].round(decimals=6)
         tensor([-0.5000,  0.5000], dtype=torch.float64)
     """
-    prices = _prices(attributions, of, collateral)
+    prices = prices_of(attributions, of, collateral)
     gain = gain_of(attributions[of])
     if not gain > 0:
         raise SettingError(
@@ -146,12 +146,30 @@ def _scale(scores: FilterScores, gain: float) -> float:
     return max(gain, float(scores.flat().abs().sum()) / 2)
 
 
-def _prices(
-    attributions: Mapping[str, FilterAttribution], of: str, collateral: float | Mapping[str, float]
+def prices_of(
+    names: Iterable[str], of: str, collateral: float | Mapping[str, float], what: str = "signed_contrast"
 ) -> dict[str, float]:
-    """The price of every guard, checked."""
-    guards = [name for name in attributions if name != of]
-    findings = [] if of in attributions else [f"there is no attribution of {of!r}"]
+    """The price of every guard, checked.
+
+    Args:
+        names: All functions, that in question among them.
+        of: The function in question.
+        collateral: One price for all others, or one for each by name; 0 for those that are not named.
+        what: What is asked for, for messages.
+
+    Returns:
+        Name of every other function to its price.
+
+    Raises:
+        SettingError: A name is unknown, or a price is negative or not finite.
+
+    Example:
+        >>> prices_of(["blur", "noise", "clean"], "blur", {"noise": 2})
+        {'noise': 2.0, 'clean': 0.0}
+    """
+    names = list(names)
+    guards = [name for name in names if name != of]
+    findings = [] if of in names else [f"there is no function {of!r}"]
     if isinstance(collateral, Mapping):
         findings += [f"{name!r} guards nothing" for name in collateral if name not in guards]
         prices = {name: float(collateral.get(name, 0.0)) for name in guards}
@@ -160,7 +178,7 @@ def _prices(
     findings += [f"the price of {name!r} is {price}" for name, price in prices.items() if not 0 <= price < math.inf]
     if findings:
         raise SettingError(
-            "signed_contrast needs one of the attributed functions and a price of at least 0 for the others "
-            f"({name_some(attributions)}); {gathered(findings)}."
+            f"{what} needs one of the functions {name_some(names)}, and a price of at least 0 for the others; "
+            f"{gathered(findings)}."
         )
     return prices
