@@ -39,7 +39,7 @@ def make_card(
     Returns:
         The card as Markdown, with architecture, recipe, command, seed, data, and a table of PSNR (dB) and SSIM on RGB
         and luma for clean, blurred, noisy and both inputs; of a two-branch network also what its predictor tells. Of
-        weights of somebody else recipe and command are not known.
+        weights of other projects recipe and command are not known.
 
     Raises:
         WeightsError: The weights cannot be opened.

@@ -35,7 +35,7 @@ def same_weights(base: nn.Module, target: nn.Module) -> bool:
 
 
 def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]:
-    r"""What speaks against believing an attribution, in words.
+    r"""Reasons to doubt an attribution, in words.
 
     Args:
         attribution: The attribution.
@@ -51,14 +51,14 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
         ...     _ = base.weight.fill_(1.0), target.weight.fill_(2.0)
         >>> risen = FilterAttributor(base).attribute(base, target, lambda model: model(torch.ones(1)).square().sum())
         >>> print("\n".join(concern_lines(risen)))
-        what speaks against believing this:
+        reasons to doubt this attribution:
         - Target is not better than base on these samples (loss 1 -> 4): as expected
           if they are not those of the function, or if more is better; if the ends are
           swapped, exchange base and target.
     """
     if not attribution.concerns:
         return []
-    lines = [f"{indent}what speaks against believing this:"]
+    lines = [f"{indent}reasons to doubt this attribution:"]
     for concern in attribution.concerns:
         lines += textwrap.wrap(concern, _WIDTH, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  ")
     return lines
@@ -82,6 +82,6 @@ def concerns_are_shown() -> Iterator[None]:
         1
     """
     with warnings.catch_warnings():
-        for beginning in ("what speaks against believing", "the attributions should sum to"):
+        for beginning in ("reasons to doubt this", "the attributions should sum to"):
             warnings.filterwarnings("ignore", beginning, FilterAttrWarning)
         yield

@@ -45,7 +45,7 @@ class OpenedWeights(NamedTuple):
         network: The network on the CPU, ``float32``, in evaluation mode.
         architecture: Name for `build`; a name that `build` does not know for a network of spandrel.
         arguments: Keyword arguments of its constructor.
-        provenance: How the weights came about; empty for those of somebody else.
+        provenance: How the weights came about; empty for those of other projects.
     """
 
     network: nn.Module
@@ -136,7 +136,7 @@ def trained_on(provenance: Mapping[str, Any]) -> dict[str, Degradation]:
 
 
 def load_network(path: str | Path) -> nn.Module:
-    """Load a network with its weights, in evaluation mode; `open_network` also opens files of somebody else.
+    """Load a network with its weights, in evaluation mode; `open_network` also opens files of other projects.
 
     Args:
         path: A file of `save_network`, or the name of shipped weights (see `shipped_weights`).
@@ -210,8 +210,8 @@ def open_weights(path: str | Path, *, key: str | None = None) -> OpenedWeights:
     """Open weights of any kind, with all that is known of them.
 
     Args:
-        path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
-        key: Where in a checkpoint of somebody else the weights are, if it holds several: the name of an entry
+        path: The name of shipped weights, a file of `save_network`, or a checkpoint of another project.
+        key: Where in a checkpoint of another project the weights are, if it holds several: the name of an entry
             (``"net_g"``, with dots for nested ones), or what the names of the weights begin with (``"generator"``).
             Files of `save_network` need none.
 
@@ -237,7 +237,7 @@ def open_network(path: str | Path, *, key: str | None = None) -> nn.Module:
     """Open weights of any kind, in evaluation mode.
 
     Args:
-        path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
+        path: The name of shipped weights, a file of `save_network`, or a checkpoint of another project.
         key: As in `open_weights`.
 
     Returns:
@@ -257,7 +257,7 @@ def open_network(path: str | Path, *, key: str | None = None) -> nn.Module:
 
 
 def open_checkpoint(path: str | Path, *, key: str | None = None) -> nn.Module:
-    """Build the network of somebody else's checkpoint from its names and shapes, and load it, in evaluation mode.
+    """Build the network of a checkpoint of another project from its names and shapes, and load it, in evaluation mode.
 
     Networks of `sr_zoo.models` in the layout of BasicSR are known: SRResNet (also by the names of the first MSRResNet),
     the SRCNN-style network, and RRDBNet (also by the names of the first ESRGAN), alone or inside of a larger module.
@@ -333,7 +333,7 @@ def takes_key(path: str | Path) -> bool:
     """Whether a file may hold more than one network, so that `open_weights` can be told where to look.
 
     Args:
-        path: The name of shipped weights, a file of `save_network`, or a checkpoint of somebody else.
+        path: The name of shipped weights, a file of `save_network`, or a checkpoint of another project.
 
     Returns:
         Whether it is somebody else's.

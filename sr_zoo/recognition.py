@@ -1,4 +1,4 @@
-"""Which network a checkpoint of somebody else holds, told by its names and shapes."""
+"""Which network a checkpoint of another project holds, told by its names and shapes."""
 
 from __future__ import annotations
 

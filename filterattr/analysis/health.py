@@ -40,7 +40,7 @@ class PathHealth(Record):
         cosine: Cosine of the angle between all weights of base and target.
         completeness_error: As of `FilterAttribution`.
         remainder_share: Part of all absolute attributions that belongs to what is not scored, such as biases.
-        concerns: What speaks against believing the attribution, in words; empty if nothing does.
+        concerns: Reasons to doubt the attribution, in words; empty if there are none.
         true_loss_base: Loss of base with its own buffers, where the path has others; else ``None``.
         true_loss_target: The same for target.
     """

@@ -48,7 +48,7 @@ def write_checkpoint(
 
     Raises:
         StateMismatchError: ``state`` has names that ``like`` has not, or other shapes; all of them are named.
-        StorageError: ``like`` cannot be read, ``out`` is a folder that is there already, or the disk refuses.
+        StorageError: ``like`` cannot be read, ``out`` is a folder that already exists, or the disk refuses.
 
     Example:
         >>> import tempfile, torch
@@ -153,7 +153,7 @@ def _with_weights(content: Mapping[str, Any], keys: Sequence[str], read: Callabl
 def _new_folder(out: Path) -> Iterator[Path]:
     """Give a folder to fill, which gets its name when it is complete; nothing is left of it otherwise."""
     if out.exists():
-        raise StorageError(f"the folder '{out}' is there already: name another one, or remove it.")
+        raise StorageError(f"the folder '{out}' already exists: name another one, or remove it.")
     folder = out.absolute().with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
         try:

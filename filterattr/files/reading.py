@@ -19,7 +19,7 @@ MAX_BYTES = 16 * 2**30
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file of somebody else.
+    """Open a file of another program.
 
     Args:
         path: The file.

@@ -29,7 +29,7 @@ _Leaf: TypeAlias = Tensor | NotPlain | Storage
 
 
 def read_untrusted(path: str | Path) -> Any:
-    """Read a file of somebody else, or refuse it with the reason; its first bytes tell of which format it is.
+    """Read a file of another program, or refuse it with the reason; its first bytes tell of which format it is.
 
     Args:
         path: The file.

@@ -180,7 +180,7 @@ class FilterAttribution:
 
     @property
     def concerns(self) -> tuple[str, ...]:
-        """What speaks against believing the attribution, in words; empty if nothing does."""
+        """Reasons to doubt the attribution, in words; empty if there are none."""
         return concerns_about(self.path_numbers())
 
     def path_numbers(self) -> PathNumbers:

@@ -1,4 +1,4 @@
-"""What speaks against believing an attribution: the bounds, the words, and how to go without the warning."""
+"""Reasons to doubt an attribution: the bounds, the words, and how to go without the warning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from filterattr.errors import FilterAttrWarning
 
-DOUBTS = "what speaks against believing this attribution"  # begins the warnings about a path
+DOUBTS = "reasons to doubt this attribution"  # begins the warnings about a path
 
 BARRIER = 0.05  # of what the ends differ by
 MONOTONY = 0.9
@@ -62,7 +62,7 @@ def concerns_about(path: PathNumbers) -> tuple[str, ...]:
         path: Its numbers; where they are NaN, nothing is said.
 
     Returns:
-        What speaks against believing the attribution, in words; empty if nothing does.
+        Reasons to doubt the attribution, in words; empty if there are none.
 
     Example:
         >>> concerns_about(PathNumbers((1.0, 0.5, 0.0), None, 0.99, 0.0, 0.1))

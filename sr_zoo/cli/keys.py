@@ -20,7 +20,7 @@ def add_key(parser: argparse.ArgumentParser, *, of_pair: bool = False) -> None:
         "--key",
         nargs="+" if of_pair else 1,
         metavar="KEY",
-        help="where in a checkpoint of somebody else the weights are, if it holds several: the name of an entry, or "
+        help="where in a checkpoint of another project the weights are, if it holds several: the name of an entry, or "
         "what the names of the weights begin with" + ("; two of them are for base and for target" if of_pair else ""),
     )
 
@@ -45,7 +45,7 @@ def keys_of(options: argparse.Namespace, files: Sequence[str]) -> list[str | Non
         raise SettingError(f"--key takes one key, or one for base and one for target; got {count}.")
     takers = [takes_key(file) for file in files]
     if not any(takers):
-        raise SettingError("--key is for checkpoints of somebody else; these files hold one network each.")
+        raise SettingError("--key is for checkpoints that hold several networks; these files hold one each.")
     if count > 1:
         if not all(takers):
             single = files[takers.index(False)]

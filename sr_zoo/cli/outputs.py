@@ -47,11 +47,11 @@ def check_file(
         raise OutputError(f"{option} must be another file than what is read; got '{path}'.")
     _check_place(option, path.parent)
     if path.exists() and not overwrite:
-        raise OutputError(f"{option} names '{path}', which is there already: add --overwrite, or name another file.")
+        raise OutputError(f"{option} names '{path}', which already exists: add --overwrite, or name another file.")
 
 
 def check_folder(option: str, folder: Path, files: Iterable[str] = (), *, overwrite: bool = False) -> None:
-    """Refuse a folder that cannot be written to, or that holds results already; one that lacks is made later.
+    """Refuse a folder that cannot be written to, or that already holds results; one that lacks is made later.
 
     Args:
         option: The option that names it.
@@ -66,7 +66,7 @@ def check_folder(option: str, folder: Path, files: Iterable[str] = (), *, overwr
     there = [name for name in files if (folder / name).exists()]
     if there and not overwrite:
         raise OutputError(
-            f"{option} names '{folder}', which holds results already ({', '.join(there)}): add --overwrite, or name "
+            f"{option} names '{folder}', which already holds results ({', '.join(there)}): add --overwrite, or name "
             "another folder."
         )
 

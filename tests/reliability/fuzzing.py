@@ -632,7 +632,7 @@ def _attributed(job: Job, model: nn.Module) -> Any:
 
 
 # what is said of paths that are as coarse and as arbitrary as those of these jobs
-_DOUBTS = ("the attributions should sum to", "what speaks against believing", "every attribution is 0")
+_DOUBTS = ("the attributions should sum to", "reasons to doubt this", "every attribution is 0")
 
 
 def _problems(job: Job, found: Any, told: list[str]) -> Iterator[str]:

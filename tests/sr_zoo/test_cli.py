@@ -113,7 +113,7 @@ class TestAttribute:
         def table(*ends):
             assert self.command(folder, ends, "--degradation", "noise", "--steps", "1", "--overwrite") == 0
             printed, told = capsys.readouterr()
-            assert "speaks against" not in told
+            assert "reasons to doubt" not in told
             assert "should sum to" not in told
             losses = re.search(r"loss (\S+) of base, (\S+) of target", printed).groups()
             return printed, [float(loss) for loss in losses]

@@ -199,7 +199,7 @@ class TestOutputs:
     ) -> None:
         (folder / GOOD[command]).write_text("kept")
         said = refused([command, *OUTPUTS[command], "--out", GOOD[command]], capsys)
-        assert "is there already: add --overwrite" in said
+        assert "already exists: add --overwrite" in said
         assert (folder / GOOD[command]).read_text() == "kept"
 
     @pytest.mark.parametrize("command", RESULT)
@@ -221,7 +221,7 @@ class TestOutputs:
     ) -> None:
         assert "--out must end in" in refused(["compare", *OUTPUTS["compare"], "--out", "o.json"], capsys)
         (folder / "o.json").write_text("kept")
-        assert "o.json', which is there already" in refused(["compare", *OUTPUTS["compare"], "--out", "o.md"], capsys)
+        assert "o.json', which already exists" in refused(["compare", *OUTPUTS["compare"], "--out", "o.md"], capsys)
 
     def test_a_photograph_is_never_replaced_by_what_is_made_of_it(
         self, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -453,7 +453,7 @@ class TestOneRunAtATime:
 
 
 class TestKey:
-    """One file of somebody else that holds both networks."""
+    """One file of another project that holds both networks."""
 
     @pytest.fixture(autouse=True)
     def _both(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of somebody else: the published layouts are told by names and shapes, opened, run, and attributed."""
+"""Checkpoints of other projects: the published layouts are told by names and shapes, opened, run, and attributed."""
 
 import sys
 

@@ -35,7 +35,7 @@ def test_a_straight_fall_is_healthy() -> None:
 
 def test_a_barrier_is_named_with_its_height() -> None:
     # from 2 over 4 at t = 1/2 to 0: 2 above the higher end, which differs by 2 from the lower one
-    with pytest.warns(FilterAttrWarning, match=r"what speaks against .*: The loss rises on the way") as caught:
+    with pytest.warns(FilterAttrWarning, match=r"reasons to doubt .*: The loss rises on the way") as caught:
         attribution = along(lambda w: 2 - 2 * w + 12 * w * (1 - w))
     assert len(caught) == 1
     assert "The loss rises on the way" in repr(attribution)
@@ -69,7 +69,7 @@ def test_a_path_that_only_falls_is_not_warned_about() -> None:
 
 def test_a_target_that_is_not_better_is_warned_about() -> None:
     for loss in (lambda w: w, lambda w: 3 + w - w):
-        with pytest.warns(FilterAttrWarning, match="speaks against") as caught:
+        with pytest.warns(FilterAttrWarning, match="reasons to doubt") as caught:
             attribution = along(lambda w, loss=loss: loss(w) + 1e-9 * w)
         assert len(caught) == 1
         assert "Target is not better than base on these samples (loss" in str(caught[0].message)
