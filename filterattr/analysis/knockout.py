@@ -238,17 +238,19 @@ class KnockOutJob:
 
     def _computed(self, groups: Sequence[tuple[str, list[int]]]) -> Iterator[tuple[list[int], Tensor]]:
         """Yield flat places and the losses without them; between two groups the model is its own again."""
-        begins = dict(zip(self.units, np.cumsum([0, *(one.numel() for one in self.units.values())]), strict=False))
+        begins = dict(
+            zip(self.units, np.cumsum([0, *(member.numel() for member in self.units.values())]), strict=False)
+        )
         labels: dict[str, Tensor] = {}
         for name, places in groups:
-            members = [one for one, scored in self._parameters.items() if scored.key(one) == name]
-            labels |= {one: unit_labels(self._parameters[one]) for one in members if one not in labels}
+            members = [member for member, scored in self._parameters.items() if scored.key(member) == name]
+            labels |= {member: unit_labels(self._parameters[member]) for member in members if member not in labels}
             numbers = torch.tensor(places, device="cpu") - int(begins[name])
             stacked = {}
-            for one in members:
-                value = self._target[one]
-                marked = (labels[one] == numbers.reshape(-1, *[1] * value.ndim)).to(value.device)
-                stacked[one] = torch.where(marked, self._base[one].to(value.device, value.dtype), value)
+            for member in members:
+                value = self._target[member]
+                marked = (labels[member] == numbers.reshape(-1, *[1] * value.ndim)).to(value.device)
+                stacked[member] = torch.where(marked, self._base[member].to(value.device, value.dtype), value)
             yield places, self._losses_with(stacked).cpu()
 
     @torch.no_grad()
@@ -272,17 +274,19 @@ class KnockOutJob:
             (module._parameters, local, index)
             for module in model.modules()
             for local, parameter in module._parameters.items()
-            for index, one in enumerate(held)
-            if parameter is one
+            for index, moved in enumerate(held)
+            if parameter is moved
         ]
 
         def with_one(values: Sequence[Tensor]) -> Tensor:
-            for slots, local, index in places:
-                slots[local] = values[index]  # type: ignore[assignment]
+            for entries, local, index in places:
+                entries[local] = values[index]  # type: ignore[assignment]
             return self._mean_loss(model)
 
         try:
-            rows = tuple(value.to(one.device, one.dtype) for value, one in zip(values, held, strict=True))
+            rows = tuple(
+                value.to(parameter.device, parameter.dtype) for value, parameter in zip(values, held, strict=True)
+            )
             losses: Tensor = torch.func.vmap(with_one, randomness="same")(rows)
         except RuntimeError as error:
             raise SettingError(

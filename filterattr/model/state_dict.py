@@ -113,10 +113,10 @@ def inner_key(content: object, key: str | None, role: str) -> list[str]:
     keys = key.split(".") if key else []
     for part in keys:
         if not isinstance(content, Mapping) or part not in content:
-            found = name_some(content) if isinstance(content, Mapping) else type(content).__name__
-            raise StateMismatchError(f"{role} holds nothing under '{key}': '{part}' is missing beside {found}.")
+            got = name_some(content) if isinstance(content, Mapping) else type(content).__name__
+            raise StateMismatchError(f"{role} holds nothing under '{key}': '{part}' is missing beside {got}.")
         content = content[part]
-    nested = [one for one in _NESTED if isinstance(content, Mapping) and isinstance(content.get(one), Mapping)]
+    nested = [name for name in _NESTED if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)]
     return keys + nested[:1]
 
 
