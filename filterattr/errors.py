@@ -36,7 +36,7 @@ class SettingError(FilterAttrError, ValueError):
 
 
 class ModelChangedError(FilterAttrError, RuntimeError):
-    """Somebody replaced a parameter of the model while an attribution was running."""
+    """A parameter of the model was replaced while an attribution was running."""
 
 
 class StorageError(FilterAttrError, ValueError):

@@ -19,7 +19,7 @@ def available_bytes(device: torch.device) -> int | None:
         device: Whose memory.
 
     Returns:
-        Bytes, or ``None`` if nobody can tell.
+        Bytes, or ``None`` if the system does not say.
 
     Example:
         >>> free = available_bytes(torch.device("cpu"))

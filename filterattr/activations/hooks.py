@@ -38,16 +38,16 @@ class ActivationHooks:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
-        >>> taps = ActivationHooks({"0": model[0]})
+        >>> hooks = ActivationHooks({"0": model[0]})
         >>> try:
-        ...     taps.attach()
-        ...     taps.listen()
+        ...     hooks.attach()
+        ...     hooks.record()
         ...     value = model(torch.ones(1, 2)).sum()
         ... finally:
-        ...     taps.remove()
-        >>> list(taps.outputs)
+        ...     hooks.remove()
+        >>> list(hooks.outputs)
         [Call(layer='0', number=0)]
-        >>> torch.autograd.grad(value, list(taps.outputs.values()))[0].shape
+        >>> torch.autograd.grad(value, list(hooks.outputs.values()))[0].shape
         torch.Size([1, 2])
     """
 
@@ -57,7 +57,7 @@ class ActivationHooks:
         self._layers = layers
         self._with_arguments = with_arguments
         self._hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
-        self._listening = False
+        self._is_recording = False
         self._counts: dict[str, int] = {}
         self._unfit: dict[str, str] = {}
         self._replaced: Call | None = None
@@ -73,20 +73,20 @@ class ActivationHooks:
 
     def remove(self) -> None:
         """Take the hooks off; doing it twice does no harm."""
-        self._listening = False
+        self._is_recording = False
         for layer, hook in self._hooks:
             for key in [key for key, known in layer._forward_hooks.items() if known is hook]:
                 del layer._forward_hooks[key]
         self._hooks = []  # hooks refer to this object: it would not be freed at once
 
-    def listen(
+    def record(
         self,
         seen: Callable[[Call], None] = lambda _: None,
         *,
         replaced: Call | None = None,
         replacement: Tensor | None = None,
     ) -> None:
-        """Keep what the next forward pass puts out, and forget the last one.
+        """Keep what the next forward pass puts out, and drop that of the last one.
 
         Args:
             seen: Called whenever an output was kept, while the forward pass runs.
@@ -97,11 +97,11 @@ class ActivationHooks:
         self._counts = dict.fromkeys(self._layers, 0)
         self._unfit = {}
         self._seen, self._replaced, self._replacement = seen, replaced, replacement
-        self._listening = True
+        self._is_recording = True
 
     def stop(self) -> None:
-        """Hear no more: activation checkpointing runs layers again during the backward pass."""
-        self._listening = False
+        """Record no more: activation checkpointing runs layers again during the backward pass."""
+        self._is_recording = False
         self._seen = lambda _: None
 
     def check(self) -> None:
@@ -122,7 +122,7 @@ class ActivationHooks:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
         def observe(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor | None:
-            if not self._listening:
+            if not self._is_recording:
                 if self._replaced is not None and self._replaced.layer == name:
                     raise UnsupportedModelError(
                         f"the output of '{name}' cannot be replaced: activation checkpointing computes it again during "
@@ -150,7 +150,7 @@ class ActivationHooks:
 
 
 class ActivationCache:
-    """Let convolutions and linear layers remember what they put out, and put it out again instead of computing it.
+    """Keep what convolutions and linear layers put out, and let them put it out again instead of computing it.
 
     Everything that runs before the output of a layer is replaced does so on the same input every time. The first
     forward pass is remembered; in later ones the first ``skipped`` calls of these layers repeat it.
@@ -229,13 +229,13 @@ _COSTLY = (
 
 
 def cutting(value: Tensor, leaves: Iterable[Tensor], outputs: Mapping[str, Sequence[Tensor]]) -> set[str]:
-    """Find the layers that cut the graph in two: every way from the value to a leaf passes exactly one of their taps.
+    """Find the layers that cut the graph in two: every way from the value to a leaf passes exactly one of their hooks.
 
-    Then whatever the leaves do to the value, each of the taps passes a part of it on, and no part is passed on twice.
-    All layers together cost one walk over the graph. Every edge of it gets a random factor, and a way the product of
-    its factors. The ways through a tap then weigh as much as those to it times those from it, and a layer cuts the
-    graph if the ways through its taps weigh as much as all ways do. The weights are residues of a large prime: another
-    layer passes this test with a probability below 1e-14 for a graph of 10,000 nodes.
+    Then whatever the leaves do to the value, each of the outputs passes a part of it on, and no part twice. All layers
+    together cost one walk over the graph. Every edge of it gets a random factor, and a way the product of its factors.
+    The ways through an output then weigh as much as those to it times those from it, and a layer cuts the graph if the
+    ways through its outputs weigh as much as all ways do. The weights are residues of a large prime: another layer
+    passes this test with a probability below 1e-14 for a graph of 10,000 nodes.
 
     Args:
         value: Scalar or vector that was computed from the leaves.

@@ -101,7 +101,7 @@ class LinePasses:
         self.lock.release()
 
     def check_values(self) -> None:
-        """Make sure that the outputs since the last check are finite; nobody waits for a device inside the passes."""
+        """Make sure that the outputs since the last check are finite; inside the passes nothing waits for a device."""
         for t, value in self.values[self.n_checked :]:
             if not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(
@@ -229,7 +229,7 @@ class LinePasses:
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the model; return the output, shape ``(places, N)`` or ``(places,)``, and the leaves."""
         arguments, leaves = self.line.points((1.0,) * len(places) if replaced else places)
-        self.hooks.listen(seen, replaced=replaced, replacement=replacement)
+        self.hooks.record(seen, replaced=replaced, replacement=replacement)
         returned = self._run(arguments)
         self._check_calls(len(places), replaced)
         parts = [returned] if len(places) == 1 else parts_of(returned, len(places))
@@ -259,7 +259,7 @@ class LinePasses:
 
     def _put_out(self, arguments: Arguments) -> dict[Call, Tensor]:
         """Run the model on something else than the path; return what every call puts out."""
-        self.hooks.listen()
+        self.hooks.record()
         self._run(arguments)
         return self.hooks.outputs
 

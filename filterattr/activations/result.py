@@ -39,7 +39,7 @@ class ChannelSummary(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerAttribution:
-    """What `ChannelAttribution` knows of one layer.
+    """What `ChannelAttribution` holds of one layer.
 
     Attributes:
         calls: The attribution of each call in a forward pass, in the shape of what it put out, float64.

@@ -354,11 +354,11 @@ def compare_rankings(
         for name, by_function in rankings.items()
         if not set(functions) <= set(by_function)
     ]
-    strangers = [name for name in functions if name not in masking.data]
-    if not functions or findings or strangers:
+    unknown = [name for name in functions if name not in masking.data]
+    if not functions or findings or unknown:
         raise SettingError(
             f"the reference {reference!r} must be among the rankings, and every ranking must score its functions: "
-            + ("; ".join(findings) or f"got {name_some(rankings)}, without samples: {name_some(strangers) or 'none'}")
+            + ("; ".join(findings) or f"got {name_some(rankings)}, without samples: {name_some(unknown) or 'none'}")
             + "."
         )
     _check_fractions(fractions)

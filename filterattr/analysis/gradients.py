@@ -252,9 +252,9 @@ def _gradient(
     arguments: tuple[Any, ...],
 ) -> dict[str, Tensor]:
     """Differentiate the loss of a model that holds copies of its parameters."""
-    theirs = [name for name, leaf in leaves.items() if leaf is originals.get(name)]
-    if theirs:
-        raise StateMismatchError(f"the state dict of the model must hold {name_some(theirs)}.")
+    missing = [name for name, leaf in leaves.items() if leaf is originals.get(name)]
+    if missing:
+        raise StateMismatchError(f"the state dict of the model must hold {name_some(missing)}.")
     for leaf in leaves.values():
         leaf.requires_grad_(True)
     value = loss(model, *arguments)

@@ -236,7 +236,7 @@ def sanity_checks(
         flat = shuffled[name].reshape(-1)
         mixed = flat[torch.randperm(len(flat), generator=generator, device="cpu")].reshape(shuffled[name].shape)
         shuffled |= dict.fromkeys(shared[name], mixed)
-    with without_doubts():  # the path to a shuffled network is nobody's concern
+    with without_doubts():  # the path to a shuffled network has no meaning
         randomised = attributor.attribute(base, shuffled, loss, data, progress=False, **{"n_steps": 1, **options})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FilterAttrWarning)  # that everything is 0 is what is asked for

@@ -2,7 +2,7 @@
 
 Makes pairs of small networks whose carriers are known (`filterattr.benchmarks.planting`), scores both functions of each
 by every ranking of the library, prints how near they are to the truth, and writes every number to a CSV file. Scores of
-anybody else's method join it with the same columns::
+any other method join it with the same columns::
 
     from filterattr.benchmarks import Judge, families, plant
 
@@ -149,7 +149,7 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
     """Write all rows.
 
     Args:
-        rows: Of `run`, and of anybody else.
+        rows: Of `run`, and of other methods.
         path: The file.
 
     Raises:

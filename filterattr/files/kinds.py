@@ -34,7 +34,7 @@ def kind_of(head: bytes) -> str | None:
         head: Its first bytes; `HEAD_BYTES` are enough.
 
     Returns:
-        What it is, to follow "it is"; ``None`` if nothing tells.
+        What it is, to follow "it is"; ``None`` if there is no sign.
 
     Example:
         >>> kind_of(b"\x89PNG\r\n\x1a\n" + bytes(8)), kind_of(b"weights of my network"), kind_of(bytes(8))

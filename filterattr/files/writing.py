@@ -149,7 +149,7 @@ def _opener(old: os.stat_result | None) -> Callable[[str, int], int]:
 
 
 def _take_over(descriptor: int, old: os.stat_result) -> None:
-    """Give the new file the owner and the mode of the old one; not every platform knows them."""
+    """Give the new file the owner and the mode of the old one; not every platform has them."""
     if hasattr(os, "fchown") and (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
         with contextlib.suppress(OSError):
             os.fchown(descriptor, old.st_uid, old.st_gid)

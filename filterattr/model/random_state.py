@@ -89,7 +89,7 @@ def derive_seed(state: Tensor) -> int:
 
 
 def has_drawn(seed: int) -> bool:
-    """Find out whether anybody has drawn random numbers since `seed_all`.
+    """Find out whether random numbers were drawn since `seed_all`.
 
     Args:
         seed: What it was given.
@@ -141,7 +141,7 @@ class Turn:
     """The right of one thread to seed the generators and to draw: they belong to the whole process.
 
     Threads take turns in the order in which they ask. Calls of one thread may lie inside each other. No lock is held,
-    as an interrupt could leave one locked, and nobody waits for ever: a thread can wait for another one inside of its
+    as an interrupt could leave one locked, and no thread waits for ever: it can wait for another one inside of its
     loss.
 
     Example:
@@ -198,7 +198,7 @@ class Turn:
             self._begun = time.monotonic()
 
     def _is_mine(self) -> bool:
-        """Take the turn if nobody has it, in one step of the interpreter; a call around this one may have it."""
+        """Take the turn if no thread has it, in one step of the interpreter; a call around this one may have it."""
         holder = _HOLDER.setdefault("turn", self)
         if holder._process != self._process:  # it was another thread's of the process that this one was forked from
             _HOLDER["turn"] = holder = self
@@ -235,7 +235,7 @@ class CallersRandomness:
 
     def enter(self) -> None:
         """Take note of the present state, or of that before another thread began."""
-        self.state = RandomState()  # before anybody is looked for: whoever comes later has not drawn yet
+        self.state = RandomState()  # before other calls are looked for: one that comes later has not drawn yet
         if all(caller._thread != self._thread for caller in [*_CALLERS.values()]):
             for other in [*_CALLERS.values()]:
                 self.state = other.state

@@ -172,7 +172,7 @@ def state_for(model: nn.Module, state: StateLike, role: str) -> dict[str, Tensor
     """Turn a module or a checkpoint's content into a dictionary of tensors with the names of a model.
 
     Files often keep equal copies of tied weights, or one name of them only. The model knows which names are one tensor,
-    so that whoever changes one of them changes all.
+    so that a change of one of them changes all.
 
     Args:
         model: The model, not wrapped.

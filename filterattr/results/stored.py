@@ -33,7 +33,7 @@ def parameters_of(description: Mapping[str, Any]) -> dict[str, ScoredParameter]:
     """Undo `described`.
 
     Args:
-        description: Holds it under ``"parameters"``; it may come from a file that somebody made up.
+        description: Holds it under ``"parameters"``; it may come from a forged file.
 
     Returns:
         Parameter name to how it is scored.

@@ -107,7 +107,7 @@ def layout_of(module: nn.Module, local: str, parameter: Tensor) -> Layout:
         parameter: The parameter, of two dimensions or more.
 
     Returns:
-        Its layout; output and input are the first two axes where nothing tells otherwise.
+        Its layout; output and input are the first two axes unless the layer gives a sign.
 
     Example:
         >>> layer = nn.ConvTranspose2d(4, 6, 3, groups=2)
@@ -192,7 +192,7 @@ def _named(name: str, parameter: Tensor, module: nn.Module, unit: str) -> Unit:
 
 
 def is_guess(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> bool:
-    """Whether a unit speaks of outputs or inputs, and the layer gives no sign which axes these are.
+    """Whether a unit is made of outputs or inputs, and the layer gives no sign which axes these are.
 
     Args:
         name: Name of the parameter.
@@ -200,8 +200,8 @@ def is_guess(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit
         module: The module that computes with it.
         wanted: As for `unit_of`.
     """
-    speaks = isinstance(wanted, str) and wanted in ("kernel", "filter", "input") and parameter.ndim >= 2
-    return speaks and layout_of(module, _local(name), parameter).is_guess
+    names_axes = isinstance(wanted, str) and wanted in ("kernel", "filter", "input") and parameter.ndim >= 2
+    return names_axes and layout_of(module, _local(name), parameter).is_guess
 
 
 def _local(name: str) -> str:

@@ -34,7 +34,7 @@ def scored_parameters(
         swap: Its slots.
         unit: As in `filterattr.FilterAttributor`.
         select: As in `filterattr.FilterAttributor`.
-        guesses: Takes the parameters whose outputs and inputs nothing tells, in words.
+        guesses: Gets the parameters whose outputs and inputs are guessed, in words.
 
     Returns:
         First name to how the parameter is scored, in the order of the network.

@@ -221,7 +221,7 @@ def sum_over_units(values: Mapping[str, Tensor], parameters: Mapping[str, Scored
 
 
 class ReadOnly(Mapping[K, V]):
-    """A mapping that nobody can change through what it hands out: of tensors it gives copies.
+    """A mapping that cannot be changed through what it returns: of tensors it returns copies.
 
     Args:
         values: Its content; the tensors are not copied here.

@@ -894,7 +894,7 @@ class TestDepth:
             ]
             leaf = torch.rand(1, 2, requires_grad=True)
             value = model(leaf).sum()
-            expected = {name for name, taps in outputs.items() if crossed_once(value, leaf, taps)}
+            expected = {name for name, tensors in outputs.items() if crossed_once(value, leaf, tensors)}
             assert cutting(value, [leaf], outputs) == expected
             for handle in handles:
                 handle.remove()
@@ -904,9 +904,9 @@ def keep_in(outputs: list[Tensor]) -> Callable[[nn.Module, object, Tensor], None
     return lambda _module, _arguments, output: outputs.append(output)
 
 
-def crossed_once(value: Tensor, leaf: Tensor, taps: list[Tensor]) -> bool:
+def crossed_once(value: Tensor, leaf: Tensor, tensors: list[Tensor]) -> bool:
     """Follow every single way from the value to the leaf."""
-    stops = {(tap.grad_fn, tap.output_nr) for tap in taps}
+    stops = {(tensor.grad_fn, tensor.output_nr) for tensor in tensors}
     seen: set[object] = set()
     counts: set[int] = set()
     waiting = [(value.grad_fn, 0, 0)]
