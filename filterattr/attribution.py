@@ -309,12 +309,26 @@ class FilterAttributor:
 
     def _scored_parameters(self, slots: ParameterSwap, guesses: list[str] | None = None) -> dict[str, ScoredParameter]:
         """The same as the last time, unless something is another that it depends on, or a predicate decides."""
-        layers = [(slots.owners[name].module, own.shape, own.dtype) for name, own in slots.parameters.items()]
-        unit = dict(self.unit) if isinstance(self.unit, Mapping) else self.unit
-        asked = (list(slots.parameters), layers, unit, self.select, tuple(REGISTERED))
-        if callable(self.select) or self._scored[0] != asked:
-            self._scored = asked, scored_parameters(self.model, slots, self.unit, self.select, guesses)
+        basis = _basis_of_units(self.model, slots, self.unit, self.select)
+        if callable(self.select) or self._scored[0] != basis:
+            self._scored = basis, scored_parameters(self.model, slots, self.unit, self.select, guesses)
         return self._scored[1]
+
+
+def _basis_of_units(model: nn.Module, swap: ParameterSwap, unit: UnitLike, select: Select | None) -> tuple[object, ...]:
+    """Everything that decides what is scored, but for a predicate, to be compared with that of an earlier call.
+
+    Modules are compared by identity, class, and the attributes that are numbers, texts and flags: these say how a layer
+    stores its weights.
+    """
+    modules = [
+        (module, type(module), {key: value for key, value in vars(module).items() if type(value) in (bool, int, str)})
+        for module in model.modules()
+    ]
+    shown = [(value.shape, value.dtype, hasattr(value, "quant_state")) for value in swap.parameters.values()]
+    wanted = dict(unit) if isinstance(unit, Mapping) else unit
+    chosen = select if select is None or isinstance(select, str) or callable(select) else tuple(select)
+    return dict(swap.aliases), modules, shown, wanted, chosen, tuple(REGISTERED)
 
 
 def _job_file(

@@ -23,7 +23,7 @@ from filterattr import (
 )
 from filterattr.export import SparseWeights, apply_patch, export_patch, read_patch
 from filterattr.files import write_tensors
-from filterattr.units.unit import UnitLike
+from filterattr.units.groups import UnitLike
 
 WEIGHTS = Unit("... -> ...")
 

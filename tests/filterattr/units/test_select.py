@@ -173,3 +173,117 @@ def scored_silently(model: nn.Module, **settings: Any) -> dict[str, tuple[int, .
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return scored(model, **settings)
+
+
+class Stored(nn.Module):
+    """A layer that says by a flag how it stores its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.fan_in_fan_out = 4, 4, False
+        self.weight = nn.Parameter(torch.zeros(4, 4))
+
+
+def layers() -> nn.ModuleDict:
+    return nn.ModuleDict({"conv": nn.Conv2d(4, 4, 1), "flagged": Stored(), "a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+
+
+def in_other_groups(model: nn.ModuleDict) -> None:
+    model["conv"].groups = 2
+
+
+def in_other_groups_and_shapes(model: nn.ModuleDict) -> None:
+    model["conv"].groups, model["conv"].weight.data = 2, torch.zeros(4, 2, 1, 1)
+
+
+def stored_otherwise(model: nn.ModuleDict) -> None:
+    model["flagged"].fan_in_fan_out = True
+
+
+def of_another_class(model: nn.ModuleDict) -> None:
+    model["conv"].__class__ = nn.ConvTranspose2d
+
+
+def replaced(model: nn.ModuleDict) -> None:
+    model["a"] = nn.Conv1d(4, 2, 1, groups=2)
+
+
+def tied(model: nn.ModuleDict) -> None:
+    model["b"].weight = model["a"].weight
+
+
+def parametrized(model: nn.ModuleDict) -> None:
+    nn.utils.parametrizations.weight_norm(model["a"])
+
+
+def in_another_type(model: nn.ModuleDict) -> None:
+    model["a"].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+
+
+def outcome(attributor: FilterAttributor) -> Any:
+    """What is scored, or why nothing can be."""
+    try:
+        return attributor.scored_parameters()
+    except UnitError as error:
+        return str(error)
+
+
+def outcome_of_a_new_one(attributor: FilterAttributor) -> Any:
+    fresh = FilterAttributor(layers())
+    fresh.model, fresh.unit, fresh.select = attributor.model, attributor.unit, attributor.select
+    return outcome(fresh)
+
+
+@pytest.mark.parametrize("unit", ["kernel", "filter", "input"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_other_groups,
+        in_other_groups_and_shapes,
+        stored_otherwise,
+        of_another_class,
+        replaced,
+        tied,
+        parametrized,
+        in_another_type,
+    ],
+)
+def test_what_is_scored_follows_every_change_of_the_model(change: Any, unit: str) -> None:
+    attributor = FilterAttributor(layers(), unit=unit)
+    before = outcome(attributor)
+    change(attributor.model)
+    after = outcome(attributor)
+    assert after == outcome_of_a_new_one(attributor)
+    assert after != before or (change, unit) in NO_CHANGE
+
+
+# what a filter of a grouped layer is does not depend on the groups
+NO_CHANGE = {(in_other_groups, "kernel"), (in_other_groups, "filter"), (in_other_groups_and_shapes, "filter")}
+
+
+def test_what_is_scored_follows_a_weight_that_gets_a_further_name() -> None:
+    attributor = FilterAttributor(layers(), select="b.*")
+    before = outcome(attributor)
+    attributor.model["b"].second = attributor.model["a"].weight
+    assert set(outcome(attributor)) == {"a.weight", *before}
+    assert outcome(attributor) == outcome_of_a_new_one(attributor)
+
+
+def test_what_is_scored_follows_the_layer_of_a_parametrized_weight() -> None:
+    model = layers()
+    nn.utils.parametrize.register_parametrization(model["flagged"], "weight", nn.Identity())
+    attributor = FilterAttributor(model, unit="filter")
+    before = outcome(attributor)
+    stored_otherwise(model)
+    assert outcome(attributor) != before
+    assert outcome(attributor) == outcome_of_a_new_one(attributor)
+
+
+def test_what_is_scored_follows_lists_and_mappings_that_are_changed_in_place() -> None:
+    wanted, chosen = {"*": "input"}, ["a.weight"]
+    attributor = FilterAttributor(layers(), unit=wanted, select=chosen)
+    assert list(outcome(attributor)) == ["a.weight"]
+    chosen.append("b.weight")
+    assert list(outcome(attributor)) == ["a.weight", "b.weight"]
+    wanted["*"] = "layer"
+    assert outcome(attributor)["b.weight"].units_shape == ()
