@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.errors import SettingError
-from filterattr.model.state_dict import unwrap_model
+from filterattr.model.state_dict import copied, unwrap_model
 from filterattr.model.swap import ParameterSwap
 
 
@@ -28,7 +28,6 @@ class PathRecorder:
             attribution stays complete: the path merely goes through slightly other points.
 
     Attributes:
-        base: State dict from before the training, parameters only.
         every: Steps from one waypoint to the next, now.
         steps: Steps so far.
 
@@ -61,7 +60,7 @@ class PathRecorder:
         self._limit = limit
         self._dtype = dtype
         self._model = unwrap_model(model)
-        self.base = {name: _copy(parameter) for name, parameter in ParameterSwap(self._model).parameters.items()}
+        self._base = {name: _copy(parameter) for name, parameter in ParameterSwap(self._model).parameters.items()}
         self._kept: dict[int, dict[str, Tensor]] = {}
 
     def __repr__(self) -> str:
@@ -82,10 +81,16 @@ class PathRecorder:
         return tuple(self._kept)
 
     @property
+    def base(self) -> dict[str, Tensor]:
+        """State dict from before the training, parameters only: a copy."""
+        return copied(self._base)
+
+    @property
     def waypoints(self) -> list[dict[str, Tensor]]:
-        """State dicts of the parameters, in the order of the training; unmoved tensors are those of ``base``."""
+        """State dicts of the parameters, in the order of the training: copies, which share what has not moved."""
+        base = self.base
         return [
-            {name: self._restored(name, kept[name]) if name in kept else value for name, value in self.base.items()}
+            {name: self._restored(name, kept[name]) if name in kept else value for name, value in base.items()}
             for kept in self._kept.values()
         ]
 
@@ -93,7 +98,7 @@ class PathRecorder:
     def _changes(self) -> dict[str, Tensor]:
         kept = {}
         for name, parameter in ParameterSwap(self._model).parameters.items():
-            now, before = parameter.detach().cpu(), self.base[name]
+            now, before = parameter.detach().cpu(), self._base[name]
             if torch.equal(now, before):
                 continue
             narrow = self._dtype is not None and now.is_floating_point()
@@ -101,8 +106,9 @@ class PathRecorder:
         return kept
 
     def _restored(self, name: str, kept: Tensor) -> Tensor:
-        before = self.base[name]
-        return before + kept.to(before.dtype) if self._dtype is not None and before.is_floating_point() else kept
+        before = self._base[name]
+        narrow = self._dtype is not None and before.is_floating_point()
+        return before + kept.to(before.dtype) if narrow else kept.clone()
 
 
 def _copy(parameter: Tensor) -> Tensor:

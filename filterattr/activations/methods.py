@@ -126,11 +126,11 @@ def assembled(passes: LinePasses, sums: MethodSums, method: str, n_steps: int) -
         places = tuple(passes.places[call] for call in calls[name])
         kernels = [sums.kernels[call] for call in calls[name] if call in sums.kernels]
         layers[name] = LayerAttribution(
-            calls=totals,
+            kept_calls=totals,
             channel_axis=channel_axis(module),
             places=places,
             completeness_error=_completeness_error(totals, places, sums.changes.get(name), passes.line.n_samples),
-            kernels=torch.stack(kernels).sum(0) if kernels else None,
+            kept_kernels=torch.stack(kernels).sum(0) if kernels else None,
             filter_parameter=_scored(name, module, "filter"),
             kernel_parameter=_scored(name, module, "kernel"),
         )
@@ -140,8 +140,8 @@ def assembled(passes: LinePasses, sums: MethodSums, method: str, n_steps: int) -
         n_steps=n_steps,
         n_samples=passes.line.n_samples,
         n_passes=passes.n_passes,
-        output_inputs=sums.at_inputs.cpu(),
-        output_baselines=None if sums.at_baselines is None else sums.at_baselines.cpu(),
+        kept_inputs=sums.at_inputs.cpu(),
+        kept_baselines=None if sums.at_baselines is None else sums.at_baselines.cpu(),
         layers=layers,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from filterattr.activations.samples import Place
 from filterattr.errors import SettingError, gathered, name_some
 from filterattr.results.scores import FilterScores
-from filterattr.units.unit import REDUCTIONS, Reduction, ScoredParameter
+from filterattr.units.unit import REDUCTIONS, Immutable, Reduction, ScoredParameter
 
 ChannelMethod: TypeAlias = Literal["conductance", "internal_influence", "integrated_gradients", "gradient_x_activation"]
 METHODS: tuple[ChannelMethod, ...] = get_args(ChannelMethod)
@@ -39,42 +39,52 @@ class ChannelSummary(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerAttribution:
-    """What `ChannelAttribution` holds of one layer.
+    """What `ChannelAttribution` holds of one layer; the tensors that it returns are copies.
 
     Attributes:
-        calls: The attribution of each call in a forward pass, in the shape of what it put out, float64.
+        kept_calls: `calls` themselves, for those who only read.
         channel_axis: Which axis of it the channels are.
         places: Where the samples stand in each of them; ``None`` where that could not be found.
         completeness_error: See `ChannelAttribution.completeness_errors`.
-        kernels: Signed attribution per sample and kernel, shape ``(N, out, in)``, or ``None``.
+        kept_kernels: `kernels` themselves.
         filter_parameter: How the layer's weight is scored per output channel; ``None`` for other than convolutions and
             linear layers.
         kernel_parameter: The same per kernel.
     """
 
-    calls: tuple[Tensor, ...]
+    kept_calls: tuple[Tensor, ...]
     channel_axis: int
     places: tuple[Place | None, ...]
     completeness_error: float | None
-    kernels: Tensor | None
+    kept_kernels: Tensor | None
     filter_parameter: ScoredParameter | None
     kernel_parameter: ScoredParameter | None
+
+    @property
+    def calls(self) -> tuple[Tensor, ...]:
+        """The attribution of each call in a forward pass, in the shape of what it put out, float64."""
+        return tuple(call.clone() for call in self.kept_calls)
+
+    @property
+    def kernels(self) -> Tensor | None:
+        """Signed attribution per sample and kernel, shape ``(N, out, in)``, or ``None``."""
+        return None if self.kept_kernels is None else self.kept_kernels.clone()
 
     @property
     def is_clear(self) -> bool:
         """Whether it is known which numbers belong to which sample and channel."""
         return all(
             place is not None and (call.ndim == 1 or place.axis != self.channel_axis % call.ndim)
-            for call, place in zip(self.calls, self.places, strict=True)
+            for call, place in zip(self.kept_calls, self.places, strict=True)
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ChannelAttribution(Mapping[str, Tensor]):
+class ChannelAttribution(Mapping[str, Tensor], Immutable):
     """The result of `ChannelAttributor.attribute`: layer name to attribution; it cannot be changed.
 
     ``attribution[layer]`` is a float64 tensor in the shape of the layer's output, summed over the layer's calls, on the
-    layer's device.
+    layer's device. All tensors that it hands out are copies.
 
     Attributes:
         attribution: Name of what was computed.
@@ -82,8 +92,8 @@ class ChannelAttribution(Mapping[str, Tensor]):
         n_steps: Number of steps on the path; ``"gradient_x_activation"`` has no path.
         n_samples: Number of samples N.
         n_passes: Number of forward-backward passes.
-        output_inputs: The output at the inputs, float64, shape ``(N,)`` or ``()``.
-        output_baselines: The output at the baselines; ``None`` where the method does not need it.
+        kept_inputs: `output_inputs` itself, for those who only read.
+        kept_baselines: `output_baselines` itself.
         layers: Layer name to what is known of it.
     """
 
@@ -92,8 +102,8 @@ class ChannelAttribution(Mapping[str, Tensor]):
     n_steps: int
     n_samples: int
     n_passes: int
-    output_inputs: Tensor
-    output_baselines: Tensor | None
+    kept_inputs: Tensor
+    kept_baselines: Tensor | None
     layers: Mapping[str, LayerAttribution]
 
     def __repr__(self) -> str:
@@ -101,7 +111,7 @@ class ChannelAttribution(Mapping[str, Tensor]):
         return f"ChannelAttribution({self.attribution} of {len(self)} layers, {samples})"
 
     def __getitem__(self, layer: str) -> Tensor:
-        first, *others = self.layers[layer].calls
+        first, *others = self.layers[layer].kept_calls
         shapes = sorted({tuple(call.shape) for call in (first, *others)})
         if len(shapes) > 1:
             raise SettingError(
@@ -115,6 +125,16 @@ class ChannelAttribution(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    @property
+    def output_inputs(self) -> Tensor:
+        """The output at the inputs, float64, shape ``(N,)`` or ``()``."""
+        return self.kept_inputs.clone()
+
+    @property
+    def output_baselines(self) -> Tensor | None:
+        """The output at the baselines; ``None`` where the method does not need it."""
+        return None if self.kept_baselines is None else self.kept_baselines.clone()
 
     @property
     def quadrature(self) -> str:
@@ -150,7 +170,7 @@ class ChannelAttribution(Mapping[str, Tensor]):
         """
         check_choice("reduction", reduction, REDUCTIONS)
         unknown = [
-            f"'{name}', shape {tuple(layer.calls[0].shape)}"
+            f"'{name}', shape {tuple(layer.kept_calls[0].shape)}"
             for name, layer in self.layers.items()
             if not layer.is_clear
         ]
@@ -213,8 +233,8 @@ class ChannelAttribution(Mapping[str, Tensor]):
         check_choice("reduction", reduction, ("abs_of_sum", "sum"))
         scores, parameters = {}, {}
         for name, layer in self.layers.items():
-            if layer.kernels is not None and layer.kernel_parameter is not None:
-                signed = layer.kernels
+            if layer.kept_kernels is not None and layer.kernel_parameter is not None:
+                signed = layer.kept_kernels
                 scores[name] = (signed if reduction == "sum" else signed.abs()).mean(0).cpu()
                 parameters[name] = layer.kernel_parameter
         if not scores:
@@ -231,7 +251,7 @@ class ChannelAttribution(Mapping[str, Tensor]):
             ChannelSummary(
                 name,
                 scores.numel(),
-                len(self.layers[name].calls),
+                len(self.layers[name].kept_calls),
                 float(scores.sum()),
                 self.layers[name].completeness_error,
             )
@@ -242,7 +262,7 @@ class ChannelAttribution(Mapping[str, Tensor]):
 def _by_channel(layer: LayerAttribution, n_samples: int, reduction: Reduction) -> Tensor:
     """Sum over everything but samples and channels, and over the calls: shape ``(N, channels)``."""
     parts = []
-    for call, place in zip(layer.calls, layer.places, strict=True):
+    for call, place in zip(layer.kept_calls, layer.places, strict=True):
         moved = (place or Place()).samples_first(call.abs() if reduction == "sum_of_abs" else call, n_samples)
         axis = (place or Place()).moved(layer.channel_axis)
         values = moved.movedim(axis, 1) if moved.ndim > 1 else moved.unsqueeze(1)

@@ -15,7 +15,7 @@ from filterattr.jobs.samples import series
 from filterattr.model.fitting import Side
 from filterattr.model.state_dict import StateLike, copied, state_for, unwrap_model
 from filterattr.results.scores import FilterSelection
-from filterattr.units.unit import ScoredParameter
+from filterattr.units.unit import ScoredParameter, read_only
 
 
 class Ends:
@@ -39,7 +39,7 @@ class Ends:
         (8, ['weight', 'bias'])
     """
 
-    n_samples: dict[str, int]  # function to number of samples, set by those who measure them
+    n_samples: Mapping[str, int]  # function to number of samples, set by those who measure them
 
     def __init__(
         self,
@@ -54,17 +54,27 @@ class Ends:
         if empty or not data:
             raise SettingError(f"every function needs samples; {name_some(empty) or 'data'} holds none.")
         self.model = unwrap_model(model)
-        self.base = copied(state_for(self.model, base, "base"))
-        self.target = copied(state_for(self.model, target, "target"))
+        self._base = copied(state_for(self.model, base, "base"))
+        self._target = copied(state_for(self.model, target, "target"))
         if buffers is not None:
             self._share_buffers(buffers)
-        self.data = {name: list(series(samples)) for name, samples in data.items()}
+        self.data = read_only({name: list(series(samples)) for name, samples in data.items()})
+
+    @property
+    def base(self) -> dict[str, Tensor]:
+        """Weights of base: a copy."""
+        return copied(self._base)
+
+    @property
+    def target(self) -> dict[str, Tensor]:
+        """Weights of target: a copy."""
+        return copied(self._target)
 
     def _share_buffers(self, side: Side) -> None:
         """Give both ends the buffers of one of them."""
         if side not in ("base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {side!r}.')
-        giver, taker = (self.base, self.target) if side == "base" else (self.target, self.base)
+        giver, taker = (self._base, self._target) if side == "base" else (self._target, self._base)
         for name, _ in self.model.named_buffers(remove_duplicate=False):
             if name in giver:
                 taker[name] = giver[name].clone()
@@ -79,7 +89,7 @@ class Ends:
         Returns:
             A state dict.
         """
-        return blend(self.target, self.base, selection, strength)
+        return blend(self._target, self._base, selection, strength)
 
     def grafted(self, selection: FilterSelection) -> dict[str, Tensor]:
         """Weights of base with the selected units taken from target: what they can do alone.
@@ -90,7 +100,7 @@ class Ends:
         Returns:
             A state dict.
         """
-        return blend(self.base, self.target, selection)
+        return blend(self._base, self._target, selection)
 
     def bootstrap(
         self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0, paired: bool = True
@@ -131,8 +141,8 @@ class ChangingState:
     """
 
     def __init__(self, ends: Ends, intervention: Intervention = "mask") -> None:
-        sources = ends.target, ends.base
-        self._ends = ends
+        self._ends = {"target": ends._target, "base": ends._base}
+        sources = self._ends["target"], self._ends["base"]
         self._outside, self._inside = sources if intervention == "mask" else reversed(sources)
         self._state = EditableState(ends.model, self._outside)
         self._last: FilterSelection | None = None
@@ -151,7 +161,7 @@ class ChangingState:
             SettingError: The units are of another kind than those of the call before.
         """
         if self._last is None:
-            check_selection(selection, {"target": self._ends.target, "base": self._ends.base})
+            check_selection(selection, self._ends)
             self._last = selection - selection
         entering, leaving = selection - self._last, self._last - selection
         for units, source in ((entering, self._inside), (leaving, self._outside)):

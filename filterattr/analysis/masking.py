@@ -26,6 +26,7 @@ from filterattr.model.fitting import Side
 from filterattr.model.random_state import seed_all
 from filterattr.model.state_dict import StateLike
 from filterattr.results.scores import FilterSelection
+from filterattr.units.unit import read_only
 
 
 class Masking(Ends):
@@ -84,11 +85,11 @@ class Masking(Ends):
     ) -> None:
         super().__init__(model, base, target, data, buffers=buffers)
         self.loss = loss
-        self.samples_base = self.sample_losses(self.base)
-        self.samples_target = self.sample_losses(self.target)
-        self.loss_base = _means(self.samples_base)
-        self.loss_target = _means(self.samples_target)
-        self.n_samples = {name: len(losses) for name, losses in self.samples_base.items()}
+        self.samples_base = read_only(self.sample_losses(self._base))
+        self.samples_target = read_only(self.sample_losses(self._target))
+        self.loss_base = read_only(_means(self.samples_base))
+        self.loss_target = read_only(_means(self.samples_target))
+        self.n_samples = read_only({name: len(losses) for name, losses in self.samples_base.items()})
 
     @torch.no_grad()
     def sample_losses(self, state: Mapping[str, Tensor] | EditableState) -> dict[str, Array]:

@@ -21,11 +21,11 @@ from filterattr.analysis.outputs import Outputs, SampleDistances
 from filterattr.errors import LossError, NonFiniteError, SettingError, StateMismatchError, name_some
 from filterattr.intervention import check_selection, swapped
 from filterattr.model.context import GradientMode
-from filterattr.model.state_dict import shared_names
+from filterattr.model.state_dict import copied, shared_names
 from filterattr.model.swap import ParameterSwap, refuse_behind, restoring
 from filterattr.results.scores import FilterScores
 from filterattr.results.signed import prices_of
-from filterattr.units.unit import sum_over_units
+from filterattr.units.unit import read_only, sum_over_units
 
 Places = Mapping[str, Sequence[int]]
 
@@ -79,15 +79,16 @@ class MaskObjective:
         self, outputs: Outputs, like: FilterScores, of: str, collateral: float | Mapping[str, float] = 1.0
     ) -> None:
         prices = prices_of(outputs.data, of, collateral, "a search")
-        check_selection(like.top(0), {"target": outputs.target, "base": outputs.base})
+        check_selection(like.top(0), {"target": outputs._target, "base": outputs._base})
         self._outputs, self._like, self._of = outputs, like, of
         self._scales = {of: float(outputs.apart_from_base[of].sum())}
         self._scales |= {name: float(outputs.apart_from_target[name].sum()) for name in prices}
         if not self._scales[of] > 0:
             raise SettingError(f"base and target say the same to the samples of {of!r}: there is nothing to revert.")
         # what says the same at both ends has no scale to be moved on
-        self.prices = {name: price for name, price in prices.items() if price and self._scales[name] > 0}
-        self._shared = shared_names(outputs.target)
+        counted = {name: price for name, price in prices.items() if price and self._scales[name] > 0}
+        self.prices = read_only(counted)
+        self._shared = shared_names(outputs._target)
 
     @property
     def everything(self) -> dict[str, list[int]]:
@@ -103,7 +104,7 @@ class MaskObjective:
         Returns:
             What it is worth.
         """
-        found = self._outputs.sample_distances(self.weights(mask), (self._of, *self.prices))
+        found = self._outputs.sample_distances(self._weights(mask), (self._of, *self.prices))
         return self._worth({name: float(self._away(found, name).sum()) for name in (self._of, *self.prices)})
 
     def derivatives(self, mask: Tensor, places: Places) -> tuple[Worth, Tensor]:
@@ -120,7 +121,7 @@ class MaskObjective:
             LossError: The output has no derivatives for any scored parameter.
             NonFiniteError: A derivative is infinite or not a number.
         """
-        state = self.weights(mask)
+        state = self._weights(mask)
         own = dict(self._outputs.model.named_parameters())
         mode = GradientMode()
 
@@ -148,9 +149,13 @@ class MaskObjective:
             mask: Flat, one number per unit.
 
         Returns:
-            A state dict; tensors that no unit changes are those of target themselves.
+            A state dict; nothing in it shares memory with target or base.
         """
-        state = dict(self._outputs.target)
+        return copied(self._weights(mask))
+
+    def _weights(self, mask: Tensor) -> dict[str, Tensor]:
+        """The same; tensors that no unit changes are those of target themselves."""
+        state = dict(self._outputs._target)
         with torch.no_grad():
             for key, part in self._like._split(mask).items():
                 if not bool(part.any()):
@@ -160,9 +165,9 @@ class MaskObjective:
         return state
 
     def _mixed(self, name: str, part: Tensor) -> Tensor:
-        scored, target = self._like.parameters[name], self._outputs.target[name]
+        scored, target = self._like.parameters[name], self._outputs._target[name]
         marked = scored.unit.spread(part, scored.shape).to(target.device)
-        base = self._outputs.base[name].to(target.device)
+        base = self._outputs._base[name].to(target.device)
         if bool(((part == 0) | (part == 1)).all()):
             return torch.where(marked == 1, base.to(target.dtype), target)
         wide = torch.complex128 if target.is_complex() else torch.float64
@@ -171,7 +176,7 @@ class MaskObjective:
 
     def _change(self, name: str, like: Tensor) -> Tensor:
         """From target to base, in double precision."""
-        ends = (self._outputs.base[name], self._outputs.target[name])
+        ends = (self._outputs._base[name], self._outputs._target[name])
         wide = torch.complex128 if like.is_complex() else torch.float64
         base, target = (end.to(device=like.device, dtype=wide) for end in ends)
         return base - target

@@ -29,6 +29,7 @@ from filterattr.model.fitting import Side
 from filterattr.model.random_state import seed_all
 from filterattr.model.state_dict import StateLike
 from filterattr.results.scores import FilterSelection
+from filterattr.units.unit import read_only
 
 Output: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -115,9 +116,9 @@ class Outputs(Ends):
         self._per_row = per_row
         self._places = [(name, place) for name, samples in self.data.items() for place in range(len(samples))]
         self._kept = {place: self._ends_at(*place) for place in self._places} if keep else None
-        at_base, at_target = self.sample_distances(self.base), self.sample_distances(self.target)
-        self.apart_from_base, self.apart_from_target = at_target.to_base, at_base.to_target
-        self.n_samples = {name: len(values) for name, values in self.apart_from_base.items()}
+        at_base, at_target = self.sample_distances(self._base), self.sample_distances(self._target)
+        self.apart_from_base, self.apart_from_target = read_only(at_target.to_base), read_only(at_base.to_target)
+        self.n_samples = read_only({name: len(values) for name, values in self.apart_from_base.items()})
 
     @torch.no_grad()
     def sample_distances(
@@ -208,7 +209,8 @@ class Outputs(Ends):
         Returns:
             The outputs of base and of target.
         """
-        return self._ends_at(name, place) if self._kept is None else self._kept[name, place]
+        base, target = self._ends_at(name, place) if self._kept is None else self._kept[name, place]
+        return base.clone(), target.clone()
 
     def distance_from(self, end: Tensor, model: nn.Module, name: str, place: int) -> Tensor:
         """How far what a network says to a sample is from what an end says, with its graph.
@@ -236,7 +238,7 @@ class Outputs(Ends):
     def _ends_at(self, name: str, place: int) -> tuple[Tensor, Tensor]:
         """What base and target say to a sample of a function."""
         ends = []
-        for role, state in (("base", self.base), ("target", self.target)):
+        for role, state in (("base", self._base), ("target", self._target)):
             with swapped(self.model, state, seed=0) as model:
                 ends.append(self._said(model, name, place).detach())
             if not bool(torch.isfinite(ends[-1]).all()):

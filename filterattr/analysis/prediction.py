@@ -33,7 +33,7 @@ from filterattr.jobs.progress import Progress, counted
 from filterattr.model.state_dict import StateLike, copied, state_for
 from filterattr.results.concerns import without_doubts
 from filterattr.results.scores import FilterSelection
-from filterattr.units.unit import Reduction
+from filterattr.units.unit import Immutable, Reduction, read_only
 
 ReadOut: TypeAlias = Literal["overlap", "mass", "response"]
 READ_OUTS: tuple[ReadOut, ...] = get_args(ReadOut)
@@ -81,7 +81,7 @@ class Signals(Record):
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Immutable):
     """An answer.
 
     Attributes:
@@ -284,7 +284,7 @@ class FunctionPredictor:
                 f"{name_some(empty) or 'none'}."
             )
         self.attributor = attributor
-        self.sets = dict(sets)
+        self.sets = read_only(sets)
         self.amount = max(chosen.count for chosen in sets.values()) if amount is None else amount
         self.reduction: Reduction = reduction
         self.n_steps = n_steps

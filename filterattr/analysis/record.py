@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Union, get_args
 from filterattr.errors import StorageError
 from filterattr.files.reading import reading
 from filterattr.files.writing import replace_file
+from filterattr.units.unit import Immutable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +28,8 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 @dataclass(frozen=True)
-class Record(ABC):
-    """Base of all results of `filterattr.analysis`: frozen dataclasses of numbers, texts, tuples and mappings.
+class Record(Immutable, ABC):
+    """Base of all results of `filterattr.analysis`: frozen dataclasses of numbers, texts, tuples and fixed mappings.
 
     `to_json` writes strict JSON, which browsers read, too: a number that is not one is ``null``, infinities are the
     texts ``"inf"`` and ``"-inf"``. `from_json` gives an equal result back. Files have a digest beside the fields: a

@@ -25,6 +25,7 @@ import numpy as np
 from filterattr.analysis.record import Estimate, Record, Row
 from filterattr.analysis.resampling import p_value
 from filterattr.errors import SettingError
+from filterattr.units.unit import Immutable
 
 Intervention: TypeAlias = Literal["mask", "graft"]
 Order: TypeAlias = Literal["most", "least"]
@@ -284,7 +285,7 @@ class SpecificityMatrix(Record):
 
 
 @dataclass(frozen=True)
-class RankingRow:
+class RankingRow(Immutable):
     """What the top units of one ranking remove.
 
     Attributes:

@@ -30,6 +30,7 @@ from filterattr.files.fingerprint import fingerprint
 from filterattr.jobs.checkpoint import JobFile
 from filterattr.jobs.progress import Progress, counted
 from filterattr.results.scores import FilterScores, FilterSelection, count_of, mark_top
+from filterattr.units.unit import Immutable
 
 Phase: TypeAlias = Literal["start", "greedy", "mask"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -41,7 +42,7 @@ _NEAREST = 1.1  # two sizes that differ by less are not told apart
 
 
 @dataclass(frozen=True)
-class SearchStep:
+class SearchStep(Immutable):
     """One step of a search.
 
     Attributes:
@@ -90,7 +91,7 @@ class SearchHistory(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Searched:
+class Searched(Immutable):
     """What a search found.
 
     Attributes:
@@ -426,8 +427,8 @@ class _SearchFile:
     def __init__(self, path: str | PathLike[str], outputs: Outputs, start: FilterScores, of: str, job: _Search) -> None:
         names = list(start.parameters)
         identity = {
-            "base": fingerprint({name: outputs.base[name] for name in names}),
-            "target": fingerprint(outputs.target),
+            "base": fingerprint({name: outputs._base[name] for name in names}),
+            "target": fingerprint(outputs._target),
             "scores": fingerprint(dict(start.items())),
             "samples": fingerprint(outputs.data, "data"),
             # a function cannot be compared, but what it says at both ends can

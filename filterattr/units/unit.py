@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NoReturn, Self, TypeAlias, TypeVar, get_args
 
 import einops
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,116 @@ REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 STATISTICS: dict[str, tuple[Reduction, ...]] = {"means": REDUCTIONS, "mean_squares": ("sum_of_abs", "sum")}
 
 
+class ReadOnly(Mapping[K, V]):
+    """A mapping that cannot be changed through what it returns: of tensors it returns copies.
+
+    Args:
+        values: Its content; the tensors are not copied here.
+
+    Attributes:
+        kept: The content itself, for those who only read.
+
+    Example:
+        >>> held = ReadOnly({"w": torch.ones(2)})
+        >>> held["w"].zero_()
+        tensor([0., 0.])
+        >>> held["w"]
+        tensor([1., 1.])
+    """
+
+    def __init__(self, values: Mapping[K, V]) -> None:
+        self.kept: dict[K, V] = dict(values.kept if isinstance(values, ReadOnly) else values)
+
+    def __getitem__(self, key: K) -> V:
+        value = self.kept[key]
+        return value.detach().clone() if isinstance(value, Tensor) else value  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __repr__(self) -> str:
+        return repr(self.kept)
+
+
+def kept_by(values: Mapping[K, V]) -> Mapping[K, V]:
+    """The content of a mapping without copies of its tensors, for those who only read.
+
+    Args:
+        values: Any mapping.
+
+    Returns:
+        What a `ReadOnly` holds, and any other mapping itself.
+    """
+    return values.kept if isinstance(values, ReadOnly) else values
+
+
+class FixedDict(dict[K, V]):
+    """A dictionary that cannot be changed; it is compared, written and sent to other processes as any other.
+
+    Example:
+        >>> FixedDict({"blur": 1.0})["blur"] = 2.0
+        Traceback (most recent call last):
+        ...
+        TypeError: what a result returns cannot be changed; change a copy of it: dict(...).
+    """
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("what a result returns cannot be changed; change a copy of it: dict(...).")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[K, V]]]:
+        return type(self), (dict(self),)
+
+
+def read_only(value: Any) -> Any:
+    """Make what an object keeps safe to return.
+
+    Args:
+        value: Mappings and lists, however deep; arrays, which are marked, not copied; anything else.
+
+    Returns:
+        The same with `FixedDict` for mappings, tuples for lists, and arrays that refuse to be written to.
+
+    Example:
+        >>> read_only({"losses": {"blur": [1.0, 2.0]}})
+        {'losses': {'blur': (1.0, 2.0)}}
+    """
+    if isinstance(value, FixedDict | ReadOnly):
+        return value
+    if isinstance(value, Mapping):
+        return FixedDict((key, read_only(entry)) for key, entry in value.items())
+    if isinstance(value, list):
+        return tuple(map(read_only, value))
+    if isinstance(value, np.ndarray):
+        value.setflags(write=False)
+    return value
+
+
 @dataclass(frozen=True)
-class Unit:
+class Immutable:
+    """Base of frozen dataclasses whose mappings and lists cannot be changed, either.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Losses(Immutable):
+        ...     of: Mapping[str, float]
+        >>> Losses({"blur": 1.0}).of["blur"] = 2.0
+        Traceback (most recent call last):
+        ...
+        TypeError: what a result returns cannot be changed; change a copy of it: dict(...).
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, read_only(getattr(self, one.name)))
+
+
+@dataclass(frozen=True)
+class Unit(Immutable):
     """How the weights of one parameter form units.
 
     Attributes:
@@ -218,49 +327,3 @@ def sum_over_units(values: Mapping[str, Tensor], parameters: Mapping[str, Scored
         key = scored.key(name)
         sums[key] = sums[key] + reduced if key in sums else reduced
     return sums
-
-
-class ReadOnly(Mapping[K, V]):
-    """A mapping that cannot be changed through what it returns: of tensors it returns copies.
-
-    Args:
-        values: Its content; the tensors are not copied here.
-
-    Attributes:
-        kept: The content itself, for those who only read.
-
-    Example:
-        >>> held = ReadOnly({"w": torch.ones(2)})
-        >>> held["w"].zero_()
-        tensor([0., 0.])
-        >>> held["w"]
-        tensor([1., 1.])
-    """
-
-    def __init__(self, values: Mapping[K, V]) -> None:
-        self.kept: dict[K, V] = dict(values.kept if isinstance(values, ReadOnly) else values)
-
-    def __getitem__(self, key: K) -> V:
-        value = self.kept[key]
-        return value.detach().clone() if isinstance(value, Tensor) else value  # type: ignore[return-value]
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self.kept)
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __repr__(self) -> str:
-        return repr(self.kept)
-
-
-def kept_by(values: Mapping[K, V]) -> Mapping[K, V]:
-    """The content of a mapping without copies of its tensors, for those who only read.
-
-    Args:
-        values: Any mapping.
-
-    Returns:
-        What a `ReadOnly` holds, and any other mapping itself.
-    """
-    return values.kept if isinstance(values, ReadOnly) else values

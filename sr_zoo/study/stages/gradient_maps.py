@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +114,7 @@ def gradient_change(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, state: Mapping[str, Tensor], samples: list[Sample]) -> list[Tensor]:
+def outputs_of(model: nn.Module, state: Mapping[str, Tensor], samples: Sequence[Sample]) -> list[Tensor]:
     """Restore every sample with some weights.
 
     Args:
