@@ -66,9 +66,9 @@ def families() -> Mapping[str, Family]:
     return {
         "CNN": Family(**convolutions),  # type: ignore[arg-type]
         "transformer": Family(
-            _transformer, _sentences, _misspelt, lambda _: "filter", ("blocks.*.weight",), n_carriers=16
+            _transformer, _sentences, _misspelt, lambda _: _NEURONS, None, n_carriers=8, drifting=("blocks.*",)
         ),
-        "LSTM": Family(_Recurrent, _melodies, _noisy, recurrent_gates, None, n_carriers=16),
+        "LSTM": Family(_Recurrent, _melodies, _noisy, lambda _: _CELLS, None, n_carriers=8, drifting=("lstm.*",)),
         "LoRA": Family(
             _adapted,
             _vectors,
@@ -84,7 +84,25 @@ def families() -> Mapping[str, Family]:
         "CNN, biases and norms": Family(
             _cnn, _pictures, _noisy, lambda _: "... -> ...", ("*norm.weight", "*norm.bias"), n_carriers=8
         ),
+        "transformer, rows": Family(
+            _transformer, _sentences, _misspelt, lambda _: "filter", ("blocks.*.weight",), n_carriers=16
+        ),
+        "LSTM, gates": Family(_Recurrent, _melodies, _noisy, recurrent_gates, None, n_carriers=16),
     }
+
+
+# a neuron of an MLP is what it reads and what it writes, a cell of a recurrent layer the rows of its four gates
+_NEURONS: UnitLike = {
+    "blocks.*": Group(
+        {"inner.weight": "neuron i -> neuron", "inner.bias": "neuron -> neuron", "outer.weight": "o neuron -> neuron"}
+    )
+}
+_CELLS: UnitLike = {
+    "lstm": tuple(
+        Group({f"weight_*_l{k}": "(gate cell) i -> cell", f"bias_*_l{k}": "(gate cell) -> cell"}, label=str(k), gate=4)
+        for k in range(2)
+    )
+}
 
 
 class _Convolution(nn.Module):

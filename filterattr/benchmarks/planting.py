@@ -5,6 +5,8 @@
    learns with the other one present or absent, and while what the network says to all other inputs is held.
 3. All other weights drift: every unit by a random step as long as that of a carrier, and weights in no unit by as
    much for each weight. So the size of a change says nothing about who carries what.
+4. The drift settles: the units that drifted are trained to say what the network said before, with either function
+   present or absent, and stay as far from base as they were. So the carriers are the truth still.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ State = dict[str, Tensor]
 FUNCTIONS = ("A", "B")
 GENERAL = "general"
 _BATCH, _STEPS, _HOLDING, _RATE, _DONE = 16, 80, 3.0, 1e-3, 0.3
-_ROUNDS, _STEPS_OF_A_ROUND, _ABSENT = 30, 5, 0.3
+_ROUNDS, _STEPS_OF_A_ROUND, _ABSENT = 60, 5, 0.3
+_SETTLING = 100
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def plant(family: Family, seed: int, *, n_search: int = 16, n_held_out: int = 64
             learner.learn(generator)
         if all(learner.is_done for learner in learners):
             break
+    before = _weights(model)
     _drift(attributor, base, carriers["A"] | carriers["B"], set(named.first_of(family.drifting)), generator)
+    _settle(attributor, base, before, carriers, list(tasks.values()), generator)
     return PlantedPair(
         attributor,
         base,
@@ -255,10 +260,7 @@ class _Learner:
         }
 
     def _without(self, held: Mapping[str, Tensor], marked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: torch.where(marked[name], self._base[name], value) if name in marked else value
-            for name, value in held.items()
-        }
+        return _replaced(held, self._base, marked)
 
 
 def _drift(
@@ -280,6 +282,57 @@ def _drift(
                 parameter.add_(steps[name] * factor)
             elif name in drifting:
                 parameter.add_(steps[name] * lengths.mean() / steps[name].abs().mean())
+
+
+def _settle(
+    attributor: FilterAttributor,
+    base: State,
+    before: State,
+    carriers: Mapping[str, FilterSelection],
+    tasks: list[_Task],
+    generator: torch.Generator,
+) -> None:
+    """Train the units that drifted to say what the network said before; each stays as far from base as it is."""
+    model, scored = attributor.model, attributor.scored_parameters()
+    others = ~(carriers["A"] | carriers["B"])
+    wanted = _lengths(model, base, others)
+    optimizer = Adam(model.parameters(), lr=_RATE)
+    with train_only(model, others, optimizer):
+        for _ in range(_SETTLING):
+            inputs = torch.cat([task.batch(_BATCH, generator)[0] for task in tasks])
+            absent: dict[str, Tensor] = {}
+            for chosen in carriers.values():
+                if bool(torch.rand((), generator=generator) < 0.5):
+                    absent = {name: marked | absent.get(name, marked) for name, marked in chosen.weights().items()}
+            now = {**dict(model.named_parameters())}
+            with torch.no_grad():
+                said_before = functional_call(model, _replaced(before, base, absent), (inputs,))
+            said = functional_call(model, _replaced(now, base, absent), (inputs,))
+            optimizer.zero_grad()
+            torch.autograd.backward((said - said_before).square().mean())
+            optimizer.step()
+            with torch.no_grad():
+                factors = {
+                    key: wanted[key] / one.clamp(min=1e-12) for key, one in _lengths(model, base, others).items()
+                }
+                for name, one in scored.items():
+                    factor = torch.where(others.kept[one.key(name)], factors[one.key(name)], 1.0)
+                    parameter = model.get_parameter(name)
+                    parameter.copy_(base[name] + (parameter - base[name]) * one.unit.spread(factor, one.shape))
+    optimizer.zero_grad()
+
+
+def _lengths(model: nn.Module, base: State, units: FilterSelection) -> dict[str, Tensor]:
+    """How far every unit is from base."""
+    change = {name: (model.get_parameter(name).detach() - base[name]).abs() for name in units.parameters}
+    return sum_over_units(change, units.parameters)
+
+
+def _replaced(held: Mapping[str, Tensor], base: State, marked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of which those that are marked are at base."""
+    return {
+        name: torch.where(marked[name], base[name], value) if name in marked else value for name, value in held.items()
+    }
 
 
 def _weights(model: nn.Module) -> State:

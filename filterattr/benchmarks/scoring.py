@@ -20,6 +20,7 @@ from filterattr.results.scores import FilterScores, FilterSelection, Scale, cont
 from filterattr.results.signed import signed_contrast
 
 N_STEPS = 8
+_ROWS = 8
 PRICES = (0.0, 0.5, 1.0, 2.0, 4.0)
 SEARCHES: Mapping[str, Mapping[str, Any]] = {
     "search, lambda 1": {},
@@ -203,13 +204,19 @@ def _searched(
     pair: PlantedPair, ranking: str, start: Callable[[str], FilterScores], n_passes: int, settings: Mapping[str, Any]
 ) -> Iterator[Ranked]:
     """The numbers behind the sets that a search finds; its passes are added to those of the scores."""
-    outputs = _outputs(pair, pair.search)
+    outputs = _outputs(pair, {name: _joined(samples) for name, samples in pair.search.items()})
     found = {
-        name: search(outputs, start(name), name, amount=pair.carriers[name].count, progress=False, **settings)
+        name: search(outputs, start(name), name, amount=pair.carriers[name].count, batch=1, progress=False, **settings)
         for name in FUNCTIONS
     }
-    n_passes += sum(one.n_passes for one in found.values())
+    n_passes += _ROWS * sum(one.n_passes for one in found.values())
     yield from _by_function(ranking, n_passes, lambda name: found[name].scores)
+
+
+def _joined(samples: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Samples in batches: a step of a search takes one."""
+    groups = [samples[first : first + _ROWS] for first in range(0, len(samples), _ROWS)]
+    return [(torch.cat([x for x, _ in group]), torch.cat([y for _, y in group])) for group in groups]
 
 
 def _outputs(pair: PlantedPair, samples: Mapping[str, list[tuple[Tensor, Tensor]]]) -> Outputs:

@@ -26,6 +26,10 @@ _QUESTION = (
 _TABLES = {
     ("sanity", "sanity_"): "Sanity checks",
     ("stability", "stability_"): "How many crops are enough",
+    ("reversion", "reversion_"): "Put back, and left alone, against random sets of the same layers",
+    ("reversion", "outputs_"): "Put back, and left alone",
+    ("reversion", "removed_"): "Removed by the same sets",
+    ("reversion", "curve_"): "Put back, size by size",
     ("depth", "depth_"): "Kernels of every layer, with intervals",
     ("comparison", "table"): "All rankings",
     ("oracle", "agreement_"): "Agreement with knocking kernels out",

@@ -33,6 +33,7 @@ from sr_zoo.study.stages.places import PLACES
 from sr_zoo.study.stages.prediction import PREDICTION
 from sr_zoo.study.stages.ranking import COMPARISON, ORACLE, RANKINGS
 from sr_zoo.study.stages.retraining import RETRAINING
+from sr_zoo.study.stages.reversion import REVERSION
 from sr_zoo.study.stages.search import SANITY, SEARCH, STABILITY
 from sr_zoo.study.subject import Subject, network_text
 
@@ -48,6 +49,7 @@ STAGES: tuple[Stage, ...] = (
     CURVES,
     NULLS,
     SPECIFICITY,
+    REVERSION,
     MODULATION,
     RANKINGS,
     COMPARISON,

@@ -8,6 +8,7 @@ from typing import Any
 from filterattr.analysis import Estimate, Modulation, RankingTable, SpecificityMatrix, bounded
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.contest import ContestTable
+from sr_zoo.study.stages.reversion import ENOUGH, GUARD, KINDS
 
 Row = Mapping[str, Any]
 
@@ -146,6 +147,44 @@ def _specificity(results: Mapping[str, SpecificityMatrix]) -> Iterable[str]:
                 {"set": name, **{other: str(share) for other, share in row.items()}}
                 for name, row in matrix.shares.items()
             ]
+        )
+
+
+def _reversion(results: Mapping[str, Any]) -> Iterable[str]:
+    yield (
+        "Reverted: how far the outputs of the function come back to base (1 all the way); moved: how far all others "
+        "leave target (0 not at all); p against random sets of the same layers, by what they revert."
+    )
+    rows = []
+    for kind, label in KINDS.items():
+        if f"outputs_{kind}" not in results:
+            continue
+        matrix, removed = results[f"outputs_{kind}"], results.get(f"removed_{kind}")
+        for name in matrix.counts:
+            judged = results.get(f"reversion_{kind}_{name}")
+            others = [share.value for other, share in matrix.moved[name].items() if other != GUARD]
+            rows.append(
+                {
+                    "function": name,
+                    "set": label,
+                    "kernels": matrix.counts[name],
+                    "removed": "" if removed is None else str(removed.shares[name][name]),
+                    "reverted": str(matrix.reverted[name]),
+                    "moved, others": max(others),
+                    "moved, clean": str(matrix.moved[name][GUARD]),
+                    "p": "" if judged is None else f"{judged.p_values['layer-matched']:.3f}",
+                }
+            )
+    if not rows:
+        yield "Target is better than base at none of the functions."
+        return
+    yield markdown_table(sorted(rows, key=lambda row: str(row["function"])))
+    for key, curve in _of(results, "curve_").items():
+        sizes = curve.smallest(ENOUGH), curve.smallest(ENOUGH, moved=0.05)
+        texts = [f"{count} kernels" if count else "none of the curve" for count in sizes]
+        yield (
+            f"- {curve.function}, {KINDS[key.split('_')[0]]}: smallest set that reverts {ENOUGH:g}: {texts[0]}; that "
+            f"also moves nothing else by more than .05: {texts[1]}"
         )
 
 
@@ -335,6 +374,7 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
     "oracle": _oracle,
     "channels": _channels,
     "gradient_maps": _gradient_maps,
+    "reversion": _reversion,
     "modulation": _modulation,
     "prediction": _prediction,
     "places": _places,
@@ -347,6 +387,7 @@ _TITLES = {
     "stability": "How much does a set depend on the photographs?",
     "depth": "Where do the kernels sit?",
     "specificity": "Is every set specific to its function?",
+    "reversion": "Is a function put back, and is everything else left alone?",
     "curves": "What does masking more and more kernels remove?",
     "nulls": "What do random kernels remove?",
     "comparison": "Does a cheaper ranking do as well?",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterScores, FilterSelection, StorageError, contrast
+from filterattr import FilterAttributor, FilterScores, FilterSelection, StorageError, blend, contrast
 from filterattr.analysis.masking import Masking
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.stability import SampleScores
@@ -46,7 +46,9 @@ from sr_zoo.study.stages.pictures import Pictures
 from sr_zoo.study.stages.places import places_rows
 from sr_zoo.study.stages.ranking import contrasted, random_units
 from sr_zoo.study.stages.retraining import mean_over_seeds, places_of, retrain
+from sr_zoo.study.stages.reversion import REVERSION
 from sr_zoo.study.stages.search import SEARCH
+from sr_zoo.study.summary import summary
 from sr_zoo.training import fast_precision
 
 TINY = {"num_feat": 4, "num_block": 1}
@@ -87,6 +89,7 @@ def small(**changes: object) -> Settings:
         "calibration_crops": 2,
         "prediction_steps": 1,
         "null_draws": 2,
+        "reversion_draws": 2,
         "place_draws": 2,
         "bootstrap_draws": 4,
         "retrain_iterations": 1,
@@ -354,6 +357,58 @@ class TestRankings:
         assert units.count == 10
         assert (units & chosen).count == 5
         assert random_units(chosen, 30, 0).count == 30
+
+
+@pytest.fixture(scope="module")
+def learnt(subject: Subject) -> Subject:
+    """Ends exchanged: on these photographs the one that was disturbed is the worse."""
+    return dataclasses.replace(subject, base=subject.target, target=subject.base)
+
+
+@pytest.fixture(scope="module")
+def reverted(learnt: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("study")
+    archive = run_study(learnt, small(), folder, stages=(SEARCH, REVERSION), progress=False)
+    text = summary(archive)
+    assert "paper's score, equation 7" in text
+    assert "smallest set that reverts 0.8" in text
+    write_report(archive)
+    return {**archive.load("search"), **archive.load("reversion")}
+
+
+class TestReversion:
+    def test_every_kind_of_set_is_measured_with_clean_inputs(self, learnt: Subject, reverted: dict[str, Any]) -> None:
+        samples = learnt.test_samples(small())
+        for kind in ("strict", "published", "signed", "searched"):
+            matrix = reverted[f"outputs_{kind}"]
+            assert set(matrix.counts) == {"blur", "noise"}, kind
+            for name in matrix.counts:
+                chosen = reverted[f"set_{kind}_{name}"]
+                masked = copy.deepcopy(learnt.target)
+                masked.load_state_dict(blend(learnt.target, learnt.base, chosen))
+                with torch.no_grad():
+                    said = {
+                        role: [network(one[0]) for one in samples["clean"]]
+                        for role, network in (("masked", masked), ("base", learnt.base), ("target", learnt.target))
+                    }
+                whole = sum((a - b).square().sum() for a, b in zip(said["base"], said["target"], strict=True))
+                moved = sum((a - b).square().sum() for a, b in zip(said["masked"], said["target"], strict=True))
+                assert matrix.moved[name]["clean"].value == pytest.approx(float(moved / whole), rel=1e-3, abs=1e-6)
+        assert reverted["set_strict_blur"] == reverted["set_blur"]
+        assert reverted["set_published_blur"] == reverted["published_blur"]
+        assert reverted["set_signed_noise"] == reverted["scores_noise"].top(small().fraction)
+
+    def test_a_searched_set_reverts_more_than_the_paper_s(self, reverted: dict[str, Any]) -> None:
+        for name in ("blur", "noise"):
+            assert reverted["outputs_searched"].reverted[name].value > reverted["outputs_strict"].reverted[name].value
+            judged = reverted[f"reversion_searched_{name}"]
+            assert judged.reverted.value == reverted["outputs_searched"].reverted[name].value
+            assert len(judged.null_reverted["layer-matched"]) == 2
+
+    def test_what_target_has_not_learnt_is_left_out(self, subject: Subject, tmp_path: Path) -> None:
+        archive = run_study(subject, small(), tmp_path, stages=(SEARCH, REVERSION), progress=False)
+        assert not any(name.startswith("set_") for name in archive.load("reversion"))
+        assert "Target is better than base at none of the functions." in summary(archive)
 
 
 class TestPipeline:

@@ -1,0 +1,176 @@
+"""Do sets put a function back and leave the rest alone? Signed and searched sets beside the paper's, clean inputs kept.
+
+Everything is chosen on the search crops: sizes that are expected to remove a share, and sets that are searched. The
+test crops only report.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from filterattr import (
+    FilterAttribution,
+    FilterAttrWarning,
+    FilterScores,
+    FilterSelection,
+    SettingError,
+    signed_contrast,
+)
+from filterattr.analysis import Outputs, output_curve, output_matrix, reversion, search, specificity
+from sr_zoo.pair import concerns_are_shown
+from sr_zoo.study.archive import Archive, Results
+from sr_zoo.study.samples import Sample, batches_of, restoration_error
+from sr_zoo.study.settings import Settings
+from sr_zoo.study.stage import Context, Cost, Stage
+from sr_zoo.study.subject import Subject
+
+GUARD = "clean"
+ENOUGH = 0.8
+# name of a kind of set to what it is called in texts
+KINDS = {
+    "strict": "paper's score, strict contrast",
+    "published": "paper's score, equation 7",
+    "signed": "signed",
+    "signed_until": f"signed, expected to remove {ENOUGH:g}",
+    "searched": "searched",
+    "searched_until": f"searched, fewest that revert {ENOUGH:g}",
+}
+_JUDGED = ("strict", "signed", "searched")  # against random sets
+_CURVES = ("strict", "signed")
+_SEARCH_STEPS = 52 * 8  # samples of every input that a search takes
+
+
+def restored(model: nn.Module, sample: Sample) -> Tensor:
+    """What a network makes of a sample.
+
+    Args:
+        model: The network.
+        sample: The sample.
+
+    Returns:
+        The image.
+
+    Example:
+        >>> ones = torch.ones(1, 3, 2, 2)
+        >>> restored(nn.Identity(), (ones, 0 * ones, ones)).sum()
+        tensor(12.)
+    """
+    image: Tensor = model(sample[0])
+    return image
+
+
+def _outputs(context: Context, samples: Mapping[str, list[Sample]], *, per_row: bool) -> Outputs:
+    subject = context.subject
+    data = {name: samples[name] for name in (*subject.functions, GUARD)}
+    return Outputs(subject.target, subject.base, subject.target, restored, data, per_row=per_row)
+
+
+def _reversion(context: Context) -> Results:
+    subject, settings = context.subject, context.settings
+    attributions = {name: context.found[f"attribution_{name}"] for name in subject.functions}
+    attributions[GUARD] = _guard(context)
+    # what target has not learnt cannot be put back; it guards the others still
+    learnt = [name for name in subject.functions if attributions[name].loss_target < attributions[name].loss_base]
+    scores = {name: signed_contrast(attributions, name, collateral=settings.collateral) for name in learnt}
+    results: dict[str, object] = {f"scores_{name}": one for name, one in scores.items()}
+    sets = dict(_sets(context, attributions, scores))
+    results |= {f"set_{kind}_{name}": chosen for (kind, name), chosen in sets.items()}
+    outputs = _outputs(context, {name: batches_of(some) for name, some in context.test.items()}, per_row=True)
+    masking = context.masking(*subject.functions)
+    for kind in KINDS:
+        by_function = {name: sets[kind, name] for name in learnt if (kind, name) in sets}
+        if by_function:
+            results[f"outputs_{kind}"] = output_matrix(outputs, by_function)
+        if len(by_function) > 1:
+            results[f"removed_{kind}"] = specificity(masking, by_function)
+    curves = {"strict": {name: context.found[f"scores_{name}"] for name in learnt}, "signed": scores}
+    for kind in _CURVES:
+        for name, one in curves[kind].items():
+            results[f"curve_{kind}_{name}"] = output_curve(outputs, one, name, ranking=KINDS[kind])
+    pieces = Archive(context.work)
+    for place, (kind, name) in enumerate((kind, name) for kind in _JUDGED for name in learnt):
+        judge = partial(
+            reversion,
+            outputs,
+            sets[kind, name],
+            name,
+            generator=torch.Generator().manual_seed(settings.seed + place),
+            nulls=("layer-matched",),
+            draws=settings.reversion_draws,
+            progress=context.progress,
+        )
+        key = f"reversion_{kind}_{name}"
+        results[key] = _once(pieces, key, judge)
+    return results
+
+
+def _once(pieces: Archive, key: str, make: Callable[[], object]) -> object:
+    """Take a piece that an interrupted run has left, or make it."""
+    if not pieces.is_done(key):
+        pieces.store(key, "", {"piece": make()}, {})
+    return pieces.load(key)["piece"]
+
+
+def _guard(context: Context) -> FilterAttribution:
+    """Attribution of the inputs that need no function."""
+    subject = context.subject
+    with concerns_are_shown():
+        return subject.attributor.attribute(
+            subject.base,
+            subject.target,
+            restoration_error,
+            context.search[GUARD],
+            n_steps=context.settings.steps,
+            checkpoint=context.work / f"{GUARD}.safetensors",
+            progress=context.progress,
+        )
+
+
+def _sets(
+    context: Context, attributions: Mapping[str, FilterAttribution], scores: Mapping[str, FilterScores]
+) -> Iterator[tuple[tuple[str, str], FilterSelection]]:
+    """Every kind of set of every function, found on the search crops."""
+    fraction = context.settings.fraction
+    outputs = _outputs(context, dict(context.search), per_row=False)
+    for name, one in scores.items():
+        yield ("strict", name), context.found[f"set_{name}"]
+        yield ("published", name), context.found[f"published_{name}"]
+        yield ("signed", name), one.top(fraction)
+        try:
+            parts = signed_contrast(attributions, name, collateral=0)
+            yield ("signed_until", name), one.top(until=ENOUGH, parts=parts)
+        except SettingError:
+            pass  # its units do not add up to as much: there is no such set
+        for kind, until in (("searched", None), ("searched_until", ENOUGH)):
+            file = context.work / f"{kind}-{name}.safetensors"
+            settings = {"amount": fraction, "until": until, "checkpoint": file, "progress": context.progress}
+            settings |= {"seed": context.settings.seed, "collateral": context.settings.collateral}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FilterAttrWarning)  # that too little is reverted: there is no such set
+                found = search(outputs, one, name, **settings)  # type: ignore[arg-type]
+            if until is None or found.reverted >= until:
+                yield (kind, name), found.selection
+
+
+def _cost(subject: Subject, settings: Settings) -> Cost:
+    count = len(subject.functions)
+    sets = count * (len(KINDS) * 2 + len(_CURVES) * 8 + len(_JUDGED) * settings.reversion_draws)
+    searches = count * (1 + 3) * _SEARCH_STEPS * (count + 1)  # a size that is chosen takes about three times as long
+    return Cost(
+        forwards=settings.test_crops * (count + 1) * sets, passes=settings.search_crops * settings.steps + searches
+    )
+
+
+REVERSION = Stage(
+    "reversion",
+    "Is a function put back, and is everything else left alone?",
+    ("search",),
+    ("collateral", "reversion_draws", "fraction", "crop", "search_crops", "test_crops", "steps", "seed"),
+    _cost,
+    _reversion,
+)
