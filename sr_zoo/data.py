@@ -75,11 +75,27 @@ def read_photographs(paths: Sequence[Path], *, progress: bool = False) -> list[T
                 "into fewer or smaller files."
             )
     if findings:
-        more = f" And {len(findings) - _MOST_NAMED} more." if len(findings) > _MOST_NAMED else ""
-        raise ImageError(
-            f"{len(findings)} of {len(paths)} photographs cannot be read: {' '.join(findings[:_MOST_NAMED])}{more}"
-        )
+        raise unreadable(findings, len(paths), "photographs")
     return photographs
+
+
+def unreadable(findings: Sequence[str], count: int, what: str) -> ImageError:
+    """Make one error of all that could not be read.
+
+    Args:
+        findings: What was wrong with each file, in a sentence.
+        count: How many files there are.
+        what: What they are, in the plural.
+
+    Returns:
+        The error; at most 20 files are named.
+
+    Example:
+        >>> unreadable(["a.png is damaged."], 3, "photographs")
+        ImageError('1 of 3 photographs cannot be read: a.png is damaged.')
+    """
+    more = f" And {len(findings) - _MOST_NAMED} more." if len(findings) > _MOST_NAMED else ""
+    return ImageError(f"{len(findings)} of {count} {what} cannot be read: {' '.join(findings[:_MOST_NAMED])}{more}")
 
 
 def hold_out(photographs: Sequence[Tensor], every: int = 50) -> tuple[list[Tensor], list[Tensor]]:

@@ -229,8 +229,11 @@ def table(result: DemoResult) -> str:
     """
     sizes = next(iter(result.selections.values()))
     lines = [
-        f"{sizes.count} of {sizes.n_units} kernels put back to base",
-        "function removed: 0 intact, 1 gone, above 1 damaged",
+        f"Each row is target with {sizes.count} of {sizes.n_units} kernels set back to base.",
+        "Function removed: 0 intact, 1 gone, above 1 worse than base; +- is the sd of the",
+        "random sets.",
+        "PSNR in dB: quality of the restored image, from blurred, noisy and clean inputs;",
+        "higher is better.",
         "",
         f"{'':<26}{'function removed':>24}{'PSNR (dB)':>23}",
         f"{'masked':<26}{'deblurring':>13}{'denoising':>13}{'blur':>9}{'noise':>7}{'clean':>7}",
@@ -243,8 +246,9 @@ def table(result: DemoResult) -> str:
         lines.append(f"{row.label:<26}{first:>13}{second:>13}{blur:>9.2f}{noise:>7.2f}{clean:>7.2f}")
     lines += [
         "",
-        "equation 7: the paper's contrast, in the unit of the loss; the sets above it",
-        "have to do more for their function as a share of all scores, too",
+        "Equation 7: the paper's contrast. The rows above it use the strict contrast,",
+        "which compares shares of all scores as well. Shuffled: random kernels, as many",
+        "in each layer as the set has.",
         "",
     ]
     for name in FUNCTIONS:
@@ -254,12 +258,14 @@ def table(result: DemoResult) -> str:
         distance = (own.removed[name] - statistics.fmean(null)) / statistics.stdev(null)
         attribution = result.attributions[name]
         lines += [
-            f"{NAMES[name]}: {own.removed[name]:.2f} of its own function removed, "
-            f"{own.removed[other]:.2f} of the other",
-            f"    {distance:.0f} sd above random sets; p = {result.p_values[name]['random']:.3f} against random, "
-            f"{result.p_values[name]['layer-matched']:.3f} against shuffled",
-            f"    completeness error {attribution.completeness_error:.1%}, barrier "
-            f"{attribution.barrier / attribution.loss_base:.1%} of the loss of base, cosine {attribution.cosine:.3f}",
+            f"{NAMES[name]} kernels remove {own.removed[name]:.2f} of {NAMES[name]} and "
+            f"{own.removed[other]:.2f} of {NAMES[other]}",
+            f"    effect      {distance:.0f} sd above random sets",
+            f"    chance      p = {result.p_values[name]['random']:.3f} against random sets, "
+            f"{result.p_values[name]['layer-matched']:.3f} against shuffled ones",
+            f"    integral    completeness error {attribution.completeness_error:.1%} (below 1% is good)",
+            f"    path        barrier {attribution.barrier / attribution.loss_base:.1%} of the loss of base (good: 0)",
+            f"    weights     cosine {attribution.cosine:.3f} (near 1: target is close to base)",
             *concern_lines(attribution, "    "),
         ]
     lines += [

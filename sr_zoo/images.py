@@ -266,7 +266,7 @@ def save_picture(image: Image.Image, path: str | Path, **options: Any) -> None:
     try:
         image.save(stream, format=Image.registered_extensions()[suffix], **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ImageError(f"'{path}' cannot be written: {error}. PNG holds every picture.") from error
+        raise ImageError(f"'{path}' cannot be written: {error}. Choose .png, which can store every image.") from error
     try:
         replace_file(path, [stream.getbuffer()])
     except StorageError as error:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
-from filterattr import FilterAttrError, FilterAttrWarning
-from filterattr.errors import is_out_of_memory
-from sr_zoo.cli import attribute, card, compare, degrade, demo, report, restore, study, train
+from sr_zoo.cli.arguments import COMMANDS
 from sr_zoo.cli.numbers import refuse_numbers
-from sr_zoo.cli.program import Parser
+from sr_zoo.cli.program import Parser, WordsError
 
-# each module has add(commands), which also says what to run
-COMMANDS = (demo, degrade, train, restore, attribute, study, report, card, compare)
+_DESCRIPTION = (
+    "Blind super-resolution, the reference application of filterattr: find the kernels that carry a function."
+)
+_EXAMPLES = """examples:
+  python -m sr_zoo demo
+  python -m sr_zoo attribute before.pth after.pth --images PHOTOS --degradation blur
+  python -m sr_zoo restore picture.png
+  python -m sr_zoo COMMAND --help"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         it (one sentence on the error stream says what), 130 when interrupted.
     """
     try:
+        options = _read(arguments)
+    except WordsError as error:
+        return _refuse(str(error))
+    # only now torch is imported: help, version and wrong words are answered without it
+    from filterattr import FilterAttrError  # noqa: PLC0415
+    from filterattr.errors import is_out_of_memory  # noqa: PLC0415
+
+    try:
         with warnings.catch_warnings():
             warnings.showwarning = _show
-            _run(arguments)
+            importlib.import_module(f"sr_zoo.cli.{options.command}").run(options)
     except FilterAttrError as error:  # the errors of sr_zoo are its children
         return _refuse(str(error))
     except BrokenPipeError:  # whoever read the output has gone; what is left must not fail again at the exit
@@ -62,20 +76,39 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         >>> sorted(make_parser()[1])
         ['attribute', 'card', 'compare', 'degrade', 'demo', 'report', 'restore', 'study', 'train']
     """
-    parser = Parser(prog="python -m sr_zoo", description=__doc__)
+    parser = Parser(prog="python -m sr_zoo", description=_DESCRIPTION, epilog=_EXAMPLES)
+    parser.add_argument("--version", action=_Version, help="print the versions of filterattr, torch and Python")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for command in COMMANDS:
-        command.add(commands)
+    for add in COMMANDS:
+        add(commands)
     return parser, dict(commands.choices)
 
 
-def _run(arguments: Sequence[str] | None) -> None:
+class _Version(argparse.Action):
+    """Print what a report of a fault should name; the only word that needs torch before the work."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=settings["help"])
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print, and end."""
+        import torch  # noqa: PLC0415 - on request
+
+        import filterattr  # noqa: PLC0415
+
+        python = ".".join(map(str, sys.version_info[:3]))
+        sys.stdout.write(f"filterattr {filterattr.__version__}, torch {torch.__version__}, Python {python}\n")
+        parser.exit()
+
+
+def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command, checked as far as words alone can be."""
     parser, commands = make_parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         commands[options.command].refuse_unknown(unknown)
     refuse_numbers(options)
-    options.run(options)
+    return options
 
 
 def _show(
@@ -87,6 +120,8 @@ def _show(
     line: str | None = None,
 ) -> None:
     """Say a warning of the library as the program says everything; others show where they come from."""
+    from filterattr import FilterAttrWarning  # noqa: PLC0415 - imported already when there is a warning
+
     is_own = issubclass(category, FilterAttrWarning)
     text = (
         f"python -m sr_zoo: {message}\n"

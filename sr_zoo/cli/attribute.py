@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -14,12 +13,11 @@ from filterattr import FilterAttribution, FilterAttributor, FilterSelection, Set
 from filterattr.analysis import path_health
 from filterattr.display import plot_layers, plot_path
 from filterattr.files import replacing
-from sr_zoo.cli.keys import add_key, keys_of
-from sr_zoo.cli.numbers import add_seed, number, whole_number
-from sr_zoo.cli.outputs import add_overwrite, check_folder
-from sr_zoo.cli.program import Commands, add_device, device_of
+from sr_zoo.cli.device import device_of
+from sr_zoo.cli.keys import keys_of
+from sr_zoo.cli.outputs import check_folder
 from sr_zoo.data import load_photographs
-from sr_zoo.degradations import SPELLING, Degradation, clean_inputs, degradations_from, evaluation_inputs
+from sr_zoo.degradations import input_from
 from sr_zoo.evaluation import check_colour
 from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
@@ -30,42 +28,8 @@ from sr_zoo.samples import draw_pairs, squared_error
 _FILES = ("attribution.safetensors", "attribution.png")
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the program."""
-    parser = commands.add_parser(
-        "attribute",
-        help="score every kernel of two checkpoints on a folder of photographs, for one degradation",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("base", help="weights that lack the function: a shipped name, a file, or a .pth checkpoint")
-    parser.add_argument("target", help="weights of the same network that have it")
-    add_key(parser, of_pair=True)
-    parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
-    parser.add_argument(
-        "--degradation",
-        nargs="+",
-        default=["blur"],
-        metavar="DEGRADATION",
-        help=f"what is done to the photographs, all of it at once: clean, {SPELLING}",
-    )
-    parser.add_argument("--crops", type=whole_number(1, 100_000), default=12, help="number of crops")
-    parser.add_argument("--size", type=whole_number(16, 16_384), default=128, help="width of a crop in pixels")
-    parser.add_argument("--steps", type=whole_number(1, 1024), default=16, help="nodes of the integral")
-    parser.add_argument(
-        "--fraction",
-        type=number(0, 1, open_ends=True),
-        default=0.01,
-        help="share of all kernels in the printed selection",
-    )
-    add_seed(parser, "crops and noise")
-    add_device(parser)
-    parser.add_argument("--out", type=Path, default=Path("attribution"), help="folder for the file and the picture")
-    add_overwrite(parser)
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Attribute; a call that was killed goes on where it was."""
+    """Attribute; a call that was killed is resumed."""
     check_folder("--out", options.out, _FILES, overwrite=options.overwrite)
     device = device_of(options)
     ends = (options.base, options.target)
@@ -74,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     )
     scale = int(target.upscale)  # type: ignore[arg-type]
     _check_pair(base, target, options)
-    name, degradation = _input(options.degradation, scale)
+    name, degradation = input_from(options.degradation, scale)
     pairs = draw_pairs(
         load_photographs(options.images),
         {name: degradation},
@@ -117,27 +81,16 @@ def _check_pair(base: nn.Module, target: nn.Module, options: argparse.Namespace)
         raise SettingError(f"--size must be a multiple of the scale {target.upscale}; got {options.size}.")
 
 
-def _input(spellings: Sequence[str], scale: int) -> tuple[str, Degradation]:
-    """Name of what is done to the photographs, and how it is done."""
-    if list(spellings) == ["clean"]:
-        return "clean", clean_inputs(scale)
-    parts = degradations_from(spellings)
-    name, degradation = list(evaluation_inputs(scale, degradations=parts).items())[-1]
-    if len(parts) > 1 and name in parts:
-        raise SettingError(
-            f"of several degradations none may shrink the image, as they follow one another; got {', '.join(parts)}."
-        )
-    return name if name in parts else "+".join(parts), degradation
-
-
 def _table(attribution: FilterAttribution, selection: FilterSelection, degradation: str) -> str:
     """The attribution as text of at most 80 columns."""
     chosen = selection.per_layer()
     rows = sorted(attribution.per_layer(), key=lambda row: -row.share)
     lines = [
         f"{degradation} inputs: loss {attribution.loss_base:.4g} of base, {attribution.loss_target:.4g} of target",
-        f"completeness error {attribution.completeness_error:.2%}, cosine of the weights {attribution.cosine:.3f}",
-        f"{selection.count} of {selection.n_units} kernels selected",
+        "    (sum of squared errors; target should be lower)",
+        f"completeness error {attribution.completeness_error:.2%} (below 1%: the integral was resolved)",
+        f"cosine of the weights {attribution.cosine:.3f} (near 1: target is close to base)",
+        f"{selection.count} of {selection.n_units} kernels selected: those with the highest scores",
         "",
         f"{'layer':<40}{'kernels':>10}{'selected':>10}{'share of scores':>18}",
     ]

@@ -5,41 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from filterattr import SettingError
 from filterattr.files import replace_file
-from sr_zoo.cli.keys import add_key, keys_of
-from sr_zoo.cli.numbers import add_seed
-from sr_zoo.cli.outputs import add_overwrite, check_file
-from sr_zoo.cli.program import Commands, add_device, device_of
+from sr_zoo.cli.device import device_of
+from sr_zoo.cli.keys import keys_of
+from sr_zoo.cli.outputs import check_file
 from sr_zoo.comparison import compare, comparison_table
 from sr_zoo.data import load_photographs
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the program."""
-    parser = commands.add_parser(
-        "compare",
-        help="measure networks side by side, over several seeds: one branch or two?",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--network",
-        dest="networks",
-        nargs="+",
-        action="append",
-        required=True,
-        metavar=("LABEL", "WEIGHTS"),
-        help="a label and the weights of one seed or more; give it once for each network",
-    )
-    add_key(parser)
-    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders of photographs to evaluate on")
-    add_seed(parser, "the noise")
-    add_device(parser)
-    parser.add_argument("--out", type=Path, help="file for the table (.md); the numbers go beside it (.json)")
-    add_overwrite(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

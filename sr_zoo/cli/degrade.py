@@ -1,4 +1,4 @@
-"""``degrade``: a contact sheet of all degradations."""
+"""``degrade``: a contact sheet of all degradations, or one degraded image."""
 
 from __future__ import annotations
 
@@ -6,34 +6,33 @@ import argparse
 import sys
 from pathlib import Path
 
-from sr_zoo.cli.numbers import add_seed, whole_number
-from sr_zoo.cli.outputs import add_overwrite, check_file
-from sr_zoo.cli.program import Commands
+import torch
+
+from sr_zoo.cli.outputs import check_file
 from sr_zoo.contact_sheet import draw_contact_sheet
-from sr_zoo.images import read_image
+from sr_zoo.degradations import input_from
+from sr_zoo.images import EXTENSIONS, read_image, to_float, write_image
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg"}
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the program."""
-    parser = commands.add_parser(
-        "degrade",
-        help="show what every degradation does to a photograph, on one sheet",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("photograph", type=Path, help="an image file of at least 96x96 pixels; its middle is shown")
-    parser.add_argument(
-        "--size", type=whole_number(96, 16_384), default=144, help="width of the piece that is shown, in pixels"
-    )
-    add_seed(parser, "everything that is drawn")
-    parser.add_argument("--out", type=Path, default=Path("degradations.png"), help="the picture to write")
-    add_overwrite(parser)
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Draw the sheet."""
-    check_file("--out", options.out, _ENDINGS, overwrite=options.overwrite, inputs=[options.photograph])
-    draw_contact_sheet(read_image(options.photograph), options.out, size=options.size, seed=options.seed)
-    sys.stdout.write(f"wrote {options.out}\n")
+    """Draw the sheet, or write one image."""
+    if options.degradation is None:
+        out = options.out or Path("degradations.png")
+        check_file("--out", out, _ENDINGS, overwrite=options.overwrite, inputs=[options.photograph])
+        draw_contact_sheet(read_image(options.photograph), out, size=options.size, seed=options.seed)
+    else:
+        out = options.out or options.photograph.with_name(f"{options.photograph.stem}_degraded.png")
+        check_file("--out", out, EXTENSIONS, overwrite=options.overwrite, inputs=[options.photograph])
+        _write_degraded(options, out)
+    sys.stdout.write(f"wrote {out}\n")
+
+
+def _write_degraded(options: argparse.Namespace, out: Path) -> None:
+    """Apply the degradations to the photograph, cut to a multiple of the scale."""
+    _, degradation = input_from(options.degradation, options.scale)
+    photograph = to_float(read_image(options.photograph)[None])
+    height, width = (size // options.scale * options.scale for size in photograph.shape[-2:])
+    degraded = degradation(photograph[..., :height, :width], torch.Generator().manual_seed(options.seed))
+    write_image(out, degraded[0].clamp(0, 1))

@@ -9,22 +9,6 @@ from filterattr import SettingError
 from sr_zoo.pretrained import takes_key
 
 
-def add_key(parser: argparse.ArgumentParser, *, of_pair: bool = False) -> None:
-    """Add ``--key``.
-
-    Args:
-        parser: The command's parser.
-        of_pair: Whether base and target may have a key each.
-    """
-    parser.add_argument(
-        "--key",
-        nargs="+" if of_pair else 1,
-        metavar="KEY",
-        help="where in a checkpoint of another project the weights are, if it holds several: the name of an entry, or "
-        "what the names of the weights begin with" + ("; two of them are for base and for target" if of_pair else ""),
-    )
-
-
 def keys_of(options: argparse.Namespace, files: Sequence[str]) -> list[str | None]:
     """The key of every file; one key is for all files that may hold more than one network.
 

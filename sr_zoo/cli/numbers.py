@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from filterattr import SettingError
+from sr_zoo.cli.program import WordsError
 
-# the generators of PyTorch take more, but seeds are multiplied to tell crops and noise apart
+# the generators of PyTorch take more, but seeds are multiplied, so that crops and noise have different ones
 LARGEST_SEED = 2**31 - 1
 
 
@@ -81,16 +81,6 @@ def number(least: float, most: float, *, open_ends: bool = False) -> Callable[[s
     return convert
 
 
-def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
-    """Add ``--seed``.
-
-    Args:
-        parser: The command's parser.
-        of: What is drawn with it.
-    """
-    parser.add_argument("--seed", type=whole_number(0, LARGEST_SEED), default=0, help=f"seed of {of}")
-
-
 def refuse_numbers(options: argparse.Namespace) -> None:
     """Refuse every number that cannot be, all of them in one message.
 
@@ -98,7 +88,7 @@ def refuse_numbers(options: argparse.Namespace) -> None:
         options: The words of the command.
 
     Raises:
-        SettingError: There is one.
+        WordsError: There is one.
     """
     findings = [
         f"--{name.replace('_', '-')} {value.reason}"
@@ -106,4 +96,4 @@ def refuse_numbers(options: argparse.Namespace) -> None:
         if isinstance(value, Refused)
     ]
     if findings:
-        raise SettingError("; ".join(findings) + ".")
+        raise WordsError("; ".join(findings) + ".")

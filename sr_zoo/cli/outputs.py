@@ -1,8 +1,7 @@
-"""What a command will write is looked at before it works: nothing is lost, and nothing fails at the end."""
+"""Checks of what a command will write, before it works: nothing is lost, and nothing fails at the end."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -12,15 +11,6 @@ from filterattr import FilterAttrError
 
 class OutputError(FilterAttrError, ValueError):
     """What was named with an option cannot be written to, or would be lost; the message says how to go on."""
-
-
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """Add ``--overwrite``.
-
-    Args:
-        parser: The command's parser.
-    """
-    parser.add_argument("--overwrite", action="store_true", help="write over what is there")
 
 
 def check_file(

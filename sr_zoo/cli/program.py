@@ -1,20 +1,42 @@
-"""What the modules of the commands share."""
+"""The parser of the program, without torch: ``--help`` and wrong words are answered at once."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from typing import NoReturn, TypeAlias
-
-import torch
-
-from filterattr import SettingError
+from typing import Any, NoReturn, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+_NO_DEFAULT = (None, False, [], argparse.SUPPRESS)
+
+
+class WordsError(ValueError):
+    """The words of a command line cannot be used; the message says which, and why."""
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Names defaults where there are any, and keeps the lines of the examples at the end."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default: Any = action.default
+        if default in _NO_DEFAULT or not action.option_strings or "(default" in text:
+            return text
+        if isinstance(default, list | tuple):
+            return f"{text} (default: {' '.join(map(str, default))})"
+        return f"{text} (default: %(default)s)"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return "\n".join(indent + line for line in text.splitlines())
+        return super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
     """Refuses words in one sentence, as everything else is refused."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": True, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below the usage.
@@ -23,9 +45,9 @@ class Parser(argparse.ArgumentParser):
             message: What it found.
 
         Raises:
-            SettingError: Always.
+            WordsError: Always.
         """
-        raise SettingError(f"{message.removeprefix('argument ').rstrip('.')} ({self.prog} --help explains it).")
+        raise WordsError(f"{message.removeprefix('argument ').rstrip('.')} ({self.prog} --help explains it).")
 
     def refuse_unknown(self, words: list[str]) -> NoReturn:
         """Refuse words that no option is named, with the options that look like them.
@@ -34,40 +56,9 @@ class Parser(argparse.ArgumentParser):
             words: The words.
 
         Raises:
-            SettingError: Always.
+            WordsError: Always.
         """
         options = [name for name in self._option_string_actions if name.startswith("--")]
         near = [name for word in words for name in difflib.get_close_matches(word.split("=")[0], options, n=1)]
         hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
         self.error(f"there is nothing that takes {' '.join(words)}{hint}")
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``; a GPU if there is one.
-
-    Args:
-        parser: The command's parser.
-    """
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help="where to compute")
-
-
-def device_of(options: argparse.Namespace) -> torch.device:
-    """The device that was asked for.
-
-    Args:
-        options: The words of the command.
-
-    Returns:
-        A device that can be used.
-
-    Raises:
-        SettingError: PyTorch has no such device here, or one without numbers.
-    """
-    try:
-        device = torch.zeros(1, device=options.device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # CPU builds of PyTorch assert
-        raise SettingError(f"--device must be one that PyTorch has here; got {options.device!r}.") from error
-    if device.type == "meta":
-        raise SettingError("--device must be one that computes; 'meta' does not.")
-    return device

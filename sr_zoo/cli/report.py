@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from sr_zoo.cli.program import Commands
 from sr_zoo.study import StudyError, open_archive
 from sr_zoo.study.page import write_report
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the program."""
-    parser = commands.add_parser("report", help="write the page of a study again, from its stored results")
-    parser.add_argument("study", type=Path, help="folder of the study")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,21 +9,18 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from filterattr.memory import available_bytes
-from sr_zoo.cli.keys import add_key, keys_of
-from sr_zoo.cli.numbers import LARGEST_SEED, number, whole_number
+from sr_zoo.cli.device import device_of
+from sr_zoo.cli.keys import keys_of
 from sr_zoo.cli.outputs import OutputError, check_folder
-from sr_zoo.cli.program import Commands, add_device, device_of
 from sr_zoo.cost import cost
 from sr_zoo.data import hold_out, load_photographs
 from sr_zoo.degradations import (
-    SPELLING,
     STRENGTH_UNITS,
     Degradation,
     blind_inputs,
@@ -36,7 +33,6 @@ from sr_zoo.folder_lock import sole_run
 from sr_zoo.models import TwoBranch
 from sr_zoo.pretrained import ARCHITECTURES, OpenedWeights, WeightsError, build, open_weights, save_network
 from sr_zoo.training import (
-    PRECISIONS,
     Recipe,
     Trainer,
     TrainingError,
@@ -49,91 +45,10 @@ from sr_zoo.training import (
 
 _RATES = {"base": 2e-4, "target": 5e-5}
 _COPIES = 5  # the weights, their average, two moments of Adam, and the weights it started from
-_ITERATIONS = whole_number(1, 1_000_000_000)
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the program."""
-    parser = commands.add_parser(
-        "train",
-        help="train a network: first 'base' on clean pairs, then 'target' from it on blurred and noisy ones",
-        description="A run that was killed goes on when the command is given again. In several processes: torchrun "
-        "--nproc_per_node=N -m sr_zoo train ...; the batch is shared out, and the result is that of one process.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("stage", choices=("base", "target"), help="which of the two end points")
-    parser.add_argument("--images", type=Path, required=True, help="folder of photographs to train on")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an old run there goes on")
-    parser.add_argument(
-        "--from", dest="start", help="weights to start from, or 'scratch' for random ones; required for target"
-    )
-    add_key(parser)
-    parser.add_argument(
-        "--network",
-        choices=("srresnet", "srcnn_style", "two_branch", "dasr"),
-        help="srresnet if not given; two_branch and dasr cost what the srresnet of the same features and blocks does",
-    )
-    parser.add_argument(
-        "--features", type=whole_number(1, 1024), help="feature channels (not of srcnn_style), 64 if not given"
-    )
-    parser.add_argument(
-        "--blocks", type=whole_number(1, 1000), help="residual blocks (not of srcnn_style), 16 if not given"
-    )
-    parser.add_argument(
-        "--degradations",
-        nargs="+",
-        default=["blur", "noise"],
-        metavar="DEGRADATION",
-        help=f"what target learns to undo, each with probability one half: {SPELLING}",
-    )
-    parser.add_argument(
-        "--one-at-a-time", action="store_true", help="every patch has one of the degradations or none, equally likely"
-    )
-    parser.add_argument("--upscale", type=int, choices=(2, 3, 4), help="factor, 2 if not given; --from brings its own")
-    parser.add_argument(
-        "--iterations", type=_ITERATIONS, default=20_000, help="optimizer steps; the rate falls along them"
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=number(0, 1, open_ends=True),
-        help="2e-4 for base and 5e-5 for target if not given",
-    )
-    parser.add_argument(
-        "--batch-size", type=whole_number(1, 65_536), default=16, help="patches in a step, over all processes"
-    )
-    parser.add_argument(
-        "--patch-size",
-        type=whole_number(16, 16_384),
-        help="reference patch in pixels; 64, or 63 for a factor of 3, if not given",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="bf16: mixed precision; if not given, what an old run was begun in, or what the device computes fast",
-    )
-    parser.add_argument(
-        "--prediction-weight",
-        type=number(0, 1e6),
-        default=0.1,
-        help="weight of the prediction loss (two_branch) or of the contrast (dasr)",
-    )
-    parser.add_argument(
-        "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of first weights, patches and degradations"
-    )
-    parser.add_argument("--validate-every", type=_ITERATIONS, default=2000, help="also the interval of checkpoints")
-    parser.add_argument(
-        "--stop-after",
-        type=_ITERATIONS,
-        help="stop after so many iterations in all; the same command goes on from there",
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="write a log for TensorBoard, too")
-    parser.add_argument("--dry-run", action="store_true", help="print what the training will cost, and stop")
-    add_device(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train to the end, or go on where a run was killed."""
+    """Train to the end, or resume a run that was killed."""
     if options.stage == "target" and options.start is None:
         raise TrainingError(
             "target is fine-tuned from base: give its weights with --from BASE.safetensors, or --from scratch."

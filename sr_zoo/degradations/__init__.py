@@ -15,7 +15,7 @@ from sr_zoo.degradations.protocol import (
 )
 from sr_zoo.degradations.resize import Downsample, Resize
 from sr_zoo.degradations.second_order import SecondOrder, second_order
-from sr_zoo.degradations.spelling import SPELLING, degradations_from, spellings_of
+from sr_zoo.degradations.spelling import SPELLING, degradations_from, input_from, spellings_of
 
 __all__ = [
     "JPEG",
@@ -47,6 +47,7 @@ __all__ = [
     "degradations_from",
     "evaluation_inputs",
     "from_config",
+    "input_from",
     "second_order",
     "spellings_of",
 ]

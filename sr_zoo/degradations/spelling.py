@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sr_zoo.degradations.base import Degradation, DegradationError, from_config
-from sr_zoo.degradations.protocol import PARTS
+from sr_zoo.degradations.protocol import PARTS, clean_inputs, evaluation_inputs
 
 SPELLING = "blur, noise, jpeg, such as blur:3, noise:0.05 or jpeg:10, or NAME=FILE.json"
 _FIELDS = {"blur": "sigma", "noise": "sigma", "jpeg": "quality"}
@@ -59,6 +59,36 @@ def degradations_from(spellings: Iterable[str]) -> dict[str, Degradation]:
     if findings:
         raise DegradationError("; ".join(findings) + ".")
     return {name: found[name] for name in (*(name for name in PARTS if name in found), *found)}
+
+
+def input_from(spellings: Sequence[str], scale: int) -> tuple[str, Degradation]:
+    """Make one input of a network: all degradations together, with the downsampling among them.
+
+    Args:
+        spellings: As for `degradations_from`, or ``["clean"]``.
+        scale: Factor of the downsampling.
+
+    Returns:
+        Its name, and the degradation from a photograph to the input.
+
+    Raises:
+        DegradationError: As for `degradations_from`, or several are given and one of them shrinks the image.
+
+    Example:
+        >>> import torch
+        >>> name, degradation = input_from(["blur", "noise"], scale=2)
+        >>> name, tuple(degradation(torch.rand(1, 3, 48, 48), torch.Generator().manual_seed(0)).shape)
+        ('blur+noise', (1, 3, 24, 24))
+    """
+    if list(spellings) == ["clean"]:
+        return "clean", clean_inputs(scale)
+    parts = degradations_from(spellings)
+    name, degradation = list(evaluation_inputs(scale, degradations=parts).items())[-1]
+    if len(parts) > 1 and name in parts:
+        raise DegradationError(
+            f"of several degradations none may shrink the image, as they follow one another; got {', '.join(parts)}."
+        )
+    return name if name in parts else "+".join(parts), degradation
 
 
 def spellings_of(degradations: Mapping[str, Degradation]) -> list[str]:

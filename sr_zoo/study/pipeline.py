@@ -106,7 +106,12 @@ class Plan:
             + (f"{'done':>10}" if one.is_done else f"{one.seconds / 60:>10.1f}")
             for one in self.stages
         ]
-        lines.append(f"{'in all':<35}{self.minutes:>10.1f}")
+        lines.append(f"{'in total':<35}{self.minutes:>10.1f}")
+        lines += [
+            "",
+            "forward: forward passes of one crop; fwd-bwd: passes with a gradient.",
+            "minutes: estimated from a few passes on this machine.",
+        ]
         return "\n".join(lines)
 
 

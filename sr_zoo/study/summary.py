@@ -11,6 +11,10 @@ from sr_zoo.study.contest import ContestTable
 from sr_zoo.study.stages.reversion import ENOUGH, GUARD, KINDS
 
 Row = Mapping[str, Any]
+HOW_TO_READ = (
+    "Shares say how much of a function is removed (or recovered): 0 none of it, 1 all of it, above 1 worse than base. "
+    "Brackets hold 95% intervals over the test crops. A p-value is small if hardly any random set does as well."
+)
 
 
 def summary(archive: Archive) -> str:
@@ -31,6 +35,7 @@ def summary(archive: Archive) -> str:
             f"{notes['settings'].get('search_crops', '?')} crops of {subject['photographs searched']}, tested on crops "
             f"of {subject['photographs tested']}."
         )
+        parts.append(HOW_TO_READ)
     for stage, write in _WRITERS.items():
         if archive.is_done(stage):
             parts += [f"## {_TITLES[stage]}", *write(archive.load(stage))]

@@ -9,8 +9,16 @@ from PIL import Image
 
 from filterattr import FilterAttribution
 from sr_zoo.cli import main
-from sr_zoo.degradations import JPEG, PoissonNoise, blind_inputs, from_config
-from sr_zoo.images import read_image, write_image
+from sr_zoo.degradations import (
+    JPEG,
+    GaussianBlur,
+    GaussianNoise,
+    PoissonNoise,
+    blind_inputs,
+    evaluation_inputs,
+    from_config,
+)
+from sr_zoo.images import read_image, to_float, to_uint8, write_image
 from sr_zoo.models import SRResNet, TwoBranch
 from sr_zoo.pretrained import describe_network, save_network, trained_on
 
@@ -48,6 +56,20 @@ class TestDegrade:
         assert "at least 96x96 pixels of a photograph; got 144 of 72x96" in capsys.readouterr().err
         assert not (folder / "sheet.png").exists()
 
+    def test_one_image_is_what_a_network_would_be_given(self, folder, capsys):
+        path = folder / "photos" / "0.png"
+        words = ["degrade", str(path), "--degradation", "blur:2", "noise:0.1", "--seed", "3"]
+        assert main([*words, "--scale", "2"]) == 0
+        degraded = read_image(folder / "photos" / "0_degraded.png")
+        both = evaluation_inputs(2, degradations={"blur": GaussianBlur(2.0), "noise": GaussianNoise(0.1)})["both"]
+        expected = both(to_float(read_image(path)[None]), torch.Generator().manual_seed(3))[0]
+        assert degraded.shape == (3, 36, 48)
+        torch.testing.assert_close(degraded, to_uint8(expected.clamp(0, 1)))
+        assert main([*words, "--out", str(folder / "whole.png")]) == 0
+        assert read_image(folder / "whole.png").shape == read_image(path).shape
+        assert main([*words, "--scale", "2"]) == 2
+        assert "already exists" in capsys.readouterr().err
+
 
 class TestRestore:
     def test_an_image_is_written_beside_it_and_twice_as_large(self, folder, weights, capsys):
@@ -59,6 +81,34 @@ class TestRestore:
         assert "tile" not in output.err  # a bar is for terminals
         assert read_image(folder / "photos" / "0_restored.png").shape == (3, 144, 192)
         assert path.read_bytes() == before
+
+    def test_every_image_of_a_folder_is_what_it_is_alone(self, folder, weights, capsys):
+        words = ["--weights", weights[1], "--device", "cpu"]
+        assert main(["restore", str(folder / "photos"), *words]) == 0
+        names = sorted(path.name for path in (folder / "photos").iterdir())
+        assert sorted(path.name for path in (folder / "photos_restored").iterdir()) == names
+        assert capsys.readouterr().out.count("wrote ") == len(names) > 1
+        assert main(["restore", str(folder / "photos" / "1.png"), *words, "--out", str(folder / "one.png")]) == 0
+        torch.testing.assert_close(read_image(folder / "one.png"), read_image(folder / "photos_restored" / "1.png"))
+        assert main(["restore", str(folder / "photos"), *words]) == 2
+        assert "already holds results" in capsys.readouterr().err
+
+    def test_images_of_one_stem_do_not_meet_in_the_folder_of_results(self, folder, weights):
+        (folder / "two").mkdir()
+        for name in ("a.png", "a.bmp"):
+            write_image(folder / "two" / name, torch.zeros(3, 16, 16, dtype=torch.uint8))
+        assert main(["restore", str(folder / "two"), "--weights", weights[1], "--out", str(folder / "out")]) == 0
+        assert {path.name for path in (folder / "out").iterdir()} == {"a.bmp.png", "a.png.png"}
+
+    def test_all_images_that_cannot_be_read_are_named_before_the_work(self, folder, weights, capsys):
+        for name in ("bad.png", "worse.jpg"):
+            (folder / "photos" / name).write_text("no image")
+        assert main(["restore", str(folder / "photos"), "--weights", weights[1]]) == 2
+        said = capsys.readouterr().err
+        assert "2 of " in said
+        assert "bad.png" in said
+        assert "worse.jpg" in said
+        assert not (folder / "photos_restored").exists()
 
     def test_tiles_leave_no_trace_in_the_file(self, folder, weights):
         for tile in ("16", "256"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import filterattr
 from filterattr import FilterAttribution, FilterAttrWarning
-from sr_zoo.cli import main, make_parser
+from sr_zoo import degradations, pretrained, study, training
+from sr_zoo.cli import arguments, main, make_parser
 from sr_zoo.cli.outputs import OutputError, check_file, check_folder
 from sr_zoo.folder_lock import FolderInUseError, sole_run
 from sr_zoo.images import write_image
@@ -37,7 +40,11 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "--steps": ("0", "-1", HUGE, *NO_NUMBERS),
         "--seed": ("-1", HUGE, *NO_NUMBERS),
     },
-    "degrade": {"--size": ("95", "0", "-1", HUGE, *NO_NUMBERS), "--seed": ("-1", HUGE, *NO_NUMBERS)},
+    "degrade": {
+        "--scale": ("0", "-1", "9", HUGE, *NO_NUMBERS),
+        "--size": ("95", "0", "-1", HUGE, *NO_NUMBERS),
+        "--seed": ("-1", HUGE, *NO_NUMBERS),
+    },
     "train": {
         "--features": ("0", "-1", HUGE, *NO_NUMBERS),
         "--blocks": ("0", "-1", HUGE, *NO_NUMBERS),
@@ -126,6 +133,51 @@ def numeric_options(parser: argparse.ArgumentParser) -> set[str]:
         and not isinstance(action.const, bool)
         and (action.type not in (None, Path) or isinstance(action.default, int | float))
     }
+
+
+class TestHelp:
+    def test_help_and_wrong_words_need_no_torch(self) -> None:
+        code = (
+            "import sys; from sr_zoo.cli import main\n"
+            "try: main(['study', '--help'])\n"
+            "except SystemExit: pass\n"
+            "main(['demo', '--no-such']), main(['demo', '--crops', 'none'])\n"
+            "sys.exit(bool({'torch', 'numpy', 'PIL', 'filterattr'} & sys.modules.keys()))"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment).returncode == 0
+
+    def test_names_are_those_of_the_modules_that_define_them(self) -> None:
+        assert tuple(pretrained.ARCHITECTURES) == arguments.ARCHITECTURES
+        assert set(arguments.TRAINED) < set(pretrained.ARCHITECTURES)
+        assert arguments.PRECISIONS == training.PRECISIONS
+        assert [stage.name for stage in study.STAGES] == list(arguments.STAGES)
+        assert degradations.SPELLING == arguments.SPELLING
+        sources = study.Sources()
+        assert (sources.base, sources.target) == (arguments.BASE, arguments.TARGET)
+        assert sources.degradations == tuple(arguments.DEGRADATIONS)
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_no_default_is_shown_where_there_is_none(self, command: str) -> None:
+        text = COMMANDS[command].format_help()
+        assert "None" not in text
+        assert "False" not in text
+        assert "examples:\n  python -m sr_zoo " in text
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_examples_are_words_that_the_command_takes(self, command: str) -> None:
+        lines = (COMMANDS[command].epilog or "").splitlines()[1:]
+        assert lines
+        for line in lines:
+            words = shlex.split(line.removeprefix("  python -m sr_zoo "))
+            options, unknown = make_parser()[0].parse_known_args(words)
+            assert (options.command, unknown) == (command, [])
+
+    def test_the_version_names_what_a_report_of_a_fault_needs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            main(["--version"])
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith(f"filterattr {filterattr.__version__}, torch {torch.__version__}, ")
 
 
 class TestNumbers:
@@ -258,7 +310,7 @@ class TestOutputs:
         monkeypatch.setattr("sr_zoo.cli.restore.restore_picture", _never)
         more = ["--weights", "target.safetensors", "--device", "cpu", "--out"]
         assert "JPEG cannot" in refused(["restore", "clear.png", *more, "o.jpg"], capsys)
-        assert "holds at most 16383" in refused(["restore", "wide.png", *more, "o.webp"], capsys)
+        assert "stores at most 16383" in refused(["restore", "wide.png", *more, "o.webp"], capsys)
 
     def test_an_empty_name_is_no_file(self) -> None:
         with pytest.raises(OutputError, match="must end in"):
@@ -486,8 +538,8 @@ class TestKey:
 
     def test_keys_that_nothing_takes_are_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         own = ["attribute", "base.safetensors", "target.safetensors", *self.PAIR[2:], "--key"]
-        assert "these files hold one network each" in refused([*own, "params"], capsys)
-        assert "these files hold one network each" in refused([*own, "params", "params"], capsys)
+        assert "these files hold one each" in refused([*own, "params"], capsys)
+        assert "these files hold one each" in refused([*own, "params", "params"], capsys)
         mixed = ["attribute", "base.safetensors", *self.PAIR[1:], "--key", "params", "networks.after"]
         assert "'base.safetensors' holds one network and takes no key" in refused(mixed, capsys)
         assert "got 3" in refused([*own, "a", "b", "c"], capsys)

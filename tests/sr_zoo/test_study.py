@@ -612,7 +612,7 @@ class TestCommandLine:
         words += ["--images", str(folders / "photos"), "--quick", "--crop", "32", "--dry-run", "--out"]
         assert main([*words, str(folders / "out")]) == 0
         printed = capsys.readouterr().out
-        assert "in all" in printed
+        assert "in total" in printed
         assert all(stage.name in printed for stage in STAGES)
         assert not (folders / "out").exists()
 
