@@ -62,7 +62,7 @@ class MaskObjective:
 
     Example:
         >>> from filterattr import FilterAttributor
-        >>> from filterattr.analysis import weight_change
+        >>> from filterattr.analysis import Outputs, weight_change
         >>> base, target = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
         >>> with torch.no_grad():
         ...     _ = base.weight.zero_(), target.weight.copy_(torch.eye(2))

@@ -68,29 +68,26 @@ def found_in(source: str) -> list[str]:
 MODULES = sorted(path for package in ("filterattr", "sr_zoo") for path in (ROOT / package).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_written_but_by_the_one_writer(path: Path) -> None:
-    place = path.relative_to(ROOT).as_posix()
-    if place == WRITER:
-        return
-    assert [call for call in found_in(path.read_text()) if (place, call) not in EXCEPTIONS] == []
+def test_nothing_is_written_but_by_the_one_writer() -> None:
+    places = {path.relative_to(ROOT).as_posix(): path.read_text() for path in MODULES}
+    calls = {(place, call) for place, source in places.items() if place != WRITER for call in found_in(source)}
+    assert WRITER in places
+    assert calls == EXCEPTIONS
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_can_be_saved_is_saved_by_the_one_writer(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name == "save" and not is_protocol(node):
-            called = {name_of(call) for call in ast.walk(node) if isinstance(call, ast.Call)}
-            assert called & (SAVERS | {"save"}), f"{path.name}: save() calls {sorted(called)}"
+def test_what_can_be_saved_is_saved_by_the_one_writer() -> None:
+    n_savers = 0
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "save" and not is_protocol(node):
+                called = {name_of(call) for call in ast.walk(node) if isinstance(call, ast.Call)}
+                assert called & (SAVERS | {"save"}), f"{path.name}: save() calls {sorted(called)}"
+                n_savers += 1
+    assert n_savers > 3
 
 
 def is_protocol(node: ast.FunctionDef) -> bool:
     return all(isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) for part in node.body)
-
-
-def test_every_exception_is_still_there() -> None:
-    for place, call in EXCEPTIONS:
-        assert call in found_in((ROOT / place).read_text())
 
 
 @pytest.mark.parametrize(

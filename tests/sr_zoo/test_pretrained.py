@@ -161,14 +161,14 @@ class TestRefusals:
     def test_a_missing_file_and_a_folder_are_refused(self, tmp_path):
         with pytest.raises(WeightsError, match=r"gone\.pth' cannot be read: No such file"):
             load_checkpoint(small(3), tmp_path / "gone.pth")
-        with pytest.raises(WeightsError, match="cannot be read: Is a directory"):
+        with pytest.raises(WeightsError, match="must hold weights: a file that ends in"):
             load_checkpoint(small(3), tmp_path)
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ([1, 2], "must be a module or a state dict; got list"),
-            (torch.zeros(2), "must be a module or a state dict; got Tensor"),
+            ([1, 2], "must hold names of tensors; it holds list"),
+            (torch.zeros(2), "must hold names of tensors; it holds Tensor"),
             ({"iter": 7, "lr": 0.1}, "must map names to tensors; 'iter', 'lr' hold float, int"),
         ],
     )
