@@ -10,7 +10,7 @@ LINT := lint
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench docs versions study lint clean
+.PHONY: help demo test test-all bench bench-gpu docs versions study lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -33,6 +33,11 @@ bench: $(STAMP)  ## measure speed and memory: one table, printed and put into th
 	mkdir -p .benchmarks
 	$(BIN)/python -m pytest tests/benchmarks -m "not slow" --benchmark-only --benchmark-json=.benchmarks/results.json --benchmark-disable-gc --benchmark-columns=median,rounds -q
 	$(BIN)/python -m tests.benchmarks.table .benchmarks/results.json docs/explanation/benchmarks.md
+
+bench-gpu: $(STAMP)  ## the same on a CUDA device, in five minutes: one table, printed and put into the docs
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest tests/benchmarks/test_on_a_card.py --benchmark-only --benchmark-json=.benchmarks/card.json --benchmark-disable-gc --benchmark-columns=median,rounds -q -rs
+	$(BIN)/python -m tests.benchmarks.table .benchmarks/card.json docs/explanation/benchmarks_on_a_card.md
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev,docs]"

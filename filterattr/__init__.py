@@ -22,6 +22,7 @@ from filterattr.files.checkpoints import load_state
 from filterattr.intervention import blend, swapped, train_only
 from filterattr.recorder import PathRecorder
 from filterattr.results.attribution import FilterAttribution
+from filterattr.results.cost import CostEstimate
 from filterattr.results.scores import FilterScores, FilterSelection, contrast
 from filterattr.results.signed import expected_removed, signed_contrast
 from filterattr.units.builders import attention_heads, output_channels, recurrent_gates
@@ -37,6 +38,7 @@ __version__ = "0.2.0"
 __all__ = [
     "ChannelAttribution",
     "ChannelAttributor",
+    "CostEstimate",
     "DistributedError",
     "FilterAttrError",
     "FilterAttrWarning",

@@ -6,14 +6,17 @@ r"""The integral of the loss gradient along the path, times the weight change, p
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path as FilePath
+from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from filterattr.errors import (
     FilterAttrWarning,
@@ -21,8 +24,9 @@ from filterattr.errors import (
 )
 from filterattr.estimators.base import AttributionTask, Estimator, Precision, check_precision
 from filterattr.estimators.pooled import Until
-from filterattr.estimators.settings import EstimatorSettings
-from filterattr.integral.path import Path
+from filterattr.estimators.settings import DEFAULT_STEPS, EstimatorSettings
+from filterattr.files.lazy import mapped_state
+from filterattr.integral.path import Path, sum_type
 from filterattr.jobs.checkpoint import JobFile
 from filterattr.jobs.distributed import Message, ProcessGroup
 from filterattr.jobs.progress import Progress as Progress
@@ -32,18 +36,21 @@ from filterattr.jobs.samples import pair_note, series
 from filterattr.loss.checks import Loss as Loss
 from filterattr.loss.checks import check_call
 from filterattr.model.context import GradientMode, ModelLock, training_warning
-from filterattr.model.fitting import Side, fit_states, rounding_warning
+from filterattr.model.fitting import Side, fit_states, is_number, rounding_warning
 from filterattr.model.random_state import CallersRandomness
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
 from filterattr.model.swap import ParameterSwap, restoring
 from filterattr.renamed import renamed
 from filterattr.results.attribution import FilterAttribution, warning_text
+from filterattr.results.cost import CostEstimate
 from filterattr.units.groups import UnitLike
 from filterattr.units.layouts import REGISTERED
 from filterattr.units.select import Select, doubts_of_units, first_names, scored_parameters, single_weights
-from filterattr.units.unit import ScoredParameter
+from filterattr.units.unit import STATISTICS, ScoredParameter, units_of
 
 Aggregate: TypeAlias = Literal["per_sample", "pooled"]
+Keep: TypeAlias = Literal["all", "signed"]
+Weights: TypeAlias = StateLike | str | PathLike[str]
 
 
 class FilterAttributor:
@@ -102,8 +109,8 @@ class FilterAttributor:
 
     def attribute(
         self,
-        base: StateLike,
-        target: StateLike,
+        base: Weights,
+        target: Weights,
         loss: Loss,
         data: Iterable[Any] | None = None,
         *,
@@ -117,6 +124,7 @@ class FilterAttributor:
         allow_unused: str | Sequence[str] = (),
         precision: Precision | None = None,
         internal_batch_size: int | None = None,
+        keep: Keep = "all",
         checkpoint: str | PathLike[str] | None = None,
         distributed: bool = False,
         progress: Progress = None,
@@ -131,7 +139,9 @@ class FilterAttributor:
 
         Args:
             base: Weights that lack the function: a module or a state dict (wrappers, ``"params_ema"`` and ``module.``
-                are looked through).
+                are looked through), or a path: a file of `torch.save` or safetensors, or a folder as Hugging Face
+                libraries write it. Safetensors are mapped into memory, so that no copy of them is held. Weights in the
+                type, device and layout of the model are used where they lie, and must stay as they are meanwhile.
             target: Weights that have it.
             loss: ``loss(model)``, or ``loss(model, sample)`` if ``data`` is given; returns one real scalar. Sum
                 or average as you like: scores are linear in the loss. The paper's is the squared error summed over
@@ -167,9 +177,14 @@ class FilterAttributor:
                 the samples of a pass are at the same node, and each gets its own gradient: faster where samples and
                 network are small, and the same scores but for rounding. Shared are those that are tuples,
                 lists and mappings of tensors of the same shapes, and of the same numbers and texts; others are
-                evaluated by themselves. Costs memory: for every sample, its part of the pass and three float32 copies
-                of what moves along the path. Where that does not suffice, the number is halved, with a warning. The
+                evaluated by themselves. Costs memory: for every sample, its part of the pass and two copies of what
+                moves along the path. Where that does not suffice, the number is halved, with a warning. The
                 loss stays that of one sample; `torch.func.vmap` must be able to map it over samples.
+            keep: Which scores are kept. ``"all"`` keeps every reduction of `FilterAttribution.scores`; the paper's,
+                ``"sum_of_abs"``, needs a number for every weight. ``"signed"`` keeps ``"sum"`` and ``"abs_of_sum"``:
+                gradients are reduced to units while the backward pass runs, no memory is needed for every weight, and
+                the weights of a node are written once for eight samples. A sample may be a batch, if the loss sums
+                over its rows: ``"sum"`` then is that of all rows, over the number of batches.
             checkpoint: File that keeps what is done.
             distributed: Share the samples with the other ranks of the default process group.
             progress: ``True`` or ``False`` for a progress bar, a function of ``(done, total)`` passes, or ``None`` for
@@ -186,8 +201,8 @@ class FilterAttributor:
                 mapped over samples although ``internal_batch_size`` asks for it: it draws random numbers, reads values
                 of tensors, or writes in place, as batch normalisation in train mode does.
             NonFiniteError: A loss or gradient is infinite or not a number; its place on the path is named.
-            ModelChangedError: The loss replaced, trained or wrote to parameters of the model, or another thread is
-                computing with other weights in it.
+            ModelChangedError: The loss replaced, trained or wrote to parameters of the model, another thread is
+                computing with other weights in it, or something has written to base or target during the call.
             StorageError: The checkpoint cannot be written, is damaged, or belongs to another job.
             DistributedError: Another rank failed, died, or was given something else.
 
@@ -223,7 +238,7 @@ class FilterAttributor:
             claim.take()
             mode.enter()
             caller.enter()
-            plan = EstimatorSettings(method, n_steps, tolerance, aggregate, until, batch_size)
+            plan = EstimatorSettings(method, n_steps, tolerance, aggregate, until, batch_size, keep)
             run = plan.run(self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision))
             if checkpoint is None and ranks.size == 1:
                 return (run, None), {}
@@ -258,10 +273,76 @@ class FilterAttributor:
             warnings.warn(reason, FilterAttrWarning, stacklevel=2)
         return attribution
 
+    def estimate(
+        self,
+        base: Weights,
+        target: Weights,
+        loss: Loss,
+        data: Sequence[Any] | None = None,
+        *,
+        n_steps: int | None = None,
+        keep: Keep = "all",
+        **settings: Any,
+    ) -> CostEstimate:
+        """Say what `attribute` will cost: passes, seconds and bytes.
+
+        Five nodes of the first sample are computed, and the fastest of them counts. Bytes are counted from shapes.
+        What the loss needs by itself, such as activations, is not among them.
+
+        Args:
+            base: As for `attribute`.
+            target: As for `attribute`.
+            loss: As for `attribute`.
+            data: Samples that can be counted and asked for by number, such as a list or a map-style data set.
+            n_steps: As for `attribute`.
+            keep: As for `attribute`.
+            **settings: Further arguments of `attribute` about the path: ``buffers``, ``allow_unused``, ``precision``.
+
+        Returns:
+            The estimate.
+
+        Raises:
+            SettingError: The data cannot be counted, or hold nothing.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> base, target = nn.Linear(100, 10), nn.Linear(100, 10)
+            >>> loss = lambda model, x: model(x).square().sum()
+            >>> cost = FilterAttributor(base).estimate(base, target, loss, torch.rand(8, 100), n_steps=4)
+            >>> cost.n_passes, cost.n_units, cost.weight_bytes
+            (32, 1000, 4040)
+        """
+        if data is not None and not (hasattr(data, "__len__") and hasattr(data, "__getitem__") and len(data)):
+            raise SettingError(
+                f"an estimate needs at least one sample, and their number; got {type(data).__name__}. Pass a list or a "
+                "data set."
+            )
+        times = [perf_counter()]
+        first = None if data is None else [data[0]]
+        watch = lambda *_: times.append(perf_counter())  # noqa: E731
+        found = self.attribute(base, target, loss, first, n_steps=5, keep=keep, progress=watch, **settings)
+        n_samples = 1 if data is None else len(data)
+        swap = ParameterSwap(self.model)
+        moving = {name: value for name, value in swap.parameters.items() if is_number(value)}
+        sizes = {name: value.numel() * value.element_size() for name, value in moving.items()}
+        sums = {name: value.numel() * sum_type(value).itemsize for name, value in moving.items()}
+        largest = max(sums.values(), default=0)
+        n_units = sum(map(math.prod, units_of(found.parameters).values()))
+        kept = sum(len([name for name in reductions if name in found.means]) for reductions in STATISTICS.values())
+        return CostEstimate(
+            n_samples=n_samples,
+            n_passes=n_samples * (DEFAULT_STEPS if n_steps is None else n_steps),
+            seconds_per_pass=min(after - before for before, after in pairwise(times[1:])),
+            n_units=n_units,
+            weight_bytes=sum(sizes.values()),
+            engine_bytes=sum(sizes.values()) + (largest if found.is_signed else sum(sums.values()) + largest),
+            score_bytes=8 * kept * n_units,
+        )
+
     def _job(
         self,
-        base: StateLike,
-        target: StateLike,
+        base: Weights,
+        target: Weights,
         loss: Loss,
         data: Iterable[Any] | None,
         waypoints: Iterable[StateLike],
@@ -269,19 +350,20 @@ class FilterAttributor:
         allow_unused: str | Sequence[str],
         precision: Precision | None,
     ) -> AttributionTask:
-        """Check and clone what a run needs."""
+        """Check what a run needs."""
         slots = ParameterSwap(self.model)
         parameters = self._scored_parameters(slots)
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
         states = fit_states(
-            plain_state(base, "base", slots.aliases),
-            plain_state(target, "target", slots.aliases),
+            _state_of(base, "base", slots.aliases),
+            _state_of(target, "target", slots.aliases),
             parameters=slots.parameters,
             buffers=slots.buffers,
             aliases=slots.aliases,
             keep_buffers=buffers,
             waypoints=[plain_state(state, f"waypoint {index}", slots.aliases) for index, state in enumerate(waypoints)],
+            names_first=any(isinstance(end, str | PathLike) for end in (base, target)),
         )
         path = Path.through(states)
         check_precision(precision, path.base)
@@ -329,6 +411,12 @@ def _basis_of_units(model: nn.Module, swap: ParameterSwap, unit: UnitLike, selec
     wanted = dict(unit) if isinstance(unit, Mapping) else unit
     chosen = select if select is None or isinstance(select, str) or callable(select) else tuple(select)
     return dict(swap.aliases), modules, shown, wanted, chosen, tuple(REGISTERED)
+
+
+def _state_of(weights: Weights, role: str, names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of weights; those of a file are mapped into memory."""
+    state = mapped_state(FilePath(weights)) if isinstance(weights, str | PathLike) else weights
+    return plain_state(state, role, names)
 
 
 def _job_file(

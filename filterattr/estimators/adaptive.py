@@ -11,7 +11,7 @@ from torch import Tensor
 
 from filterattr.errors import SettingError
 from filterattr.estimators.base import AttributionTask, top_set
-from filterattr.estimators.fixed import PerSampleEstimator
+from filterattr.estimators.fixed import WeightEstimator
 from filterattr.integral.quadrature import NestedQuadrature
 from filterattr.results.attribution import FilterAttribution
 
@@ -19,7 +19,7 @@ DEFAULT_TOLERANCE = 0.01
 DEFAULT_LIMIT = 127
 
 
-class AdaptiveEstimator(PerSampleEstimator):
+class AdaptiveEstimator(WeightEstimator):
     """Refine the nodes of every sample by itself; every gradient that was computed counts in the end.
 
     A sample is done when its completeness error is at most the tolerance, and at most that share of its top 1 % would
@@ -51,7 +51,7 @@ class AdaptiveEstimator(PerSampleEstimator):
         return {"method": "adaptive", "tolerance": self.tolerance, "n_steps": self.limit}
 
     def integrate(self) -> dict[str, Tensor]:
-        """See `PerSampleEstimator.integrate`."""
+        """See `WeightEstimator.integrate`."""
         for end in (0.0, 1.0):
             self.node.evaluate(end)
         losses = self.node.losses_at((0.0, 1.0))
@@ -76,9 +76,9 @@ class AdaptiveEstimator(PerSampleEstimator):
         return counts
 
     def contributions(self) -> Iterator[tuple[str, Tensor]]:
-        """See `PerSampleEstimator.contributions`; the sums stay, as they may go on."""
+        """See `WeightEstimator.contributions`; the sums stay, as they may go on."""
         for name, total in self.node.gradients.sums.items():
-            yield name, self.job.path.times_displacement(name, total, keep=True).mul_(self._scale)
+            yield name, self.job.path.times_displacement(name, total.clone()).mul_(self._scale)
 
     def _look(self, losses: list[float]) -> tuple[Tensor, float]:
         """The top set and the completeness error of the sums so far."""

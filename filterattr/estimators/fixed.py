@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,34 +12,37 @@ from torch import Tensor
 
 from filterattr.estimators.base import AttributionTask, Estimator
 from filterattr.files.fingerprint import fingerprint
-from filterattr.integral.contributions import Contributions
+from filterattr.integral.contributions import Contributions, Totals
 from filterattr.integral.gradients import GradientSums
+from filterattr.integral.node import G
 from filterattr.integral.path import Path
 from filterattr.integral.quadrature import Quadrature
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
-from filterattr.units.unit import STATISTICS, Reduction, kept_as, units_of
+from filterattr.units.unit import REDUCTIONS, STATISTICS, Reduction, kept_as, units_of
 
 _UNKNOWN = torch.full((2,), math.nan, device="cpu")
 _TOTALS = ("total", "remainder", "gap", "scale")
 
 
-class PerSampleEstimator(Estimator[GradientSums]):
+class PerSampleEstimator(Estimator[G]):
     """What runs have in common that integrate every sample by itself; memory does not grow with samples nor nodes.
 
     Args:
         job: What is to be done.
+        gradients: What takes the gradients.
         places: The places on the path that every sample visits, with both ends.
         counts: Name to length of further numbers that are added up over the samples.
     """
 
+    reductions: Collection[Reduction] = REDUCTIONS  # those that are kept
+
     def __init__(
-        self, job: AttributionTask, places: tuple[float, ...], counts: Mapping[str, int] | None = None
+        self, job: AttributionTask, gradients: G, places: tuple[float, ...], counts: Mapping[str, int] | None = None
     ) -> None:
-        super().__init__(job, GradientSums({name: job.path.base[name] for name in job.path.moved()}))
+        super().__init__(job, gradients)
         self.places = places
-        self.attributions = Contributions(job.parameters)
         shapes = {"losses": torch.empty(len(places), device="cpu"), "totals": torch.empty(len(_TOTALS), device="cpu")}
         shapes |= {name: torch.empty(length, device="cpu") for name, length in (counts or {}).items()}
         self.units = units_of(job.parameters)
@@ -61,6 +64,7 @@ class PerSampleEstimator(Estimator[GradientSums]):
             ): f"{statistic}/{kept_as(statistic, reduction, scored) if scored else reduction}/{name}"
             for statistic, reductions in STATISTICS.items()
             for reduction in reductions
+            if reduction in self.reductions
         }
 
     def statistics(self, name: str, scores: Mapping[Reduction, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -75,6 +79,85 @@ class PerSampleEstimator(Estimator[GradientSums]):
             if key not in done:
                 yield key, scores[reduction] if statistic == "means" else scores[reduction].square()
             done.add(key)
+
+    def true_ends(self, losses: list[float]) -> dict[str, Tensor]:
+        """The losses of the present sample at the ends with their own buffers, if those on the path are others.
+
+        Args:
+            losses: Its losses along the path.
+
+        Returns:
+            A term of the sums, or none.
+        """
+        buffers = self.job.path.end_buffers
+        if not buffers:
+            return {}
+        ends = [self.node.loss_of_end(t) if t in buffers else loss for t, loss in ((0.0, losses[0]), (1.0, losses[-1]))]
+        return {"true ends": torch.tensor(ends, dtype=torch.float64, device="cpu")}
+
+    def row(self, totals: Totals, losses: list[float]) -> Iterator[tuple[str, Tensor]]:
+        """What one sample adds beside its scores.
+
+        Args:
+            totals: The sums over all parameters.
+            losses: The losses along the path.
+        """
+        yield "losses", torch.tensor(losses, dtype=torch.float64, device="cpu")
+        yield "unscored", torch.tensor([totals.unscored], dtype=torch.float64, device="cpu")
+        numbers = [totals.signed, totals.remainder, *totals.gap(losses)]
+        yield "totals", torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+    def averages(self) -> dict[str, Any]:
+        """The fields of the result that are means over the samples."""
+        count = self.sums.count
+        averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
+        losses = tuple(averages["losses"].tolist())
+        total, remainder, gap, scale = averages["totals"].tolist()
+        later = [*averages["unscored"].tolist(), *averages.get("true ends", _UNKNOWN).tolist()]
+        unscored, true_base, true_target = (None if math.isnan(value) else value for value in later)
+        means, mean_squares = (
+            {
+                reduction: {name: averages[self._keys[name][statistic, reduction]] for name in self.units}
+                for reduction in reductions
+                if reduction in self.reductions
+            }
+            for statistic, reductions in STATISTICS.items()
+        )
+        return {
+            "loss_base": losses[0],
+            "loss_target": losses[-1],
+            "remainder": remainder,
+            "total": total,
+            "completeness_error": gap / scale if scale else 0.0,
+            "path_places": self.places,
+            "path_losses": losses,
+            "precision": self.job.precision,
+            "cosine": self.job.path.cosine(),
+            "n_samples": count,
+            "parameters": dict(self.job.parameters),
+            "means": means,
+            "mean_squares": mean_squares,
+            "unscored_abs": unscored,
+            "true_loss_base": true_base,
+            "true_loss_target": true_target,
+        }
+
+
+class WeightEstimator(PerSampleEstimator[GradientSums]):
+    """What runs have in common that know the attribution of every weight, and so its absolute value.
+
+    Args:
+        job: What is to be done.
+        places: The places on the path that every sample visits, with both ends.
+        counts: Name to length of further numbers that are added up over the samples.
+    """
+
+    def __init__(
+        self, job: AttributionTask, places: tuple[float, ...], counts: Mapping[str, int] | None = None
+    ) -> None:
+        gradients = GradientSums({name: job.path.base[name] for name in job.path.moved()})
+        super().__init__(job, gradients, places, counts)
+        self.attributions = Contributions(job.parameters)
 
     @abstractmethod
     def integrate(self) -> dict[str, Tensor]:
@@ -101,21 +184,6 @@ class PerSampleEstimator(Estimator[GradientSums]):
             self.sums.add(self._terms(losses[-1], {**more, **self.true_ends(losses[-1])}))
         return losses
 
-    def true_ends(self, losses: list[float]) -> dict[str, Tensor]:
-        """The losses of the present sample at the ends with their own buffers, if those on the path are others.
-
-        Args:
-            losses: Its losses along the path.
-
-        Returns:
-            A term of the sums, or none.
-        """
-        buffers = self.job.path.end_buffers
-        if not buffers:
-            return {}
-        ends = [self.node.loss_of_end(t) if t in buffers else loss for t, loss in ((0.0, losses[0]), (1.0, losses[-1]))]
-        return {"true ends": torch.tensor(ends, dtype=torch.float64, device="cpu")}
-
     def _terms(self, losses: list[float], more: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Everything that one sample adds, one after the other."""
         yield from more.items()
@@ -124,54 +192,17 @@ class PerSampleEstimator(Estimator[GradientSums]):
         totals = self.attributions.totals()
         if not math.isfinite(totals.absolute):
             self.node.check_gradients()
-        yield "losses", torch.tensor(losses, dtype=torch.float64, device="cpu")
-        yield "unscored", torch.tensor([totals.unscored], dtype=torch.float64, device="cpu")
-        row = [totals.signed, totals.remainder, *totals.gap(losses)]
-        yield "totals", torch.tensor(row, dtype=torch.float64, device="cpu")
-
-    def averages(self) -> dict[str, Any]:
-        """The fields of the result that are means over the samples."""
-        count = self.sums.count
-        averages = {name: total.cpu().div_(count) for name, total in self.sums.tensors.items()}
-        losses = tuple(averages["losses"].tolist())
-        total, remainder, gap, scale = averages["totals"].tolist()
-        later = [*averages["unscored"].tolist(), *averages.get("true ends", _UNKNOWN).tolist()]
-        unscored, true_base, true_target = (None if math.isnan(value) else value for value in later)
-        means, mean_squares = (
-            {
-                reduction: {name: averages[self._keys[name][statistic, reduction]] for name in self.units}
-                for reduction in reductions
-            }
-            for statistic, reductions in STATISTICS.items()
-        )
-        return {
-            "loss_base": losses[0],
-            "loss_target": losses[-1],
-            "remainder": remainder,
-            "total": total,
-            "completeness_error": gap / scale if scale else 0.0,
-            "path_places": self.places,
-            "path_losses": losses,
-            "precision": self.job.precision,
-            "cosine": self.job.path.cosine(),
-            "n_samples": count,
-            "parameters": dict(self.job.parameters),
-            "means": means,
-            "mean_squares": mean_squares,
-            "unscored_abs": unscored,
-            "true_loss_base": true_base,
-            "true_loss_target": true_target,
-        }
+        yield from self.row(totals, losses)
 
 
-class FixedEstimator(PerSampleEstimator):
+class FixedEstimator(WeightEstimator):
     r"""The same nodes in every straight segment of the path, for every sample.
 
     .. math:: A_i = \sum_{k=0}^{K-1} (\theta^{k+1}_i - \theta^k_i) \int_0^1
        \frac{\partial L}{\partial \theta_i}\bigl(\theta^k + s\,(\theta^{k+1} - \theta^k)\bigr)\, ds
 
     The signed contributions of the segments add up, for every weight, before any absolute value is taken; that costs
-    one more float64 copy of what moves. With every step of a training among the waypoints this is loss change
+    one more copy of what moves. With every step of a training among the waypoints this is loss change
     allocation (Lan et al., "LCA: Loss Change Allocation for Neural Network Training", NeurIPS 2019, equation 3).
 
     Args:
@@ -188,7 +219,7 @@ class FixedEstimator(PerSampleEstimator):
         super().__init__(job, tuple(sorted({(number + s) / count for number in range(count) for s in inside})))
         self.passes = count * len(quadrature.nodes)
         sums = self.node.gradients.sums if count > 1 else {}
-        self._signed = {name: torch.zeros_like(total, dtype=torch.float64) for name, total in sums.items()}
+        self._signed = {name: torch.zeros_like(total.real) for name, total in sums.items()}
 
     def settings(self) -> dict[str, Any]:
         """See `Estimator.settings`."""
@@ -197,7 +228,7 @@ class FixedEstimator(PerSampleEstimator):
         return {**settings, "list of waypoints": fingerprint(waypoints)} if waypoints else settings
 
     def integrate(self) -> dict[str, Tensor]:
-        """See `PerSampleEstimator.integrate`."""
+        """See `WeightEstimator.integrate`."""
         # the ends first: what is wrong with the loss shows there, before most backward passes
         if len(self.segments) == 1:
             for t in sorted(self.places, key=lambda place: place not in (0.0, 1.0)):
@@ -217,7 +248,7 @@ class FixedEstimator(PerSampleEstimator):
         for number, segment in enumerate(self.segments):
             for s in sorted({0.0, 1.0, *self.coefficients}):
                 t, coefficient = (number + s) / len(self.segments), self.coefficients.get(s)
-                if coefficient is not None or t not in self.node.losses:
+                if coefficient is not None or t not in self.node.visit.losses:
                     self.node.evaluate(t, coefficient)
                 if coefficient is not None:
                     self.advance()
@@ -226,7 +257,7 @@ class FixedEstimator(PerSampleEstimator):
             self.node.gradients.sums[name].copy_(signed)  # is looked at for what is not finite
 
     def contributions(self) -> Iterator[tuple[str, Tensor]]:
-        """See `PerSampleEstimator.contributions`."""
+        """See `WeightEstimator.contributions`."""
         if self._signed:
             yield from self._signed.items()
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from filterattr.estimators.base import AddUp, AttributionTask, Estimator, top_set
 from filterattr.integral.gradients import GradientAccumulator
-from filterattr.integral.path import Path
+from filterattr.integral.path import Path, sum_type
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
@@ -55,14 +55,17 @@ class PooledGradients(GradientAccumulator):
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:
         """See `GradientAccumulator.take`."""
-        values = self._path.times_displacement(name, gradient, coefficient, keep=True)
+        values = self._path.times_displacement(name, gradient.to(sum_type(gradient)).mul(coefficient))
         check = values.sum()
         self._checks[name] = self._checks[name] + check if name in self._checks else check
         total, difference = (self._sums.tensors[f"{kind}/{name}"] for kind in ("sum", "difference"))
         scored = self._parameters.get(name)
         if scored is not None:
             signs = (total if self._sums.count else values).sign()
-            parts = {"signed": scored.unit.reduce(values), "signs": scored.unit.reduce(signs.mul_(values))}
+            parts = {
+                "signed": scored.unit.reduce(values).double(),
+                "signs": scored.unit.reduce(signs.mul_(values)).double(),
+            }
             known = self.units.setdefault(scored.key(name), {})
             for kind, part in parts.items():
                 known[kind] = known[kind] + part if kind in known else part.clone()

@@ -10,6 +10,7 @@ from filterattr.estimators.base import AttributionTask, Estimator
 from filterattr.estimators.batched.estimator import BatchedEstimator
 from filterattr.estimators.fixed import FixedEstimator
 from filterattr.estimators.pooled import PooledEstimator, Until
+from filterattr.estimators.signed import SignedEstimator
 from filterattr.integral.quadrature import RULES, NestedQuadrature, Quadrature
 
 DEFAULT_METHOD = "gausslegendre"
@@ -26,6 +27,7 @@ class EstimatorSettings:
         aggregate: ``"per_sample"`` or ``"pooled"``.
         until: When a pooled run stops.
         samples_per_pass: How many samples may be evaluated at once.
+        keep: ``"all"`` scores, or the ``"signed"`` ones.
 
     Raises:
         SettingError: A setting is unknown, or does not go together with the others.
@@ -39,6 +41,7 @@ class EstimatorSettings:
         aggregate: str = "per_sample",
         until: Until | None = None,
         samples_per_pass: int = 1,
+        keep: str = "all",
     ) -> None:
         self._tolerance, self._until = tolerance, until
         self._is_pooled, self._is_adaptive = aggregate == "pooled", method == "adaptive"
@@ -46,6 +49,8 @@ class EstimatorSettings:
             raise SettingError(f"method must be one of {', '.join((*RULES, 'adaptive'))}; got {method!r}.")
         if aggregate not in ("per_sample", "pooled"):
             raise SettingError(f'aggregate must be "per_sample" or "pooled"; got {aggregate!r}.')
+        self._is_signed = keep == "signed"
+        self._check_keep(keep, samples_per_pass)
         if self._is_pooled and method is not None:
             raise SettingError(
                 f'aggregate="pooled" draws its nodes by itself: leave out method={method!r}. n_steps is the number of '
@@ -72,6 +77,15 @@ class EstimatorSettings:
             self.n_steps = DEFAULT_STEPS if n_steps is None else n_steps
             self._quadrature = Quadrature.rule(method or DEFAULT_METHOD, self.n_steps)
 
+    def _check_keep(self, keep: str, samples_per_pass: int) -> None:
+        if keep not in ("all", "signed"):
+            raise SettingError(f'keep must be "all" or "signed"; got {keep!r}.')
+        if self._is_signed and (self._is_pooled or self._is_adaptive or samples_per_pass != 1):
+            raise SettingError(
+                'keep="signed" needs a rule with fixed nodes and passes of one sample; leave out aggregate="pooled", '
+                'method="adaptive" and internal_batch_size. A sample may be a batch whose loss sums over its rows.'
+            )
+
     def run(self, job: AttributionTask) -> Estimator[Any]:
         """Prepare the run.
 
@@ -94,6 +108,8 @@ class EstimatorSettings:
             return AdaptiveEstimator(
                 job, DEFAULT_TOLERANCE if self._tolerance is None else self._tolerance, self.n_steps
             )
+        if self._is_signed:
+            return SignedEstimator(job, self._quadrature)
         if job.path.waypoints and self.samples_per_pass > 1:
             raise SettingError(
                 f"internal_batch_size={self.samples_per_pass} needs a straight path; leave it out, or the waypoints."

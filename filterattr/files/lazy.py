@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,43 @@ def stored_weights(path: str | Path, *, key: str | None = None) -> dict[str, Sto
     """
     tensors = stored_tensors(path, key=key)
     return {plain: tensors[name] for plain, name in plain_names(tensors, path).items()}
+
+
+def mapped_state(path: str | Path) -> dict[str, Tensor]:
+    """Map the weights of a checkpoint into memory: the system reads what is used, and forgets it where memory is short.
+
+    Only safetensors can be mapped. Files of `torch.save` and of this library are read as a whole.
+
+    Args:
+        path: A file, or a folder as Hugging Face libraries write it.
+
+    Returns:
+        Name to tensor, without the prefixes of trainers. What is written to them does not reach the file.
+
+    Raises:
+        StorageError: As for `stored_weights`.
+        StateMismatchError: As for `stored_weights`.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> save_file({"w": torch.ones(2)}, path)
+        >>> mapped_state(path)
+        {'w': tensor([1., 1.])}
+    """
+    files: dict[Path, mmap.mmap] = {}
+    state = {}
+    for name, tensor in stored_weights(path).items():
+        if tensor.held is not None or tensor.begin % tensor.dtype.itemsize or not tensor.numel:
+            state[name] = tensor.read()
+            continue
+        if tensor.path not in files:
+            with reading(tensor.path) as (stream, _):
+                files[tensor.path] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        flat = torch.frombuffer(files[tensor.path], dtype=tensor.dtype, count=tensor.numel, offset=tensor.begin)
+        state[name] = flat.view(tensor.shape)
+    return state
 
 
 def stored_tensors(path: str | Path, *, key: str | None = None) -> dict[str, StoredTensor]:

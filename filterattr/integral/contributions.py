@@ -59,7 +59,7 @@ class Contributions:
         """Yield the scores of every parameter or group.
 
         Args:
-            attributions: Parameter name and the attributions of its weights, float64, which are used up.
+            attributions: Parameter name and the attributions of its weights, which are used up.
 
         Yields:
             Name, and its scores in all reductions.
@@ -73,8 +73,6 @@ class Contributions:
                 self._absolute[name] = self._sum(values.abs_())
                 continue
             signed = self._reduce(scored.unit, values)
-            if signed.data_ptr() == values.data_ptr():  # every weight is a unit
-                signed = signed.clone()
             self._absolute[name] = self._sum(values.abs_())
             scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": self._reduce(scored.unit, values)}
             if scored.group is None:
@@ -105,10 +103,10 @@ class Contributions:
         return found
 
     def _sum(self, values: Tensor) -> Tensor:
-        return values.sum()
+        return values.sum().double()
 
     def _reduce(self, unit: Unit, values: Tensor) -> Tensor:
-        return unit.reduce(values)
+        return _double_copy(unit.reduce(values), values)
 
 
 class BatchedContributions(Contributions):
@@ -127,11 +125,15 @@ class BatchedContributions(Contributions):
         return self._totals(count)
 
     def _sum(self, values: Tensor) -> Tensor:
-        return values.flatten(1).sum(1)
+        return values.flatten(1).sum(1).double()
 
     def _reduce(self, unit: Unit, values: Tensor) -> Tensor:
-        reduced: Tensor = vmap(unit.reduce)(values)
-        return reduced
+        return _double_copy(vmap(unit.reduce)(values), values)
+
+
+def _double_copy(units: Tensor, weights: Tensor) -> Tensor:
+    """Scores of units in float64, in memory of their own: where every weight is a unit, they are the weights'."""
+    return units.clone() if units.data_ptr() == weights.data_ptr() and units.dtype == torch.float64 else units.double()
 
 
 def _with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:

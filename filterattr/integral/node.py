@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from filterattr.errors import LossError, NonFiniteError, is_out_of_memory, name_some
+from filterattr.errors import LossError, ModelChangedError, NonFiniteError, is_out_of_memory, name_some
 from filterattr.integral.gradients import GradientAccumulator
 from filterattr.integral.path import Path
-from filterattr.loss.checks import Loss, check_scalar, first_nonfinite_output
+from filterattr.loss.checks import Agreement, Loss, agreement_of, check_scalar, first_nonfinite_output
 from filterattr.loss.out_of_memory import advice, sizes_of
 from filterattr.loss.repeats import changed_by, roots_of
 from filterattr.loss.sample_watch import SampleWatch, fresh
-from filterattr.model.context import Autocast
+from filterattr.model.context import Autocast, keep_freed_memory
 from filterattr.model.random_state import RandomState, Turn, seed_all
-from filterattr.model.swap import ParameterSwap, restoring
+from filterattr.model.swap import ParameterSwap, WriteGuard, restoring
 
 G = TypeVar("G", bound=GradientAccumulator)
+T = TypeVar("T")
 
-_LARGEST_BLOCK = 30 * 2**20  # glibc looks no further than 32 MiB
+
+@dataclass
+class Visit:
+    """One sample on the path.
+
+    Attributes:
+        arguments: What the loss gets after the model.
+        seed: Seed of the sample's randomness, the same at every place.
+        where: The sample, for messages.
+        watch: Finds out whether the loss changes the sample.
+        sizes: Shapes of its tensors.
+        losses: Place to loss, float64.
+        coefficients: Place to coefficient, where a gradient was taken.
+        is_quiet: Whether the loss is known to draw nothing.
+    """
+
+    arguments: tuple[Any, ...] = ()
+    seed: int = 0
+    where: str = ""
+    watch: SampleWatch | None = None
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    losses: dict[float, Tensor] = field(default_factory=dict)
+    coefficients: dict[float, float] = field(default_factory=dict)
+    is_quiet: bool = False
 
 
 class PathNode(Generic[G]):
-    """The user's loss at places of the path, one sample at a time; the model is given back after every place.
+    """The user's loss at places of the path, for one sample at a time; the model is given back after every pass.
 
     Args:
         model: The model that the loss is given.
@@ -42,7 +66,8 @@ class PathNode(Generic[G]):
         slots: The slots of the model.
         path: The path.
         moved: The parameters that change along the path.
-        losses: Place to loss of the current sample, float64.
+        visit: The current sample, and what was seen of it.
+        keeps_points: Whether the weights of a place stay as they are for the next pass at the same place.
         doubt: Why the loss may be another function at every node; empty if nothing says so.
         gradients: What the gradients of the current sample add up to, for the parameters that change along the path;
             the others count exactly 0 and cost neither time nor memory.
@@ -58,11 +83,11 @@ class PathNode(Generic[G]):
         gradients: G,
         autocast: Autocast | None = None,
     ) -> None:
-        _keep_freed_memory()
+        keep_freed_memory()
         self.path = path
         self.moved = path.moved()
         self.gradients = gradients
-        self.losses: dict[float, Tensor] = {}
+        self.visit = Visit()
         self.doubt = ""
         self._model = model
         self.slots = slots
@@ -73,15 +98,12 @@ class PathNode(Generic[G]):
         modes = () if self._autocast is None else (self._autocast.restore,)
         self.give_back = (*modes, slots.restore, torch.clear_autocast_cache)
         self._line, self._point, self._weights = path.side_by_side()
-        self._coefficients: dict[float, float] = {}
-        self._arguments: tuple[Any, ...] = ()
-        self._seed = 0
-        self._is_quiet = False
-        self._sample: SampleWatch | None = None
+        self.keeps_points = False
+        self._written: float | None = None  # the place whose weights the memory holds
+        self._is_rest_written = False
+        self._ends = WriteGuard(end for corner in (path.base, *path.waypoints, path.target) for end in corner.items())
         self._n_started = 0
         self._is_traced = False
-        self._where = ""
-        self._sizes: list[tuple[int, ...]] = []
         self._fitted: list[tuple[int, ...]] = []
 
     def start(self, arguments: tuple[Any, ...], seed: int, index: int) -> None:
@@ -92,12 +114,11 @@ class PathNode(Generic[G]):
             seed: Seed of the sample's randomness, the same at every place.
             index: Number of the sample, for messages.
         """
-        self._arguments, self._seed = arguments, seed
-        self._sample = SampleWatch(arguments, index, with_arrays=not self._n_started) if arguments else None
+        self.visit = Visit(arguments, seed)
+        if arguments:
+            self.visit.watch = SampleWatch(arguments, index, with_arrays=not self._n_started)
+            self.visit.where, self.visit.sizes = f" (sample {index})", sizes_of(arguments)
         self._n_started += 1
-        self._where = f" (sample {index})" if arguments else ""
-        self._sizes = sizes_of(arguments) if arguments else []
-        self.losses, self._coefficients, self._is_quiet = {}, {}, False
         self.gradients.reset()
 
     def evaluate(self, t: float, coefficient: float | None = None) -> Tensor:
@@ -115,6 +136,7 @@ class PathNode(Generic[G]):
             ModelChangedError: The loss replaced or trained parameters.
             RuntimeError: PyTorch's own error for lack of memory passes through; a note at it says what would help.
         """
+        visit = self.visit
         try:
             leaves, tensors = self.leaves_at(t)
             moved = {name: leaves[name] for name in self.moved} if coefficient is not None else {}
@@ -123,27 +145,28 @@ class PathNode(Generic[G]):
             def one_pass() -> Tensor:
                 seeded = self._begin(turns)
                 with self.slots.holding(tensors):
-                    value = self.compute(self._arguments)
+                    value = self.compute(visit.arguments)
                     if moved and coefficient is not None:
                         self.gradients.take_all(value, moved, coefficient)
+                    self._keep_written(t, leaves)
                     # draws of other threads cannot lie in between: this one has its turn
-                    self._is_quiet = seeded.is_untouched() if seeded else self._is_quiet
+                    visit.is_quiet = seeded.is_untouched() if seeded else visit.is_quiet
                     return value.detach().to(torch.float64)
 
             give_back = (*self.give_back, *(turn.release for turn in turns))
-            self.losses[t] = restoring(one_pass, *give_back, tensors.clear, leaves.clear, moved.clear)
+            visit.losses[t] = restoring(one_pass, *give_back, tensors.clear, leaves.clear, moved.clear)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 device = next(iter(self.path.base.values())).device
-                where, narrow = f"t = {t:.4g}{self._where}", self._autocast is not None
-                error.add_note(advice(error, where, self._arguments, device, self._fitted, narrow=narrow))
+                where, narrow = f"t = {t:.4g}{visit.where}", self._autocast is not None
+                error.add_note(advice(error, where, visit.arguments, device, self._fitted, narrow=narrow))
             raise
-        if self._sample is not None:
-            self._sample.check()
+        if visit.watch is not None:
+            visit.watch.check()
         if coefficient is not None:
-            self._coefficients[t] = coefficient
-            self._fitted = max(self._fitted, self._sizes, key=lambda sizes: sum(map(math.prod, sizes)))
-        return self.losses[t]
+            visit.coefficients[t] = coefficient
+            self._fitted = max(self._fitted, visit.sizes, key=lambda sizes: sum(map(math.prod, sizes)))
+        return visit.losses[t]
 
     def loss_of_end(self, t: float) -> float:
         """Evaluate the loss of the present sample at base or target with all buffers of that end.
@@ -154,21 +177,24 @@ class PathNode(Generic[G]):
         Returns:
             The loss.
         """
-        leaves, rest = self.leaves_at(t)
-        rest |= {name: value.clone() for name, value in self.path.end_buffers.get(t, {}).items()}
-        tensors = {**leaves, **rest}
+        value = self._at(t, self.path.end_buffers.get(t, {}), lambda: float(self.compute(self.visit.arguments).item()))
+        if self.visit.watch is not None:
+            self.visit.watch.check()
+        return value
+
+    def _at(self, t: float, buffers: Mapping[str, Tensor], work: Callable[[], T]) -> T:
+        """Do something while the model holds the weights of a place, and some other buffers."""
+        leaves, tensors = self.leaves_at(t)
+        tensors |= {name: value.clone() for name, value in buffers.items()}
         turns = self._turns()
 
-        def one_pass() -> float:
+        def holding() -> T:
             self._begin(turns)
             with self.slots.holding(tensors):
-                return float(self.compute(self._arguments).detach())
+                return work()
 
-        give_back = (*self.give_back, *(turn.release for turn in turns))
-        value = restoring(one_pass, *give_back, tensors.clear, leaves.clear)
-        if self._sample is not None:
-            self._sample.check()
-        return value
+        releases = [turn.release for turn in turns]
+        return restoring(holding, *self.give_back, *releases, tensors.clear, leaves.clear)
 
     def losses_at(self, places: Sequence[float]) -> list[float]:
         """Fetch losses of the current sample, and refuse infinite ones wherever it has been visited.
@@ -180,14 +206,16 @@ class PathNode(Generic[G]):
             The losses there.
 
         Raises:
+            ModelChangedError: Something has written to base or target.
             NonFiniteError: With the place on the path, and where in the network the trouble starts.
         """
-        values = torch.stack(list(self.losses.values())).tolist()  # the device is waited for once
-        found = dict(zip(self.losses, values, strict=True))
+        self.check_ends()
+        values = torch.stack(list(self.visit.losses.values())).tolist()  # the device is waited for once
+        found = dict(zip(self.visit.losses, values, strict=True))
         for t, value in found.items():
             if not math.isfinite(value):
                 raise NonFiniteError(
-                    f"the loss must be finite along the whole path; got {value} at t = {t:.4g}{self._where}"
+                    f"the loss must be finite along the whole path; got {value} at t = {t:.4g}{self.visit.where}"
                     f"{self._first_trouble(t)}."
                 )
         return [found[t] for t in places]
@@ -202,7 +230,7 @@ class PathNode(Generic[G]):
         if not found:
             return
         place = ""
-        for t, coefficient in list(self._coefficients.items()):
+        for t, coefficient in list(self.visit.coefficients.items()):
             self.gradients.reset()
             self.evaluate(t, coefficient)
             there = self.gradients.find_nonfinite()
@@ -210,7 +238,8 @@ class PathNode(Generic[G]):
                 found, place = there, f" at t = {t:.4g}"
                 break
         raise NonFiniteError(
-            f"the gradient of {name_some(found)} must be finite; got {next(iter(found.values()))}{place}{self._where}."
+            f"the gradient of {name_some(found)} must be finite; got {next(iter(found.values()))}{place}"
+            f"{self.visit.where}."
         )
 
     def check_used(self, allow_unused: Collection[str]) -> None:
@@ -239,29 +268,27 @@ class PathNode(Generic[G]):
         Raises:
             LossError: It is not, by more than rounding; what has changed is named, as far as it can be found.
         """
-        t, first = next(iter(self.losses.items()))
-        count = len(self.losses)
-        values = [first, *self.losses.values(), self.evaluate(t)]
-        self.losses[t] = first
-        before, *known, again = torch.stack(values).tolist()
-        gap, size, change = abs(again - before), max(map(abs, known)), max(known) - min(known)
-        rounding = self._rounding()
-        if gap <= self._silence(rounding, change / (size or 1.0)) * size:
+        t, first = next(iter(self.visit.losses.items()))
+        values = [first, *self.visit.losses.values(), self.evaluate(t)]
+        self.visit.losses[t] = first
+        *known, again = torch.stack(values).tolist()
+        agreement = agreement_of(known, again, self._kinds(), is_on_processor=first.device.type == "cpu")
+        if agreement is Agreement.SAME:
             return
         text = (
-            f"the loss must be the same function at every node, but it is {before:.9g} and {again:.9g} at t = {t:.4g}, "
-            f"at first and after {count} evaluations{self._where}. {self._cause(t, first)}"
+            f"the loss must be the same function at every node, but it is {known[0]:.9g} and {again:.9g} at "
+            f"t = {t:.4g}, at first and after {len(known) - 1} evaluations{self.visit.where}. {self._cause(t, first)}"
         )
-        if not gap <= rounding * size:
+        if agreement is Agreement.NONE:
             raise LossError(text)
         self.doubt = text
 
     def _cause(self, t: float, known: Tensor) -> str:
         """Say why two evaluations at one place differ, as far as another one can tell."""
         state = RandomState()
-        changed = changed_by(lambda: self.evaluate(t), roots_of(self._loss, self._model, self._arguments))
+        changed = changed_by(lambda: self.evaluate(t), roots_of(self._loss, self._model, self.visit.arguments))
         is_same_draw = state.is_untouched()
-        self.losses[t] = known
+        self.visit.losses[t] = known
         if changed:
             return (
                 f"Every evaluation changes {name_some(changed)}. Keep it as it is, or make it anew inside of the loss."
@@ -273,24 +300,10 @@ class PathNode(Generic[G]):
             "or write to a file. Draw with torch.rand and the like, whose seed is the same at every node."
         )
 
-    def _rounding(self) -> float:
-        """What two evaluations of the same may differ by, where the order of sums is not fixed."""
-        kinds = {value.dtype for value in self.path.base.values()}
-        if self._autocast is not None:
-            kinds.add(torch.bfloat16)
-        rounding = math.sqrt(max(torch.finfo(kind).eps for kind in kinds))
-        return rounding if self._is_on_cpu() else max(rounding, 1e-3)
-
-    def _silence(self, rounding: float, change: float) -> float:
-        """What two evaluations may differ by without a word; both are relative to the largest loss.
-
-        Where sums have a fixed order, two evaluations of the same have the same bits.
-        """
-        least = min(rounding, 4 * rounding**2 + 1e-3 * change)
-        return min(least, max(8 * rounding**2, 1e-10)) if self._is_on_cpu() else least
-
-    def _is_on_cpu(self) -> bool:
-        return next(iter(self.path.base.values())).device.type == "cpu"
+    def _kinds(self) -> set[torch.dtype]:
+        """The types that the loss computes in."""
+        narrow = {torch.bfloat16} if self._autocast is not None else set()
+        return {value.dtype for value in self.path.base.values()} | narrow
 
     def compute(self, arguments: tuple[Any, ...], *, differentiable: bool = True) -> Tensor:
         """Run the loss in its precision, while the model holds what it shall; `give_back` brings the user's back.
@@ -335,9 +348,9 @@ class PathNode(Generic[G]):
             The random state, if it shall be looked at whether the sample needs any: then it waits for its turn at all
             places, and otherwise for no thread that draws.
         """
-        if all(turn.take(wait=not self._is_quiet) for turn in turns):
-            seed_all(self._seed)
-        return RandomState() if turns and not self.losses else None
+        if all(turn.take(wait=not self.visit.is_quiet) for turn in turns):
+            seed_all(self.visit.seed)
+        return RandomState() if turns and not self.visit.losses else None
 
     def leaves_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
         """The weights of one place; their memory is that of every place, as fresh memory costs more than to fill it.
@@ -349,7 +362,9 @@ class PathNode(Generic[G]):
             Name to fresh leaf for what moves or could, and name to tensor for every slot: these leaves, and clones of
             what stays the same along any path.
         """
-        self._line.write(t, self._point)
+        if t != self._written:
+            self._line.write(t, self._point, only_moved=self._is_rest_written)
+        self._written, self._is_rest_written = None, False
         # no detach(): leaves in one buffer would count each other's writes
         leaves = {name: nn.Parameter(value.data) for name, value in self._weights.items()}
         tensors: dict[str, Tensor] = dict(leaves)
@@ -358,29 +373,30 @@ class PathNode(Generic[G]):
             tensors[name] = nn.Parameter(value.clone(), requires_grad=False) if is_parameter else value.clone()
         return leaves, tensors
 
+    def _keep_written(self, t: float, leaves: Mapping[str, Tensor]) -> None:
+        """Remember what need not be written again, unless the loss has written to its weights."""
+        if not any(leaf._version for leaf in leaves.values()):
+            # along a chain of segments what rests in one of them moves in another
+            self._is_rest_written = t not in (0.0, 1.0) and not self.path.waypoints
+            self._written = t if self.keeps_points else None
+
+    def check_ends(self) -> None:
+        """Make sure that nobody has written to base, target or waypoints since the beginning.
+
+        Raises:
+            ModelChangedError: The loss or another thread has; the parameters are named.
+        """
+        written = self._ends.written()
+        if not written:
+            return
+        raise ModelChangedError(
+            "base, target and waypoints must stay as they are during the call, but something has written to "
+            f"{name_some(sorted(set(written)))}. Pass copies of weights that a training goes on with."
+        )
+
     def _first_trouble(self, t: float) -> str:
         """Name the module whose output is the first that is not finite."""
-        leaves, tensors = self.leaves_at(t)
-        turns = self._turns()
-
-        def search() -> str | None:
-            self._begin(turns)
-            with self.slots.holding(tensors):
-                return first_nonfinite_output(self._model, lambda: self.compute(self._arguments))
-
-        releases = [turn.release for turn in turns]
-        name = restoring(search, *self.give_back, *releases, tensors.clear, leaves.clear)
+        name = self._at(t, {}, lambda: first_nonfinite_output(self._model, lambda: self.compute(self.visit.arguments)))
         if name is None:
             return ""
         return f", first seen in the output of '{name}'" if name else ", first seen in the output of the model"
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a pass frees for the next pass, instead of giving it back and asking for it again.
-
-    Its allocator gives the top of the heap back once that is twice as large as the largest block that was ever freed;
-    with the activations of every pass that cost 3 to 6 % of the time. The block is never touched, and so costs nothing;
-    glibc remembers it, so that once is enough.
-    """
-    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8, device="cpu")

@@ -6,7 +6,7 @@ With waypoints it is a chain of K straight segments, each 1/K of [0, 1] long.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -18,11 +18,12 @@ from filterattr.model.fitting import FittedStates, Rounded
 _ROUNDING = 1e-9  # of a place between two corners
 SMALL = 2**13  # entries; an operation on fewer costs more for its call than for its work
 _ALIGNMENT = 64  # entries
-PIECE = 2**16  # entries; two float64 pieces stay in a processor's second cache
 
 
 class Path:
-    """Both end points, checked against the model and cloned, and the points between them.
+    """Both end points, which fit the model, and the points between them.
+
+    Nothing is ever written to the tensors, which may be the user's.
 
     Attributes:
         base: First name of each moving parameter to its value at t = 0, in the model's type, device and layout.
@@ -50,6 +51,7 @@ class Path:
         self.waypoints = tuple(waypoints)
         self.rounded = dict(rounded or {})
         self.end_buffers = dict(end_buffers or {})
+        self._line: Path | None = None
 
     @classmethod
     def through(cls, states: FittedStates) -> Path:
@@ -74,12 +76,15 @@ class Path:
         corners = (self.base, *self.waypoints, self.target)
         return tuple(Path(first, second, self.fixed) for first, second in pairwise(corners))
 
-    def write(self, t: float, out: Mapping[str, Tensor]) -> None:
-        """Write the point at a place: exact copies of the end points at 0 and 1, float64 in between.
+    def write(self, t: float, out: Mapping[str, Tensor], *, only_moved: bool = False) -> None:
+        """Write the point at a place: exact copies of the end points at 0 and 1, and one operation for every parameter.
+
+        On accelerators it is one operation for all parameters of a type, as launching one costs more than its work.
 
         Args:
             t: Place on the path, 0 base, 1 target.
             out: Parameter name to a tensor in the model's type and layout.
+            only_moved: Whether what does not change along the path is left alone.
 
         Example:
             >>> path, point = Path({"w": torch.zeros(2)}, {"w": torch.ones(2)}, {}), {"w": torch.empty(2)}
@@ -88,15 +93,23 @@ class Path:
             {'w': tensor([0.2500, 0.2500])}
         """
         segment, place = self.segment_at(t)
-        moved = set() if place in (0.0, 1.0) else set(segment.moved())
+        moved = [] if place in (0.0, 1.0) else [name for name in segment.moved() if name in out]
         end = segment.target if place == 1.0 else segment.base
-        for name, point in out.items():
-            if name not in moved:
-                point.copy_(end[name])
-                continue
-            tensors = point, segment.base[name], segment.target[name]
-            for piece, first, second in zip(*map(flat_pieces, tensors), strict=True):
-                piece.copy_(torch.lerp(wide(first), wide(second), place))
+        for name in () if only_moved and moved else out.keys() - set(moved):
+            out[name].copy_(end[name])
+        together: list[str] = []
+        for name in moved:
+            point, first, second = out[name], segment.base[name], segment.target[name]
+            if point.dtype.itemsize == 1 or point.dtype == torch.complex32:  # nothing computes in these
+                point.copy_(torch.lerp(first.to(sum_type(first)), second.to(sum_type(second)), place))
+            elif point.device.type == "cpu":
+                torch.lerp(first, second, place, out=point)
+            else:
+                together.append(name)
+        if together:
+            points, firsts, seconds = ([of[name] for name in together] for of in (out, segment.base, segment.target))
+            torch._foreach_copy_(points, firsts)
+            torch._foreach_lerp_(points, seconds, place)
 
     def side_by_side(self) -> tuple[Path, dict[str, Tensor], dict[str, Tensor]]:
         """Lay small tensors that move side by side, so that one operation writes all of them.
@@ -117,39 +130,43 @@ class Path:
                 end[name] = part.copy_(end[name])
             rest = [end[name] for name in end if name not in small]
             ends.append(dict(zip(point, [*longer, *rest], strict=True)))
-        line = Path(ends[0], ends[1], self.fixed) if small else self
-        return line, point, {name: views[name] if name in small else point[name] for name in self.base}
+        self._line = Path(ends[0], ends[1], self.fixed) if small else None
+        return self._line or self, point, {name: views[name] if name in small else point[name] for name in self.base}
 
-    def times_displacement(self, name: str, values: Tensor, factor: float = 1.0, *, keep: bool = False) -> Tensor:
-        r"""Multiply with ``target - base``, in float64 and in pieces, so that no whole change is held.
+    def displacement(self, name: str, out: Tensor | None = None) -> Tensor:
+        """The change of a parameter along a straight path, in its `sum_type`.
 
         Args:
             name: Name of a parameter.
-            values: Dense, of its shape or with samples in front, in its layout or contiguous; the complex conjugate
+            out: Where to write it: contiguous, of the parameter's shape and its `sum_type`; ``None`` for new memory.
+
+        Example:
+            >>> Path({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.5, 4.0])}, {}).displacement("w")
+            tensor([0.5000, 2.0000])
+        """
+        base, target = self.base[name], self.target[name]
+        if out is None:
+            out = torch.empty_like(base, dtype=sum_type(base))
+        return torch.sub(target, base, out=out) if out.dtype == base.dtype else out.copy_(target).sub_(base)
+
+    def times_displacement(self, name: str, values: Tensor) -> Tensor:
+        r"""Multiply with ``target - base``.
+
+        Args:
+            name: Name of a parameter.
+            values: Of its `sum_type` and shape, or with samples in front; they are used up. The complex conjugate
                 counts where the parameter is complex.
-            factor: What ``target - base`` is multiplied with before.
-            keep: Whether ``values`` are left alone; otherwise they are float64 (complex128), and used up.
 
         Returns:
-            :math:`\Re(\overline{v}\,(\theta - \bar\theta))`, real, in the memory of ``values`` or of a copy.
+            :math:`\Re(\overline{v}\,(\theta - \bar\theta))`, real, in the memory of ``values``.
 
         Example:
             >>> path = Path({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.5, 4.0])}, {})
-            >>> path.times_displacement("w", torch.tensor([10.0, 10.0], dtype=torch.float64))
-            tensor([ 5., 20.], dtype=torch.float64)
+            >>> path.times_displacement("w", torch.tensor([10.0, 10.0]))
+            tensor([ 5., 20.])
         """
-        base, target = self.base[name], self.target[name]
-        if keep:
-            values = torch.empty_like(base, dtype=wide_type(base)).copy_(values)
-        for piece, first, second in _alike(values, base, target):
-            change = wide(second) - wide(first)
-            if factor != 1.0:
-                change.mul_(factor)
-            if piece.is_complex():
-                piece.copy_(piece.conj() * change)
-            else:
-                piece.mul_(change)
-        return values.real if values.is_complex() else values
+        change = self.displacement(name)
+        return values.conj_physical_().mul_(change).real if values.is_complex() else values.mul_(change)
 
     def moved(self) -> list[str]:
         """List the parameters that change along the path."""
@@ -160,17 +177,18 @@ class Path:
         if self.waypoints:
             moved = {name for segment in self.segments for name in segment.moved()}
             return [name for name in self.base if name in moved]
-        return [name for name in self.base if not torch.equal(self.base[name], self.target[name])]
+        return [name for name in self.base if _differ(self.base[name], self.target[name])]
 
     def cosine(self) -> float:
         """Cosine of the angle between all weights of base and of target; 1 if both are equal."""
-        dot = norm_base = norm_target = 0.0
-        for name in self.base:
-            for pair in zip(flat_pieces(self.base[name]), flat_pieces(self.target[name]), strict=True):
-                first, second = (wide(_real(piece)) for piece in pair)
-                dot += float(first @ second)
-                norm_base += float(first @ first)
-                norm_target += float(second @ second)
+        line = self if self._line is None else self._line  # few long tensors instead of many small ones
+        rows: dict[torch.device, list[Tensor]] = {}
+        for name, base in line.base.items():
+            first, second = (_real(end).to(sum_type(_real(end))) for end in (base, line.target[name]))
+            pairs = (first, second), (first, first), (second, second)
+            rows.setdefault(base.device, []).append(torch.stack([(one * other).sum() for one, other in pairs]).double())
+        sums = [torch.stack(found).sum(0).tolist() for found in rows.values()]
+        dot, norm_base, norm_target = map(math.fsum, zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
         product = math.sqrt(norm_base * norm_target)
         return dot / product if product else float(norm_base == norm_target)
 
@@ -196,15 +214,11 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor).reshape(-1) if tensor.is_complex() else tensor
 
 
-def _alike(values: Tensor, base: Tensor, target: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Cut values, which may have samples in front, and both ends into the same pieces."""
-    size = base.numel()
-    if values.shape == base.shape and size <= PIECE:
-        return [(values, base, target)]
-    if values.stride()[values.ndim - base.ndim :] != base.stride():
-        base, target = base.contiguous(), target.contiguous()
-    rows = values.as_strided((values.numel() // max(1, size), size), (size, 1))
-    return zip(torch.split(rows, PIECE, 1), flat_pieces(base), flat_pieces(target), strict=True)
+def _differ(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors differ; those that do mostly do so in the first entries."""
+    if first.ndim and len(first) > 1 and not torch.equal(first[0], second[0]):
+        return True
+    return not torch.equal(first, second)
 
 
 def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -220,31 +234,19 @@ def _corners(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     return corners[1:]
 
 
-def flat_pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Cut a tensor without gaps into flat views; tensors of the same layout are cut alike.
+def sum_type(tensor: Tensor) -> torch.dtype:
+    """The type that gradients of a tensor are added up in: float32, unless the tensor is finer or complex.
 
     Args:
-        tensor: Dense, in any order of its dimensions.
-
-    Returns:
-        Views in the order of the memory.
+        tensor: A parameter.
 
     Example:
-        >>> [len(piece) for piece in flat_pieces(torch.zeros(70_000))]
-        [65536, 4464]
+        >>> sum_type(torch.zeros(1, dtype=torch.bfloat16)), sum_type(torch.zeros(1, dtype=torch.float64))
+        (torch.float32, torch.float64)
     """
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return torch.split(flat, PIECE) if flat.numel() > PIECE else (flat,)
-
-
-def wide_type(tensor: Tensor) -> torch.dtype:
-    """``float64``, or ``complex128`` for complex tensors."""
-    return torch.complex128 if tensor.is_complex() else torch.float64
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in its `wide_type`: itself if it has it already."""
-    return tensor.to(wide_type(tensor))
+    if tensor.is_complex():
+        return torch.complex128 if tensor.dtype == torch.complex128 else torch.complex64
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def side_by_side(tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -1,9 +1,11 @@
-"""What the user's loss must be: callable, a real scalar, finite."""
+"""What the user's loss must be: callable, a real scalar, finite, and the same function at every node."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +14,41 @@ from torch import Tensor, nn
 from filterattr.errors import (
     LossError,
 )
+
+
+class Agreement(Enum):
+    """How two evaluations of the same agree."""
+
+    SAME = "but for the order of sums"
+    ROUNDED = "but for a rounding that is larger than it should be"
+    NONE = "not at all"
+
+
+def agreement_of(known: list[float], again: float, kinds: set[torch.dtype], *, is_on_processor: bool) -> Agreement:
+    """Compare a loss with what it was before at the same place.
+
+    Args:
+        known: The losses before, that at the place first.
+        again: The loss at the place now.
+        kinds: The types that it is computed in.
+        is_on_processor: Whether sums have a fixed order, so that two evaluations of the same have the same bits.
+
+    Returns:
+        How they agree; what rounding may change is taken as the root of what the types round.
+
+    Example:
+        >>> agreement_of([1.0, 2.0], 1.5, {torch.float32}, is_on_processor=True)
+        <Agreement.NONE: 'not at all'>
+    """
+    rounding = math.sqrt(max(torch.finfo(kind).eps for kind in kinds))
+    rounding = rounding if is_on_processor else max(rounding, 1e-3)
+    gap, size, change = abs(again - known[0]), max(map(abs, known)), max(known) - min(known)
+    silence = min(rounding, 4 * rounding**2 + 1e-3 * change / (size or 1.0))
+    if is_on_processor:
+        silence = min(silence, max(8 * rounding**2, 1e-10))
+    if gap <= silence * size:
+        return Agreement.SAME
+    return Agreement.ROUNDED if gap <= rounding * size else Agreement.NONE
 
 
 def first_nonfinite_output(model: nn.Module, run: Callable[[], object]) -> str | None:

@@ -1,4 +1,4 @@
-"""State dicts checked against a model and copied in its types and layouts; everything wrong is in one message."""
+"""State dicts checked against a model, in its types and layouts; everything wrong is in one message."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from filterattr.errors import StateMismatchError, listed, name_some
 
 Side = Literal["base", "target"]
 
+_CURE = " Load both from the same architecture."
 _ROUNDED_LIMIT = 0.1  # of the changes of a parameter
 
 
@@ -53,8 +54,9 @@ def fit_states(
     aliases: Mapping[str, str],
     keep_buffers: Side | None = None,
     waypoints: Sequence[Mapping[str, Tensor]] = (),
+    names_first: bool = False,
 ) -> FittedStates:
-    """Check state dicts against a model and clone them.
+    """Check state dicts against a model; what is of another type, device or layout than the model's is copied.
 
     Buffers cannot be part of the path, as derivatives with respect to running statistics do not exist. Where base
     and target agree on one, their value is used. Where they differ, ``keep_buffers`` chooses; without it,
@@ -69,6 +71,7 @@ def fit_states(
         aliases: Every name of the model to its first name.
         keep_buffers: Which end's buffers to use where they differ.
         waypoints: State dicts that the path passes through; those that repeat the point before them are left out.
+        names_first: Whether wrong names and shapes are told without a look at the values, which are in files.
 
     Returns:
         What fits.
@@ -84,12 +87,14 @@ def fit_states(
     for role, state in {"base": base, **corners, "target": target}.items():
         found[role], wrong = by_first_name(role, state, parameters, buffers, aliases)
         findings += wrong
-    moving = {name: own for name, own in parameters.items() if _is_number(own)}
+    if names_first and findings:
+        raise StateMismatchError(f"base and target must both fit the model: {'; '.join(findings)}.{_CURE}")
+    moving = {name: own for name, own in parameters.items() if is_number(own)}
     ends: dict[str, dict[str, Tensor]] = {}
     for role, values in found.items():
-        ends[role] = {name: _clone_like(values[name], own) for name, own in moving.items() if name in values}
+        ends[role] = {name: _fitted(values[name], own) for name, own in moving.items() if name in values}
         findings += _find_unusable(role, values, ends[role])
-    cure = " Load both from the same architecture." if findings else ""
+    cure = _CURE if findings else ""
     fixed, wrong = _fixed(found["base"], found["target"], parameters, buffers, keep_buffers)
     findings += wrong
     if findings:
@@ -218,7 +223,7 @@ def _fixed(
     undetermined: list[str] = []
     chosen = {"base": base, "target": target, None: {}}[keep_buffers]
     for name, own in {**parameters, **buffers}.items():
-        if name in parameters and _is_number(own):
+        if name in parameters and is_number(own):
             continue
         values = [end[name] for end in (base, target) if name in end]
         if len(values) == 2 and _equal(values[0], values[1], own):
@@ -229,7 +234,7 @@ def _fixed(
                 findings.append(f"'{name}' is {own.dtype} and differs, but cannot move along a path")
         else:
             value = chosen.get(name, own)
-            if values and name not in chosen and _is_number(own):
+            if values and name not in chosen and is_number(own):
                 undetermined.append(name)
         fixed[name] = _clone_like(value, own)
     if undetermined and keep_buffers is None:
@@ -251,18 +256,32 @@ def _other_buffers(
         for name, own in buffers.items()
         if name in state and not _equal(state[name], fixed[name], own)
     }
-    return others if any(_is_number(value) for value in others.values()) else {}
+    return others if any(is_number(value) for value in others.values()) else {}
 
 
-def _is_number(tensor: Tensor) -> bool:
+def is_number(tensor: Tensor) -> bool:
     """Whether a tensor can move along a path: counters and masks cannot."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _equal(first: Tensor, second: Tensor, own: Tensor) -> bool:
     """Compare two values as the model would hold them; NaN equals NaN."""
+    if first.data_ptr() == second.data_ptr() and first.stride() == second.stride() and first.dtype == second.dtype:
+        return True  # one tensor under two names
     first, second = (value.detach().to(device=own.device, dtype=own.dtype) for value in (first, second))
     return bool(((first == second) | ((first != first) & (second != second))).all())
+
+
+def _fitted(value: Tensor, own: Tensor) -> Tensor:
+    """The value itself if it lies as the model's own does, and otherwise a copy that does.
+
+    Tensors made in inference mode are copied: they do not tell when somebody writes to them.
+    """
+    is_plain = type(value) in (Tensor, nn.Parameter) and not (value.is_inference() or value.is_neg() or value.is_conj())
+    dense = torch.empty_like(own, device="meta").stride()
+    if is_plain and (value.dtype, value.device, value.stride()) == (own.dtype, own.device, dense):
+        return value.detach()
+    return _clone_like(value, own)
 
 
 def _clone_like(value: Tensor, own: Tensor) -> Tensor:

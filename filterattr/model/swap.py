@@ -7,7 +7,7 @@ version counters without copying any of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +31,36 @@ class Owner:
     module: nn.Module
     path: str
     local: str
+
+
+class WriteGuard:
+    """Finds out that something has written to tensors; those made in inference mode do not tell.
+
+    Args:
+        tensors: Names and tensors.
+
+    Example:
+        >>> weight = torch.zeros(2)
+        >>> guard = WriteGuard([("w", weight)])
+        >>> _ = weight.add_(1)
+        >>> guard.written()
+        ['w']
+    """
+
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self._tensors = [(name, tensor) for name, tensor in tensors if not tensor.is_inference()]
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was written before."""
+        self._versions = [tensor._version for _, tensor in self._tensors]
+
+    def written(self) -> list[str]:
+        """Name what was written to since the beginning."""
+        if [tensor._version for _, tensor in self._tensors] == self._versions:
+            return []
+        both = zip(self._tensors, self._versions, strict=True)
+        return [name for (name, tensor), before in both if tensor._version != before]
 
 
 class ParameterSwap:
@@ -66,8 +96,7 @@ class ParameterSwap:
         self._held: dict[str, Tensor] = {}
         self._kinds: dict[str, _Kind] = {}
         self._marks: dict[str, dict[str, Any]] = {}  # that people leave on their parameters
-        self._resting: dict[str, Tensor] = {}  # the model's own tensors, but those made in inference mode
-        self._versions: list[int] = []
+        self._resting = WriteGuard(())
         self._dirty = False
         first_names: dict[int, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
@@ -98,7 +127,7 @@ class ParameterSwap:
         holdings = self._holdings or self._look_around()
         self._dirty = True
         self._held = dict(tensors)
-        self._versions = [tensor._version for tensor in self._resting.values()]
+        self._resting.begin()
         for name, tensor in tensors.items():
             if name in self._marks:
                 tensor.__dict__.update(self._marks[name])
@@ -136,10 +165,8 @@ class ParameterSwap:
                 f"a parameter was replaced while the loss ran: {name_some(replaced)}. The loss must not assign, "
                 "convert (.half(), .to()) or load weights, and one model must not be used by two calls at once."
             )
-        versions = [tensor._version for tensor in self._resting.values()]
-        if versions != self._versions:
-            both = zip(self._resting, self._versions, versions, strict=True)
-            written = [name for name, before, now in both if before != now]
+        written = self._resting.written()
+        if written:
             raise ModelChangedError(
                 f"the model's own weights were written to while the loss ran: {name_some(written)}. The loss must only "
                 "compute, with the model it is given; what it wrote elsewhere cannot be undone."
@@ -166,11 +193,11 @@ class ParameterSwap:
 
     def _look_around(self) -> Holdings:
         """Find once, before anything is exchanged, what every exchange needs."""
-        own = {**self.parameters, **self.buffers}
-        self._resting = {name: tensor for name, tensor in own.items() if not tensor.is_inference()}
-        self._kinds = {name: (own.dtype, own.device, own.shape) for name, own in self.parameters.items()}
-        self._marks = {name: own.__dict__ for name, own in self.parameters.items() if own.__dict__}
-        self._holdings = Holdings(self._modules.values(), own)
+        registered = {**self.parameters, **self.buffers}
+        self._resting = WriteGuard(registered.items())
+        self._kinds = {name: (value.dtype, value.device, value.shape) for name, value in self.parameters.items()}
+        self._marks = {name: value.__dict__ for name, value in self.parameters.items() if value.__dict__}
+        self._holdings = Holdings(self._modules.values(), registered)
         return self._holdings
 
 

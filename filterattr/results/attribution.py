@@ -28,6 +28,7 @@ from filterattr.results.scores import FilterScores
 from filterattr.results.stored import complete, described, parameters_of, stored_tensor
 from filterattr.units.unit import (
     REDUCTIONS,
+    SIGNED,
     STATISTICS,
     ReadOnly,
     Reduction,
@@ -79,7 +80,8 @@ class FilterAttribution:
         method: Name of the quadrature.
         n_steps: Number of its nodes, in every segment.
         parameters: Parameter name to how it is scored.
-        means: Reduction to parameter name to mean scores over the samples.
+        means: Reduction to parameter name to mean scores over the samples; ``keep="signed"`` leaves out
+            ``"sum_of_abs"``.
         mean_squares: The same for the squared scores; ``"sum"`` stands for ``"abs_of_sum"``, too.
         n_segments: Number of straight parts of the path, 1 without waypoints; each is as long in ``path_places``.
         aggregate: ``"per_sample"`` or ``"pooled"``. A pooled attribution has seen no sample at both ends, so that its
@@ -131,7 +133,7 @@ class FilterAttribution:
         """Keep numbers once that are equal because every weight is a unit."""
         for name, scored in self.parameters.items():
             for reduction in held:
-                kept = held[kept_as(statistic, reduction, scored)].get(name)
+                kept = held.get(kept_as(statistic, reduction, scored), {}).get(name)
                 tensor = held[reduction].get(name)
                 if kept is not None and tensor is not None and kept is not tensor and torch.equal(kept, tensor):
                     held[reduction][name] = kept
@@ -141,6 +143,8 @@ class FilterAttribution:
         rule = f"{self.method} {self.n_steps}{f' in each of {self.n_segments} segments' * (self.n_segments > 1)}"
         if self.tolerance is not None:
             rule = f"{self.method} to {self.tolerance:g} with {self.mean_steps:.3g} nodes in the mean"
+        if self.is_signed:
+            rule += ", signed scores alone"
         if self.aggregate == "pooled":
             rule += f", pooled, agreement {self.agreement:.3g}"
         lines = [
@@ -186,7 +190,8 @@ class FilterAttribution:
     def path_numbers(self) -> PathNumbers:
         """The numbers that `concerns` is about."""
         ends = self.true_loss_base, self.true_loss_target
-        scored = math.fsum(float(scores.sum()) for scores in kept_by(self.means["sum_of_abs"]).values())
+        sizes = self.means["abs_of_sum" if self.is_signed else "sum_of_abs"]
+        scored = math.fsum(float(size.sum()) for size in kept_by(sizes).values())
         unscored = abs(self.remainder) if self.unscored_abs is None else self.unscored_abs
         return PathNumbers(
             losses=self.path_losses,
@@ -195,6 +200,11 @@ class FilterAttribution:
             completeness_error=self.completeness_error,
             remainder_share=unscored / (unscored + scored) if unscored else 0.0,
         )
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether ``keep="signed"`` left out what needs the attribution of every weight."""
+        return "sum_of_abs" not in self.means
 
     def scores(self, reduction: Reduction = "sum_of_abs") -> FilterScores:
         r"""Scores of all units.
@@ -208,7 +218,7 @@ class FilterAttribution:
             The scores.
 
         Raises:
-            SettingError: The reduction is unknown.
+            SettingError: The reduction is unknown, or was not kept.
 
         References:
             Xie et al., "Finding Discriminative Filters for Specific Degradations in Blind Super-Resolution", NeurIPS
@@ -216,6 +226,11 @@ class FilterAttribution:
         """
         if reduction not in REDUCTIONS:
             raise SettingError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}.")
+        if reduction not in self.means:
+            raise SettingError(
+                f'the scores "{reduction}" were not kept, as attribute was called with keep="signed"; there are '
+                f'{", ".join(self.means)}. Take one of these, or call attribute with keep="all".'
+            )
         return FilterScores(self.means[reduction], self.parameters)
 
     def standard_errors(self, reduction: Reduction = "sum_of_abs") -> FilterScores:
@@ -242,9 +257,11 @@ class FilterAttribution:
         """Summarise every scored parameter.
 
         Returns:
-            One row a parameter, in the order of the network.
+            One row a parameter, in the order of the network. With ``keep="signed"`` the absolute values are those of
+            the units' sums.
         """
-        sizes = {name: float(tensor.sum()) for name, tensor in kept_by(self.means["sum_of_abs"]).items()}
+        kept = self.means["abs_of_sum" if self.is_signed else "sum_of_abs"]
+        sizes = {name: float(tensor.sum()) for name, tensor in kept_by(kept).items()}
         total = math.fsum(sizes.values())
         return [
             LayerSummary(
@@ -274,6 +291,7 @@ class FilterAttribution:
         }
         description: dict[str, Any] = {name: getattr(self, name) for name in (*_PLAIN_FIELDS, *_OPTIONAL_FIELDS)}
         description["parameters"] = described(self.parameters)
+        description |= {"keep": "signed"} if self.is_signed else {}
         write_tensors(path, "attribution", tensors, description)
 
     @classmethod
@@ -294,6 +312,7 @@ class FilterAttribution:
             parameters = parameters_of(description)
             fields = {name: _plain(name, description[name]) for name in _PLAIN_FIELDS}
             fields |= {name: _optional(name, description.get(name)) for name in _OPTIONAL_FIELDS}
+            is_signed = description.get("keep") == "signed"
             means, mean_squares = (
                 {
                     reduction: {
@@ -301,6 +320,7 @@ class FilterAttribution:
                         for name, shape in units_of(parameters).items()
                     }
                     for reduction in reductions
+                    if reduction in SIGNED or not is_signed
                 }
                 for statistic, reductions in STATISTICS.items()
             )
@@ -316,7 +336,8 @@ def warning_text(attribution: FilterAttribution) -> str | None:
     Returns:
         The text of its warning, or ``None``.
     """
-    if not attribution.remainder and not any(bool(values.any()) for values in attribution.scores().kept.values()):
+    kept: Reduction = "abs_of_sum" if attribution.is_signed else "sum_of_abs"
+    if not attribution.remainder and not any(bool(values.any()) for values in attribution.scores(kept).kept.values()):
         return (
             "every attribution is 0: the loss does not change with any weight that differs between base and target. If "
             "both are one model that was trained in place, keep its weights from before: copy.deepcopy(model)."

@@ -23,6 +23,7 @@ Reduction: TypeAlias = Literal["sum_of_abs", "abs_of_sum", "sum"]
 K = TypeVar("K")
 V = TypeVar("V")
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+SIGNED: tuple[Reduction, ...] = ("abs_of_sum", "sum")  # what needs no attribution of every weight
 # what is averaged over samples; abs_of_sum and sum have the same square
 STATISTICS: dict[str, tuple[Reduction, ...]] = {"means": REDUCTIONS, "mean_squares": ("sum_of_abs", "sum")}
 
@@ -321,9 +322,22 @@ def sum_over_units(values: Mapping[str, Tensor], parameters: Mapping[str, Scored
         >>> sum_over_units(ones, {"a": half("both"), "b": half("both")})
         {'both': tensor([6., 6.])}
     """
+    return add_members({name: scored.unit.reduce(values[name]) for name, scored in parameters.items()}, parameters)
+
+
+def add_members(scores: Mapping[str, Tensor], parameters: Mapping[str, ScoredParameter]) -> dict[str, Tensor]:
+    """Add up the scores of the members of every group.
+
+    Args:
+        scores: Parameter name to one number per unit; what is not among the parameters is left out.
+        parameters: Parameter name to how it is scored.
+
+    Returns:
+        Name of the parameter or group to one number per unit.
+    """
     sums: dict[str, Tensor] = {}
     for name, scored in parameters.items():
-        reduced = scored.unit.reduce(values[name])
-        key = scored.key(name)
-        sums[key] = sums[key] + reduced if key in sums else reduced
+        if name in scores:
+            key = scored.key(name)
+            sums[key] = sums[key] + scores[name] if key in sums else scores[name]
     return sums

@@ -260,10 +260,11 @@ print(-(call(20) - call(180)))
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert int(done.stdout) <= 2 * MEGABYTE
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
     @pytest.mark.parametrize("n_layers", [1, 8])
-    def test_at_most_six_copies_of_the_parameters_are_held(self, n_layers):
-        """Both ends, the leaves and the float64 sums are five; float64 needs some more of one parameter at a time."""
+    def test_few_copies_of_the_parameters_are_held(self, n_layers):
+        """The leaves and the sums are two; the change of one parameter comes on top."""
         width = 2400 // round(n_layers**0.5)
 
         def build():
@@ -280,5 +281,5 @@ print(-(call(20) - call(180)))
         attributor = FilterAttributor(model, unit="filter")
         before = allocated()
         peak = peak_of(lambda: attributor.attribute(base, target, watched, n_steps=3))
-        assert (max(seen) - before) / size > 4
-        assert (max(peak, *seen) - before) / size <= 6 + 1  # the bare passes need one for the gradients
+        assert (max(seen) - before) / size > 1.9
+        assert (max(peak, *seen) - before) / size <= 2.3 + 1  # the bare passes need one for the gradients

@@ -211,3 +211,25 @@ def test_what_does_not_move_is_kept_once() -> None:
         path.write(t, point)
         for name, value in point.items():
             torch.testing.assert_close(value, network.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keep", ["all", "signed"])
+def test_what_moves_in_one_segment_alone_rests_at_its_corner_in_the_others(keep: str) -> None:
+    base, target = chain(2)
+    middle = {**base.state_dict(), "0.weight": target.state_dict()["0.weight"]}
+    attributor = FilterAttributor(base, select="*")
+    seen: list[Tensor] = []
+
+    def loss(model: nn.Module, sample: Tensor) -> Tensor:
+        seen.append(model[0].weight.detach().clone())
+        return squared_sum(model, sample)
+
+    found = attributor.attribute(base, target, loss, [image()], waypoints=[middle], n_steps=3, keep=keep)
+    ends = base.state_dict()["0.weight"], target.state_dict()["0.weight"]
+    inside = [value for value in seen if not any(torch.equal(value, end) for end in ends)]
+    assert len(inside) == 3  # the nodes of the first segment; all others have the weight of an end
+    parts = [
+        attributor.attribute(first, second, squared_sum, [image()], n_steps=3, keep=keep).scores("sum").flat()
+        for first, second in ((base, middle), (middle, target))
+    ]
+    torch.testing.assert_close(found.scores("sum").flat(), parts[0] + parts[1], rtol=1e-5, atol=1e-7)
