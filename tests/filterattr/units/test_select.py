@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -20,12 +21,15 @@ from filterattr import (
     Group,
     LossError,
     SettingError,
+    Unit,
     UnitError,
     output_channels,
 )
 from filterattr.activations.attributor import _select_layers
 from filterattr.analysis.rankings import magnitude
+from filterattr.model.swap import ParameterSwap
 from filterattr.units.groups import UnitLike
+from filterattr.units.select import scored_parameters
 
 
 def scored(model: nn.Module, **settings: Any) -> dict[str, tuple[int, ...]]:
@@ -287,3 +291,54 @@ def test_what_is_scored_follows_lists_and_mappings_that_are_changed_in_place() -
     assert list(outcome(attributor)) == ["a.weight", "b.weight"]
     wanted["*"] = "layer"
     assert outcome(attributor)["b.weight"].units_shape == ()
+
+
+def test_a_predicate_selects_by_name_module_and_parameter() -> None:
+    model, seen = layers(), []
+
+    def select(name: str, module: nn.Module, parameter: nn.Parameter) -> bool:
+        seen.append((name, module, parameter))
+        return name == "a.bias" or isinstance(module, nn.Conv2d)
+
+    assert list(scored(model, select=select)) == ["conv.weight", "conv.bias", "a.bias"]
+    assert seen[0] == ("conv.weight", model["conv"], model["conv"].weight)
+    assert {name for name, _, _ in seen} == set(dict(model.named_parameters()))
+
+
+def test_a_selection_of_nothing_is_refused_with_the_names_that_there_are() -> None:
+    with pytest.raises(
+        UnitError, match=r"at least one parameter must be scored; select=.* leaves none of 'conv\.weight'"
+    ):
+        FilterAttributor(layers(), select=lambda *_: False)
+    with pytest.raises(UnitError, match=r"select=None leaves none of 'weight'"):
+        FilterAttributor(nn.LayerNorm(3, bias=False))
+    with pytest.raises(UnitError, match=r"select=None leaves none of no parameters"):
+        FilterAttributor(nn.ReLU())
+
+
+@pytest.mark.parametrize(("count", "more"), [(4, []), (5, []), (6, ["1"]), (8, ["3"])])
+def test_five_misfits_are_spelt_out_and_the_others_counted(count: int, more: list[str]) -> None:
+    model = nn.Sequential(*(nn.Linear(size + 1, 3) for size in range(count)))
+    with pytest.raises(UnitError) as caught:
+        FilterAttributor(model, unit=Unit("(h d) i -> h", {"h": 2}))
+    named = re.findall(r"'(\d)\.weight': the pattern '\(h d\) i -> h' .*? shape \(3, (\d)\): ", str(caught.value))
+    assert named == [(str(place), str(place + 1)) for place in range(min(count, 5))]
+    assert re.findall(r"chunks of 2(?: \(and (\d) more\))?$", str(caught.value)) == (more or [""])
+
+
+def test_what_the_scores_of_kernels_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("filterattr.units.select._MANY_UNITS", 5)
+    message = r"6 units for 18 weights: their scores take 0\.0 GiB, 4\.0 times"  # 6 float64 numbers a unit
+    with pytest.warns(FilterAttrWarning, match=message):
+        FilterAttributor(nn.Conv1d(2, 3, 3, bias=False), unit="kernel")
+    monkeypatch.setattr("filterattr.units.select._MANY_UNITS", 6)
+    assert scored_silently(nn.Conv1d(2, 3, 3, bias=False), unit="kernel") == {"weight": (3, 2)}
+
+
+def test_layouts_are_guessed_in_silence_without_a_list_for_them() -> None:
+    model = nn.Module()
+    model.up = nn.Parameter(torch.ones(3, 4, 5))
+    guesses: list[str] = []
+    parameters = scored_parameters(model, ParameterSwap(model), "kernel", None, guesses)
+    assert parameters == scored_parameters(model, ParameterSwap(model), "kernel", None)
+    assert guesses == ["up (3, 4, 5) of Module"]
