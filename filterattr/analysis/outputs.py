@@ -151,14 +151,14 @@ class Outputs(Ends):
         }
         return SampleDistances(*({name: both[side] for name, both in known.items()} for side in (0, 1)))
 
-    def changing(self) -> Callable[[FilterSelection], SampleDistances]:
+    def changing(self) -> Callable[..., SampleDistances]:
         """A function from selections to distances of the masked network; it writes what differs from the one before.
 
         Returns:
-            The function, for many selections of the same units.
+            The function, for many selections of the same units; a second argument names the functions to look at.
         """
         state = ChangingState(self)
-        return lambda selection: self.sample_distances(state.with_units(selection))
+        return lambda selection, functions=None: self.sample_distances(state.with_units(selection), functions)
 
     def measure(self, selection: FilterSelection, bootstrap: Bootstrap | None = None) -> MeasuredOutputs:
         """Mask a selection and see where the outputs go, with intervals over the samples.
@@ -341,7 +341,7 @@ class Reversion(Record):
         reverted: How far its outputs come back to base.
         moved: Every other function to how far its outputs leave target.
         null_reverted: Kind of null to what its random sets revert of the function.
-        null_moved: Kind of null to other function to how far the same sets move it.
+        null_moved: Kind of null to other function to how far the same sets move it, if that was looked at.
         n_samples: Function to number of samples.
     """
 
@@ -383,6 +383,7 @@ def reversion(
     generator: torch.Generator | None = None,
     nulls: Sequence[Null] = NULLS,
     draws: int = 99,
+    null_moves: bool = True,
     bootstrap: Bootstrap | None = None,
     progress: Progress = None,
 ) -> Reversion:
@@ -395,6 +396,7 @@ def reversion(
         generator: Source of the random sets, on the CPU; without it there is no null.
         nulls: ``"random"`` matches the number of units, ``"layer-matched"`` that in every parameter.
         draws: Random sets of every kind; each costs a forward pass per sample.
+        null_moves: Look at what random sets move of other functions, too; ``False`` spares their samples.
         bootstrap: For the intervals; `Outputs.bootstrap` by default.
         progress: As in `FilterAttributor.attribute`, counted in sets.
 
@@ -425,6 +427,7 @@ def reversion(
         )
     others = [name for name in outputs.data if name != of]
     nulls = nulls if generator is not None else ()
+    seen = others if null_moves else []
     distances_of = outputs.changing()
     measured = MeasuredOutputs(outputs, distances_of(selection), bootstrap or outputs.bootstrap())
     reverted: dict[str, tuple[float, ...]] = {}
@@ -434,11 +437,11 @@ def reversion(
             drawn = []
             for _ in range(draws):
                 chosen = selection.random(generator, layer_matched=null == "layer-matched")  # type: ignore[arg-type]
-                drawn.append(distances_of(chosen))
+                drawn.append(distances_of(chosen, (of, *seen)))
                 step()
             base, target = outputs.apart_from_base, outputs.apart_from_target
             reverted[null] = tuple(1 - _part(draw.to_base[of], base[of]) for draw in drawn)
-            moved[null] = {name: tuple(_part(draw.to_target[name], target[name]) for draw in drawn) for name in others}
+            moved[null] = {name: tuple(_part(draw.to_target[name], target[name]) for draw in drawn) for name in seen}
     return Reversion(
         function=of,
         count=selection.count,

@@ -34,8 +34,9 @@ class Settings:
         curve_fractions: Sizes of the sets of the masking curves.
         null_fractions: Sizes of the random sets.
         null_draws: Random sets of every size and kind.
-        collateral: Price of what a signed or searched set does to other inputs. On photographs that were trained on, 4
-            kept denoising where 1 took a fifth of it along with deblurring.
+        collateral: Price of what a signed set does to other inputs. On photographs that were trained on, 4 kept
+            denoising where 1 took a fifth of it along with deblurring.
+        search_collateral: Price of what a searched set moves.
         reversion_draws: Random sets that reversion is held against.
         ranking_crops: Search crops for every ranking, the attribution among them.
         ranking_steps: Nodes of the attribution and of the input paths there.
@@ -81,6 +82,7 @@ class Settings:
     null_fractions: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1)
     null_draws: int = 100
     collateral: float = 4.0
+    search_collateral: float = 2.0
     reversion_draws: int = 99
     ranking_crops: int = 24
     ranking_steps: int = 16
@@ -130,8 +132,11 @@ class Settings:
         ]
         if not 0 < self.fraction <= 0.5:
             wrong.insert(0, f"fraction must lie in (0, 0.5]; got {self.fraction}")
-        if not 0 <= self.collateral < math.inf:
-            wrong.append(f"collateral must be at least 0; got {self.collateral}")
+        wrong += [
+            f"{name} must be at least 0; got {getattr(self, name)}"
+            for name in ("collateral", "search_collateral")
+            if not 0 <= getattr(self, name) < math.inf
+        ]
         wrong += [
             f"{name} must ascend inside [0, 1]; got {getattr(self, name)}"
             for name in (

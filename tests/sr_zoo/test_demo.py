@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import contrast
+from filterattr import blend, contrast
 from sr_zoo.cli import main
+from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import DemoResult, draw_pictures, find_and_mask, table
 from sr_zoo.models import SRResNet, TwoBranch
 from sr_zoo.pretrained import save_network
+from sr_zoo.samples import draw_pairs
 
 
 def photograph(seed: int) -> Tensor:
@@ -54,6 +56,29 @@ def test_sets_are_those_of_the_strict_contrast(result: DemoResult) -> None:
     scores = {name: attribution.scores() for name, attribution in result.attributions.items()}
     for name, selection in result.selections.items():
         assert selection == contrast(scores, name, scale="strict").top(0.1)
+
+
+def test_every_set_says_what_it_puts_back_and_moves(result: DemoResult, ends: tuple[nn.Module, nn.Module]) -> None:
+    labels = [one.label for one in result.outputs]
+    assert labels == [row.label for row in result.rows[1 : 1 + len(labels)]]
+    kinds = [label.split(", ")[-1] for label in labels]
+    assert kinds[:4] == ["deblurring kernels", "denoising kernels", "equation 7", "equation 7"]
+    for one in result.outputs:
+        other = {"deblurring": "noise", "denoising": "blur"}[one.label.split()[0].strip(",")]
+        assert set(one.moved) == {other, "clean"}
+    strict = result.outputs[0]
+    base, target = ends
+    inputs = {name: one for name, one in evaluation_inputs(2).items() if name != "both"}
+    data = draw_pairs([photograph(2)], inputs, count=2, size=128, scale=2, seed=1, margin=16)
+    masked = copy.deepcopy(target)
+    masked.load_state_dict(blend(target, base, result.selections["blur"]))
+    with torch.no_grad():
+        said = {
+            role: torch.cat([one(x) for x, _ in data["blur"]])
+            for role, one in (("masked", masked), ("base", base), ("target", target))
+        }
+    away = (said["masked"] - said["base"]).square().sum() / (said["target"] - said["base"]).square().sum()
+    assert strict.reverted == pytest.approx(1 - float(away), abs=1e-4)
 
 
 def test_p_values_count_the_draws(result: DemoResult) -> None:

@@ -6,7 +6,6 @@ test crops only report.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -15,13 +14,12 @@ from torch import Tensor, nn
 
 from filterattr import (
     FilterAttribution,
-    FilterAttrWarning,
     FilterScores,
     FilterSelection,
     SettingError,
     signed_contrast,
 )
-from filterattr.analysis import Outputs, output_curve, output_matrix, reversion, search, specificity
+from filterattr.analysis import SIZES, Outputs, Searched, output_curve, output_matrix, reversion, search, specificity
 from sr_zoo.pair import concerns_are_shown
 from sr_zoo.study.archive import Archive, Results
 from sr_zoo.study.samples import Sample, batches_of, restoration_error
@@ -38,10 +36,9 @@ KINDS = {
     "signed": "signed",
     "signed_until": f"signed, expected to remove {ENOUGH:g}",
     "searched": "searched",
-    "searched_until": f"searched, fewest that revert {ENOUGH:g}",
 }
 _JUDGED = ("strict", "signed", "searched")  # against random sets
-_CURVES = ("strict", "signed")
+_CURVES = ("strict", "signed", "searched")
 _SEARCH_STEPS = 52 * 8  # samples of every input that a search takes
 
 
@@ -79,6 +76,9 @@ def _reversion(context: Context) -> Results:
     scores = {name: signed_contrast(attributions, name, collateral=settings.collateral) for name in learnt}
     results: dict[str, object] = {f"scores_{name}": one for name, one in scores.items()}
     sets = dict(_sets(context, attributions, scores))
+    searched = dict(_searched(context, scores))
+    results |= {f"history_{name}": one.history for name, one in searched.items()}
+    sets |= {("searched", name): one.selection for name, one in searched.items()}
     results |= {f"set_{kind}_{name}": chosen for (kind, name), chosen in sets.items()}
     outputs = _outputs(context, {name: batches_of(some) for name, some in context.test.items()}, per_row=True)
     masking = context.masking(*subject.functions)
@@ -89,6 +89,7 @@ def _reversion(context: Context) -> Results:
         if len(by_function) > 1:
             results[f"removed_{kind}"] = specificity(masking, by_function)
     curves = {"strict": {name: context.found[f"scores_{name}"] for name in learnt}, "signed": scores}
+    curves["searched"] = {name: one.scores for name, one in searched.items()}
     for kind in _CURVES:
         for name, one in curves[kind].items():
             results[f"curve_{kind}_{name}"] = output_curve(outputs, one, name, ranking=KINDS[kind])
@@ -102,6 +103,7 @@ def _reversion(context: Context) -> Results:
             generator=torch.Generator().manual_seed(settings.seed + place),
             nulls=("layer-matched",),
             draws=settings.reversion_draws,
+            null_moves=False,
             progress=context.progress,
         )
         key = f"reversion_{kind}_{name}"
@@ -134,9 +136,8 @@ def _guard(context: Context) -> FilterAttribution:
 def _sets(
     context: Context, attributions: Mapping[str, FilterAttribution], scores: Mapping[str, FilterScores]
 ) -> Iterator[tuple[tuple[str, str], FilterSelection]]:
-    """Every kind of set of every function, found on the search crops."""
+    """The sets that scores give, by their sizes."""
     fraction = context.settings.fraction
-    outputs = _outputs(context, dict(context.search), per_row=False)
     for name, one in scores.items():
         yield ("strict", name), context.found[f"set_{name}"]
         yield ("published", name), context.found[f"published_{name}"]
@@ -146,23 +147,36 @@ def _sets(
             yield ("signed_until", name), one.top(until=ENOUGH, parts=parts)
         except SettingError:
             pass  # its units do not add up to as much: there is no such set
-        for kind, until in (("searched", None), ("searched_until", ENOUGH)):
-            file = context.work / f"{kind}-{name}.safetensors"
-            settings = {"amount": fraction, "until": until, "checkpoint": file, "progress": context.progress}
-            settings |= {"seed": context.settings.seed, "collateral": context.settings.collateral}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FilterAttrWarning)  # that too little is reverted: there is no such set
-                found = search(outputs, one, name, **settings)  # type: ignore[arg-type]
-            if until is None or found.reverted >= until:
-                yield (kind, name), found.selection
+
+
+def _searched(context: Context, scores: Mapping[str, FilterScores]) -> Iterator[tuple[str, Searched]]:
+    """The sets that are searched for on the search crops, from the signed scores."""
+    settings = context.settings
+    outputs = _outputs(context, dict(context.search), per_row=False)
+    for name, one in scores.items():
+        yield (
+            name,
+            search(
+                outputs,
+                one,
+                name,
+                amount=settings.fraction,
+                collateral=settings.search_collateral,
+                seed=settings.seed,
+                checkpoint=context.work / f"searched-{name}.safetensors",
+                progress=context.progress,
+            ),
+        )
 
 
 def _cost(subject: Subject, settings: Settings) -> Cost:
     count = len(subject.functions)
-    sets = count * (len(KINDS) * 2 + len(_CURVES) * 8 + len(_JUDGED) * settings.reversion_draws)
-    searches = count * (1 + 3) * _SEARCH_STEPS * (count + 1)  # a size that is chosen takes about three times as long
+    sets = count * (len(KINDS) * 2 + len(_CURVES) * len(SIZES))
+    drawn = count * len(_JUDGED) * settings.reversion_draws
+    searches = count * _SEARCH_STEPS * (count + 1)
     return Cost(
-        forwards=settings.test_crops * (count + 1) * sets, passes=settings.search_crops * settings.steps + searches
+        forwards=settings.test_crops * ((count + 1) * sets + drawn),
+        passes=settings.search_crops * settings.steps + searches,
     )
 
 
@@ -170,7 +184,17 @@ REVERSION = Stage(
     "reversion",
     "Is a function put back, and is everything else left alone?",
     ("search",),
-    ("collateral", "reversion_draws", "fraction", "crop", "search_crops", "test_crops", "steps", "seed"),
+    (
+        "collateral",
+        "search_collateral",
+        "reversion_draws",
+        "fraction",
+        "crop",
+        "search_crops",
+        "test_crops",
+        "steps",
+        "seed",
+    ),
     _cost,
     _reversion,
 )

@@ -145,6 +145,26 @@ def test_a_distance_of_ones_own(diagonal: Any) -> None:
         Outputs(base, base, target, answer, data, distance=lambda said, end: said - end)
 
 
+def test_random_sets_are_the_same_if_only_their_function_is_looked_at(diagonal: Any) -> None:
+    base, target, data = diagonal
+    outputs = Outputs(base, base, target, answer, data)
+    with_others, alone = (
+        reversion(
+            outputs,
+            rows(base, [0], base, target),
+            "first",
+            generator=torch.Generator().manual_seed(0),
+            draws=5,
+            null_moves=moves,
+        )
+        for moves in (True, False)
+    )
+    assert alone.null_reverted == with_others.null_reverted
+    assert alone.moved == with_others.moved
+    assert set(with_others.null_moved["random"]) == {"second"}
+    assert alone.null_moved["random"] == {}
+
+
 def test_a_set_that_reverts_nothing_else_beats_its_nulls() -> None:
     torch.manual_seed(0)
     n = 8
