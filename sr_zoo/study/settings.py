@@ -82,7 +82,7 @@ class Settings:
     null_fractions: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1)
     null_draws: int = 100
     collateral: float = 4.0
-    search_collateral: float = 2.0
+    search_collateral: float = 1.0
     reversion_draws: int = 99
     ranking_crops: int = 24
     ranking_steps: int = 16
