@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
 
 class FilterAttrError(Exception):
     """Root of all errors of this library; catch it to catch them all."""
@@ -106,6 +104,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     Args:
         error: What was raised.
     """
+    import torch  # noqa: PLC0415 - errors are known before PyTorch is
+
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         part in str(error) for part in ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
     )

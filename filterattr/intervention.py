@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,15 @@ def blend(target: StateLike, base: StateLike, selection: FilterSelection, streng
     return result
 
 
-def check_selection(selection: FilterSelection, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+class Shaped(Protocol):
+    """A tensor, or what is known of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+
+def check_selection(selection: FilterSelection, states: Mapping[str, Mapping[str, Shaped]]) -> None:
     """Make sure that state dicts hold the parameters of a selection, in their shapes.
 
     Args:

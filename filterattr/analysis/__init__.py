@@ -16,6 +16,7 @@ from filterattr.analysis.budget import (
 )
 from filterattr.analysis.comparison import Judge, Ranking, all_rankings, channel_ranking
 from filterattr.analysis.controls import scrambled, shuffled_edges, with_biases
+from filterattr.analysis.difference import CheckpointDifference, ParameterChange, compare_checkpoints
 from filterattr.analysis.evaluation import (
     FRACTIONS,
     STRENGTHS,
@@ -91,6 +92,7 @@ __all__ = [
     "Budget",
     "Calibration",
     "ChannelMethod",
+    "CheckpointDifference",
     "Confusion",
     "Curve",
     "Differences",
@@ -114,6 +116,7 @@ __all__ = [
     "OutputCurve",
     "OutputMatrix",
     "Outputs",
+    "ParameterChange",
     "PathHealth",
     "Prediction",
     "Rank",
@@ -140,6 +143,7 @@ __all__ = [
     "area_under",
     "bounded",
     "channel_ranking",
+    "compare_checkpoints",
     "compare_rankings",
     "confusion",
     "differences",

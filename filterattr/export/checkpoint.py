@@ -66,9 +66,12 @@ def write_checkpoint(
     values: Mapping[str, Tensor] = plain_state(state, "state", tensors) if isinstance(state, nn.Module) else state
     _check(values, tensors, like)
 
+    tied = shared_names({plain: tensor.held for plain, tensor in tensors.items() if tensor.held is not None})
+
     def read(name: str) -> Tensor:
         plain = plain_of.get(name, "")
-        return values[plain].detach().to("cpu").to(held[name].dtype) if plain in values else held[name].read()
+        given = next((other for other in tied.get(plain, [plain]) if other in values), None)
+        return held[name].read() if given is None else values[given].detach().to("cpu").to(held[name].dtype)
 
     if not like.is_dir():
         _write_file(like, out, read, key)

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from sr_zoo.cli.numbers import LARGEST_SEED, number, whole_number
-from sr_zoo.cli.program import Commands, Parser
+from filterattr.cli import LARGEST_SEED, Commands, Parser, number, whole_number
 
 BASE, TARGET = "srresnet_x2_f32b8_base", "srresnet_x2_f32b8_target"
 DEGRADATIONS = ["blur", "noise"]

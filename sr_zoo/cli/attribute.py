@@ -11,11 +11,10 @@ from torch import nn
 
 from filterattr import FilterAttribution, FilterAttributor, FilterSelection, SettingError
 from filterattr.analysis import path_health
+from filterattr.cli import check_folder, device_of
 from filterattr.display import plot_layers, plot_path
 from filterattr.files import replacing
-from sr_zoo.cli.device import device_of
 from sr_zoo.cli.keys import keys_of
-from sr_zoo.cli.outputs import check_folder
 from sr_zoo.data import load_photographs
 from sr_zoo.degradations import input_from
 from sr_zoo.evaluation import check_colour

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from filterattr.cli import check_file
 from filterattr.files import replace_file
 from sr_zoo.card import make_card, write_half
 from sr_zoo.cli.keys import keys_of
-from sr_zoo.cli.outputs import check_file
 from sr_zoo.data import load_photographs
 from sr_zoo.pretrained import find_weights
 

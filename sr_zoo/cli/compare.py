@@ -7,10 +7,9 @@ import json
 import sys
 
 from filterattr import SettingError
+from filterattr.cli import check_file, device_of
 from filterattr.files import replace_file
-from sr_zoo.cli.device import device_of
 from sr_zoo.cli.keys import keys_of
-from sr_zoo.cli.outputs import check_file
 from sr_zoo.comparison import compare, comparison_table
 from sr_zoo.data import load_photographs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sr_zoo.cli.outputs import check_file
+from filterattr.cli import check_file
 from sr_zoo.contact_sheet import draw_contact_sheet
 from sr_zoo.degradations import input_from
 from sr_zoo.images import EXTENSIONS, read_image, to_float, write_image

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from filterattr.cli import check_folder
 from sr_zoo.cli.keys import keys_of
-from sr_zoo.cli.outputs import check_folder
 from sr_zoo.data import load_photographs
 from sr_zoo.demo import FILES, bundled_photographs, draw_pictures, find_and_mask, find_to_show, table
 from sr_zoo.folder_lock import sole_run

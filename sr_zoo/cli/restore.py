@@ -12,9 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 from filterattr import FilterAttrWarning
-from sr_zoo.cli.device import device_of
+from filterattr.cli import OutputError, check_file, check_folder, device_of
 from sr_zoo.cli.keys import keys_of
-from sr_zoo.cli.outputs import OutputError, check_file, check_folder
 from sr_zoo.data import unreadable
 from sr_zoo.images import EXTENSIONS, ImageError, list_photographs
 from sr_zoo.pretrained import open_network

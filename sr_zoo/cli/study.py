@@ -8,8 +8,8 @@ import dataclasses
 import sys
 from typing import Any
 
+from filterattr.cli import check_folder
 from sr_zoo.cli.keys import keys_of
-from sr_zoo.cli.outputs import check_folder
 from sr_zoo.study import (
     STAGES,
     Settings,

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from filterattr.cli import OutputError, check_folder, device_of
 from filterattr.memory import available_bytes
-from sr_zoo.cli.device import device_of
 from sr_zoo.cli.keys import keys_of
-from sr_zoo.cli.outputs import OutputError, check_folder
 from sr_zoo.cost import cost
 from sr_zoo.data import hold_out, load_photographs
 from sr_zoo.degradations import (

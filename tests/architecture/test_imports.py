@@ -39,6 +39,8 @@ ALLOWED["benchmarks"] = {
 }  # fmt: skip
 ALLOWED["export"] = {"errors", "names", "model", "files", "units", "results", "intervention", "attribution", "analysis"}
 ALLOWED["display"] = {"errors", "files", "jobs", "results", "intervention", "attribution", "activations", "analysis"}
+ALLOWED["cli"] = {*ALLOWED} - {"activations", "recorder", "benchmarks"}
+ALLOWED["__main__"] = {"cli"}
 IMAGE_LIBRARIES = {"PIL", "skimage", "cv2", "imageio", "torchvision"}
 
 
@@ -81,6 +83,7 @@ PUBLIC = (
     "filterattr",
     "filterattr.analysis",
     "filterattr.benchmarks",
+    "filterattr.cli",
     "filterattr.display",
     "filterattr.display.page",
     "filterattr.errors",
@@ -219,3 +222,25 @@ print(result.scores().top(1))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "FilterSelection(1 of 2 units in 1 parameters)"
+
+
+def test_names_of_the_library_are_found_where_they_are_defined() -> None:
+    """`import filterattr` loads no PyTorch; its names come on first use, as type checkers see them."""
+    import filterattr
+
+    tree = ast.parse((ROOT / "filterattr" / "__init__.py").read_text())
+    seen = {
+        alias.name: (node.module or "").removeprefix("filterattr.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("filterattr.")
+        for alias in node.names
+    }
+    assert {name: place for name, place in seen.items() if place != "errors"} == filterattr._PLACES
+    assert {*seen, "__version__"} == set(filterattr.__all__)
+    assert all(getattr(filterattr, name).__name__ == name for name in filterattr._PLACES)
+    assert set(filterattr.__all__) <= set(dir(filterattr))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = filterattr.nothing
+    code = "import sys, filterattr; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"

@@ -18,6 +18,7 @@ from types import FunctionType, ModuleType
 import pytest
 
 import filterattr
+import filterattr.cli
 import filterattr.errors
 import sr_zoo.cli
 
@@ -238,9 +239,10 @@ def test_the_zoo_is_a_package_of_the_reference() -> None:
 
 
 def test_every_command_is_on_the_page_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        sr_zoo.cli.main(["--help"])
-    commands = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
     page = (ROOT / "docs" / "reference" / "command_line.md").read_text()
-    assert "demo" in commands
-    assert not [name for name in commands if f"## {name}\n" not in page]
+    for program, before, first in ((sr_zoo.cli, "", "demo"), (filterattr.cli, "filterattr ", "diff")):
+        with pytest.raises(SystemExit, match="0"):
+            program.main(["--help"])
+        commands = re.findall(r"^    ([a-z]+)\b", capsys.readouterr().out, re.MULTILINE)
+        assert first in commands
+        assert not [name for name in commands if f"## {before}{name}\n" not in page]

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import filterattr
 from filterattr import FilterAttribution, FilterAttrWarning
+from filterattr.cli import OutputError, check_file, check_folder
 from sr_zoo import degradations, pretrained, study, training
 from sr_zoo.cli import arguments, main, make_parser
-from sr_zoo.cli.outputs import OutputError, check_file, check_folder
 from sr_zoo.folder_lock import FolderInUseError, sole_run
 from sr_zoo.images import write_image
 from sr_zoo.models import SRResNet
@@ -143,7 +143,7 @@ class TestHelp:
             "try: main(['study', '--help'])\n"
             "except SystemExit: pass\n"
             "main(['demo', '--no-such']), main(['demo', '--crops', 'none'])\n"
-            "sys.exit(bool({'torch', 'numpy', 'PIL', 'filterattr'} & sys.modules.keys()))"
+            "sys.exit(bool({'torch', 'numpy', 'PIL', 'einops'} & sys.modules.keys()))"
         )
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment).returncode == 0

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from filterattr import FilterAttrError
+from filterattr.errors import FilterAttrError
 
 
 class OutputError(FilterAttrError, ValueError):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sr_zoo.cli.program import WordsError
+from filterattr.errors import SettingError
 
 # the generators of PyTorch take more, but seeds are multiplied, so that crops and noise have different ones
 LARGEST_SEED = 2**31 - 1
@@ -88,7 +88,7 @@ def refuse_numbers(options: argparse.Namespace) -> None:
         options: The words of the command.
 
     Raises:
-        WordsError: There is one.
+        SettingError: There is one.
     """
     findings = [
         f"--{name.replace('_', '-')} {value.reason}"
@@ -96,4 +96,4 @@ def refuse_numbers(options: argparse.Namespace) -> None:
         if isinstance(value, Refused)
     ]
     if findings:
-        raise WordsError("; ".join(findings) + ".")
+        raise SettingError("; ".join(findings) + ".")

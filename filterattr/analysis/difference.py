@@ -1,0 +1,199 @@
+"""What is different between two checkpoints, parameter by parameter, read from the disk in parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from filterattr.analysis.record import Record, Row
+from filterattr.errors import StateMismatchError, name_some
+from filterattr.files.lazy import StoredTensor, stored_weights
+from filterattr.jobs.progress import Progress, counted
+
+_PART = 2**18  # weights in a part: two of them and their difference stay in the cache of a processor
+_WIDE = (torch.float64, torch.complex64, torch.complex128, torch.int32, torch.int64, torch.uint32, torch.uint64)
+
+
+@dataclass(frozen=True)
+class ParameterChange:
+    """How one parameter, or a group of them, differs.
+
+    Attributes:
+        name: The parameter, or what the names of the group begin with.
+        n_weights: Its number of weights.
+        changed: Share of its weights that are not equal, in [0, 1].
+        relative: Length of the difference over the length of the first checkpoint's weights; infinite where they
+            are 0.
+        share: Its part of the squared length of the difference of all, in [0, 1].
+        largest: The largest change of one weight.
+    """
+
+    name: str
+    n_weights: int
+    changed: float
+    relative: float
+    share: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class CheckpointDifference(Record):
+    """What is different between two checkpoints.
+
+    Attributes:
+        entries: One per parameter that both have in one shape, from the largest share to the smallest.
+        only_first: Names that only the first one has.
+        only_second: Names that only the second one has.
+        other_shapes: Name to both shapes, in words, where they differ.
+        relative: Length of the whole difference over the length of the first checkpoint's weights.
+        n_bytes: Number of bytes of both that were compared.
+    """
+
+    entries: tuple[ParameterChange, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    other_shapes: Mapping[str, str]
+    relative: float
+    n_bytes: int
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both hold the same names, shapes and values."""
+        is_same = not self.only_first and not self.only_second and not self.other_shapes
+        return is_same and all(not entry.changed for entry in self.entries)
+
+    def rows(self) -> list[Row]:
+        """One row a parameter."""
+        return [dict(vars(entry)) for entry in self.entries]
+
+
+def compare_checkpoints(
+    first: str | Path,
+    second: str | Path,
+    *,
+    key: str | None = None,
+    depth: int | None = None,
+    progress: Progress = None,
+) -> CheckpointDifference:
+    """Compare two checkpoints weight by weight.
+
+    Of safetensors, in one file or in shards, a part at a time is held; files of `torch.save` are read as a whole.
+
+    Args:
+        first: A file, or a folder as Hugging Face libraries write it.
+        second: The same.
+        key: Where in files of `torch.save` the weights are, as for `filterattr.load_state`.
+        depth: Parameters whose names begin with the same so many parts are one entry; ``None`` keeps each apart.
+        progress: As for `FilterAttributor.attribute`; a step is a parameter.
+
+    Returns:
+        The differences, the largest first. Weights are equal if their values are: -0 is 0, and NaN is NaN.
+
+    Raises:
+        StorageError: A file is missing, damaged or holds anything but tensors.
+        StateMismatchError: The checkpoints have no parameter of one shape in common.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> torch.save({"a": torch.ones(4), "b": torch.ones(2)}, folder / "first.pt")
+        >>> torch.save({"a": torch.tensor([1.0, 1.0, 1.0, 3.0]), "b": torch.ones(2)}, folder / "second.pt")
+        >>> compare_checkpoints(folder / "first.pt", folder / "second.pt").entries[0]
+        ParameterChange(name='a', n_weights=4, changed=0.25, relative=1.0, share=1.0, largest=2.0)
+    """
+    ends = stored_weights(first, key=key), stored_weights(second, key=key)
+    both = [name for name in ends[0] if name in ends[1] and ends[0][name].shape == ends[1][name].shape]
+    if not both:
+        raise StateMismatchError(
+            f"both checkpoints must have parameters in common; '{first}' has {name_some(ends[0]) or 'none'}, "
+            f"'{second}' {name_some(ends[1]) or 'none'}."
+        )
+    groups: dict[str, _Sums] = {}
+    with counted(progress, len(both), "parameter", title="comparing") as step:
+        for name in both:
+            group = name if depth is None else ".".join(name.split(".")[:depth])
+            groups.setdefault(group, _Sums()).add(ends[0][name], ends[1][name])
+            step()
+    whole = math.fsum(sums.squares for sums in groups.values())
+    entries = [sums.entry(name, whole) for name, sums in groups.items()]
+    return CheckpointDifference(
+        tuple(sorted(entries, key=lambda entry: -entry.share)),
+        tuple(name for name in ends[0] if name not in ends[1]),
+        tuple(name for name in ends[1] if name not in ends[0]),
+        _other_shapes(*ends),
+        _ratio(whole, math.fsum(sums.lengths for sums in groups.values())),
+        sum(end[name].nbytes for end in ends for name in both),
+    )
+
+
+class _Sums:
+    """What is added up over the parts of parameters."""
+
+    def __init__(self) -> None:
+        self.count = self.changed = 0
+        self.squares = self.lengths = self.largest = 0.0
+
+    def add(self, first: StoredTensor, second: StoredTensor) -> None:
+        """Add one parameter."""
+        self.count += first.numel
+        wide = first.dtype in _WIDE or second.dtype in _WIDE
+        for one, other in zip(first.parts(_PART), second.parts(_PART), strict=True):
+            self._add_part(_as_numbers(one, wide=wide), _as_numbers(other, wide=wide))
+
+    def _add_part(self, first: Tensor, second: Tensor) -> None:
+        difference = second - first
+        squares, lengths = float(torch.dot(difference, difference)), float(torch.dot(first, first))
+        if not math.isfinite(squares + lengths):
+            first, difference = self._without_oddities(first.double(), second.double())
+            squares, lengths = float(torch.dot(difference, difference)), float(torch.dot(first, first))
+        self.lengths += lengths
+        if squares or bool(difference.any()):  # tiny numbers have squares of 0
+            least, most = torch.aminmax(difference)
+            self.changed += int(np.count_nonzero(difference.numpy() != 0))  # several times as fast as PyTorch's
+            self.squares += squares
+            self.largest = max(self.largest, float(most), -float(least))
+
+    def _without_oddities(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Count weights that are infinite or NaN by themselves: lengths cannot be taken of them."""
+        odd = ~(first.isfinite() & second.isfinite())
+        one, other = first[odd], second[odd]
+        changed = int(((one != other) & ~(one.isnan() & other.isnan())).sum())
+        self.changed += changed
+        self.largest = math.inf if changed else self.largest
+        first = torch.where(odd, 0.0, first)
+        return first, torch.where(odd, 0.0, second) - first
+
+    def entry(self, name: str, whole: float) -> ParameterChange:
+        """The row of a group."""
+        return ParameterChange(
+            name,
+            self.count,
+            self.changed / max(1, self.count),
+            _ratio(self.squares, self.lengths),
+            self.squares / whole if whole else 0.0,
+            self.largest,
+        )
+
+
+def _as_numbers(values: Tensor, *, wide: bool) -> Tensor:
+    """Real numbers in which differences are exact enough; no copy where they are float32 already."""
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj()).reshape(-1)
+    return values.to(torch.float64 if wide else torch.float32)
+
+
+def _ratio(squares: float, lengths: float) -> float:
+    if not squares:
+        return 0.0
+    return math.sqrt(squares / lengths) if lengths else math.inf
+
+
+def _other_shapes(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTensor]) -> dict[str, str]:
+    shapes = {name: (tensor.shape, second[name].shape) for name, tensor in first.items() if name in second}
+    return {name: f"{one} and {other}" for name, (one, other) in shapes.items() if one != other}

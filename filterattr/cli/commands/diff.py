@@ -1,0 +1,87 @@
+"""``diff``: what is different between two checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+
+from filterattr.analysis import CheckpointDifference, compare_checkpoints
+from filterattr.cli.answers import answer, bar, columns, size
+from filterattr.cli.outputs import check_file
+from filterattr.display import report
+from filterattr.display.page import Section, bar_chart
+from filterattr.errors import name_some
+
+_BARS = 40  # of a chart
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compare, print, and write where asked."""
+    if options.html is not None:
+        check_file("--html", options.html, {".html"}, overwrite=options.overwrite)
+    found = compare_checkpoints(options.first, options.second, key=options.key, depth=options.depth)
+    if options.html is not None:
+        _write_page(found, options)
+    content = {name: value for name, value in vars(found).items() if name != "entries"}
+    answer(options, _text(found, options), {**content, "is_equal": found.is_equal, "entries": found.rows()})
+
+
+def _text(found: CheckpointDifference, options: argparse.Namespace) -> str:
+    changed = [entry for entry in found.entries if entry.changed]
+    lines = [_summary(found), ""]
+    shown = changed[: options.top or None]
+    if shown:
+        longest = max(entry.share for entry in shown)
+        rows = [
+            [
+                entry.name,
+                size(entry.n_weights),
+                f"{entry.changed:.1%}",
+                f"{entry.relative:.2e}",
+                f"{entry.share:.1%}",
+                bar(entry.share / longest if longest else 0.0).ljust(20),
+            ]
+            for entry in shown
+        ]
+        lines += [columns(["parameter", "weights", "changed", "relative", "share", ""], rows)]
+    if len(changed) > len(shown):
+        lines.append(f"... and {len(changed) - len(shown)} more (--top 0 prints all)")
+    lines += [line for line in _apart(found) if line]
+    return "\n".join(lines).rstrip()
+
+
+def _summary(found: CheckpointDifference) -> str:
+    if found.is_equal:
+        return f"both hold the same weights ({len(found.entries)} parameters, {size(found.n_bytes)} bytes compared)"
+    changed = sum(bool(entry.changed) for entry in found.entries)
+    return (
+        f"{changed} of {len(found.entries)} parameters differ; the difference is {found.relative:.3g} times as long as "
+        f"the first ({size(found.n_bytes)} bytes compared)"
+    )
+
+
+def _apart(found: CheckpointDifference) -> list[str]:
+    shapes = [f"{name} ({shapes})" for name, shapes in found.other_shapes.items()]
+    return [
+        f"only in the first: {name_some(found.only_first)}" if found.only_first else "",
+        f"only in the second: {name_some(found.only_second)}" if found.only_second else "",
+        f"of other shapes: {name_some(shapes)}" if shapes else "",
+    ]
+
+
+def _write_page(found: CheckpointDifference, options: argparse.Namespace) -> None:
+    shown = [entry for entry in found.entries if entry.changed][:_BARS]
+    words = ", ".join(f"{entry.name} {entry.share:.1%}" for entry in shown[:3])
+    chart = bar_chart(
+        [entry.name for entry in shown],
+        [("share", [100 * entry.share for entry in shown])],
+        title="Where the difference is",
+        description=f"Share of each parameter in the squared length of the difference, in per cent. Most: {words}.",
+        x_label="share of the squared length (%)",
+    )
+    report(
+        options.html,
+        f"{options.first} and {options.second}",
+        question="\n\n".join([_summary(found), *(line for line in _apart(found) if line)]),
+        further=[Section("difference", "What is different?", (), chart)] if shown else (),
+        tables={"Parameters": found},
+    )
