@@ -108,6 +108,7 @@ TUTORIALS = (
     "first_attribution.py",
     "which_filters_remove_blur.py",
     "your_own_network.py",
+    "language_model.py",
     "units_loss_and_path.py",
     "reading_the_numbers.py",
     "coming_from_captum.py",
