@@ -7,7 +7,8 @@ heads, the neurons and the layers that learned the task. It tells you the cost b
 pay it. It needs no memory for single weights, so the same lines work for large models.
 
 The model here is small enough for a laptop. It is a GPT with two blocks that read English
-prose and was then fine-tuned on Python code. It needs ``pip install "./filterattr[plot]"``.
+prose and was then fine-tuned on Python code. It needs ``pip install
+"./filterattr[plot]"``.
 """
 
 import argparse
@@ -121,8 +122,8 @@ attributor = FilterAttributor(model, unit=units)
 # -------------
 #
 # ``estimate`` takes the arguments of ``attribute``. It times a few passes of the first
-# sample and counts the rest. ``keep="signed"`` leaves out the scores that need a number for
-# every weight.
+# sample and counts the rest. ``keep="signed"`` leaves out the scores that need a number
+# for every weight.
 
 batches = rows(code, 0.8, 0.9).split(8)
 ends = folder / "base.safetensors", folder / "target.safetensors"
@@ -133,18 +134,17 @@ print(attributor.estimate(*ends, loss, batches, n_steps=8, keep="signed"))
 # --------
 #
 # The files are mapped into memory and read where they are needed. A folder with several
-# ``*.safetensors`` and an index works as well. Each sample is a batch of eight rows, and its
-# loss is their mean.
+# ``*.safetensors`` and an index works as well. Each sample is a batch of eight rows, and
+# its loss is their mean.
 
 attribution = attributor.attribute(*ends, loss, batches, n_steps=8, keep="signed")
 print(attribution)
 
 # %%
-# Which heads, which neurons, which layers
-# ----------------------------------------
+# Which heads, which neurons, which layers ----------------------------------------
 #
-# Signed scores add up: the score of a layer is the sum of its units. A unit that carries the
-# task makes the loss *fall*, so the most negative scores matter most.
+# Signed scores add up: the score of a layer is the sum of its units. A unit that carries
+# the task makes the loss *fall*, so the most negative scores matter most.
 
 scores = attribution.scores("sum")
 print((-scores).only("*.attention").to_frame().head(4).to_string(index=False))
@@ -159,11 +159,10 @@ axis.barh(list(totals)[::-1], list(totals.values())[::-1])
 axis.set_xlabel("share of the gain (nats per character)")
 
 # %%
-# Check it
-# --------
+# Check it --------
 #
-# Set the 10% of the neurons with the highest scores back to base, then as many random ones.
-# Compare the loss on code that was not searched.
+# Set the 10% of the neurons with the highest scores back to base, then as many random
+# ones. Compare the loss on code that was not searched.
 
 neurons = (-scores).only("*.mlp")
 found = neurons.top(0.1)
@@ -181,12 +180,11 @@ for name, state in networks.items():
         print(f"{name:>26}: {loss(model, test).item():.3f} nats per character")
 
 # %%
-# Larger models
-# -------------
+# Larger models -------------
 #
-# - Build the model in its own type on your device, and pass the two folders as ``base=`` and
-#   ``target=``. With ``keep="signed"`` the call holds the weights of one node beside the
-#   model, and the change of one parameter.
+# - Build the model in its own type on your device, and pass the two folders as ``base=``
+#   and ``target=``. With ``keep="signed"`` the call holds the weights of one node beside
+#   the model, and the change of one parameter.
 # - ``checkpoint="job.safetensors"`` resumes a job that was stopped. ``distributed=True``
 #   divides the samples among the ranks of ``torchrun``.
 # - ``attribution.completeness_error`` says whether eight nodes were enough.
