@@ -79,6 +79,8 @@ def run(options: argparse.Namespace) -> None:
             try:
                 state = trainer.run(options.stop_after)
             except TrainingInterrupted as stop:
+                if not processes.is_first:
+                    sys.exit(130)
                 sys.stderr.write(f"{str(stop).replace('the same call', 'the same command')}\n")
                 raise
     if not processes.is_first:

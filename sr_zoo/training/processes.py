@@ -91,6 +91,11 @@ class Processes:
             start += gradient.numel()
         return dict(zip(losses, message[start:], strict=True))
 
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
 
 @contextmanager
 def joined_processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from sr_zoo.training.processes import Processes
 from sr_zoo.training.recipe import PRECISIONS, Recipe, TrainingError, random_patches
 
 _CHECKPOINT = "checkpoint.safetensors"
+_INTERRUPTED = "interrupted"  # stands among the losses that the processes average
 
 # width and height of what a rehearsal validates on, in pixels
 _REHEARSED = 256
@@ -156,6 +157,8 @@ class Trainer:
         self.iteration = 0
         self.end = recipe.iterations
         self.board: SummaryWriter | None = None
+        self._is_interrupted: Callable[[], bool] = bool
+        self._interrupted = torch.zeros(())  # share of the processes that were, one step ago
 
     @property
     def _checkpoint(self) -> Path:
@@ -191,32 +194,47 @@ class Trainer:
             disable=None if self.progress else True,
         )
         try:
-            # several processes would have to agree on the iteration: there Ctrl-C stops at once
-            with bar, noted_interrupt() if self.processes.count == 1 else nullcontext(bool) as is_interrupted:
-                self._train(bar, is_interrupted)
+            with bar, self._noted_interrupt() as self._is_interrupted:
+                self._train(bar)
         finally:
             if self.board is not None:
                 self.board.close()
         return self.averaged()
 
-    def _train(self, bar: tqdm[Any], is_interrupted: Callable[[], bool]) -> None:
+    def _noted_interrupt(self) -> AbstractContextManager[Callable[[], bool]]:
+        if self.processes.count == 1:
+            return noted_interrupt()
+        return noted_interrupt(is_quiet=not self.processes.is_first, repeats_within=1.0)
+
+    def _train(self, bar: tqdm[Any]) -> None:
         """Take the steps that are left, and report on the way."""
         recent: list[dict[str, Tensor]] = []
         started = time.perf_counter()
         while self.iteration < self.end:
             recent.append(self._step())
             bar.update()
-            stops = is_interrupted()
+            stops = self._stops(recent[-1])
             if stops or self.iteration % 100 == 0 or self._is_checkpoint_due():
                 self._report(recent, time.perf_counter() - started, bar)
                 recent, started = [], time.perf_counter()
             if stops and self.iteration < self.end:
-                if not self._is_checkpoint_due():
+                if self.processes.is_first and not self._is_checkpoint_due():
                     self._save()
+                self.processes.wait()  # whoever ends first has the others ended by torchrun
                 raise TrainingInterrupted(
                     f"'{self._checkpoint}' was saved after {self.iteration} of {self.recipe.iterations} iterations; "
                     "the same call goes on from there"
                 )
+
+    def _stops(self, losses: dict[str, Tensor]) -> bool:
+        """Whether the training stops after this step, of which several processes hear in one and the same step.
+
+        Each says with its losses whether it was interrupted. All read it one step later, when it is there.
+        """
+        if self.processes.count == 1:
+            return self._is_interrupted()
+        before, self._interrupted = self._interrupted, losses.pop(_INTERRUPTED)
+        return bool(before)
 
     def rehearse(self, steps: int = 5, seconds: float = 10.0) -> tuple[float, float]:
         """Find out how long the training will take; the network is worth nothing afterwards, and nothing is written.
@@ -268,6 +286,8 @@ class Trainer:
         total, losses = self.objective(batch.degraded, batch.reference, batch.strengths)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if self.processes.count > 1:
+            losses[_INTERRUPTED] = total.new_full((), float(self._is_interrupted()))
         losses = self.processes.average(list(self.network.parameters()), losses)
         self.optimizer.step()
         self.average.update_parameters(self.network)

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from sr_zoo.cli import main
 from sr_zoo.degradations import blind_inputs
 from sr_zoo.images import write_image
 from sr_zoo.models import SRResNet, TwoBranch
-from sr_zoo.training import Batch, Processes, Recipe, Trainer, TrainingError, read_log
+from sr_zoo.training import Batch, Processes, Recipe, Trainer, TrainingError, TrainingInterrupted, read_log
 from sr_zoo.training import trainer as trainer_module
 
 
@@ -73,14 +75,103 @@ class TestShares:
         assert {path.name for path in (tmp_path / "first").iterdir()} == {"checkpoint.safetensors", "log.jsonl"}
 
 
+class TestInterrupt:
+    """Ctrl-C comes to some process in some iteration: all of them stop after the same one, and the first one saves."""
+
+    def interrupted(self, photographs, folder, monkeypatch, rank, hears_at, noted_at):
+        """Train as one of two processes; it hears of Ctrl-C before some step, or the other one says that it did."""
+        run = make(photographs, folder, processes=Processes(rank, 2))
+        waited = []
+        monkeypatch.setattr(Processes, "wait", lambda self: waited.append(folder.exists() and sorted(folder.iterdir())))
+
+        def average(_self, _parameters, losses):
+            others = 0.5 * (run.iteration == noted_at)
+            return {**losses, "interrupted": losses["interrupted"] / 2 + others}
+
+        monkeypatch.setattr(Processes, "average", average)
+        step = run._step
+
+        def stepping():
+            if run.iteration == hears_at:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)  # the terminal's, and the one that torchrun hands on
+            return step()
+
+        run._step = stepping
+        with pytest.raises(TrainingInterrupted, match=r"was saved after \d of 6 iterations; the same call"):
+            run.run()
+        assert len(waited) == 1
+        return run, waited[0]
+
+    @pytest.mark.parametrize(("hears_at", "noted_at"), [(0, None), (None, 0), (0, 0)])
+    def test_the_first_process_saves_what_it_would_save_if_it_were_told_to_stop_there(
+        self, photographs, tmp_path, monkeypatch, hears_at, noted_at, capsys
+    ):
+        run, there = self.interrupted(photographs, tmp_path / "run", monkeypatch, 0, hears_at, noted_at)
+        assert run.iteration == 2  # one step after all have heard of it
+        assert [path.name for path in there] == ["checkpoint.safetensors", "log.jsonl"]
+        assert read_tensors(run._checkpoint, "training")[1]["iteration"] == 2
+        assert capsys.readouterr().err.count("then saving") == (hears_at is not None)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        told = make(photographs, tmp_path / "told", processes=Processes(0, 2))
+        told.run(stop_after=2)
+        saved, expected = (read_tensors(one._checkpoint, "training")[0] for one in (run, told))
+        assert all(torch.equal(saved[name], value) for name, value in expected.items())
+
+    @pytest.mark.parametrize(("hears_at", "noted_at"), [(2, None), (None, 2)])
+    def test_the_others_wait_for_it_and_write_nothing(
+        self, photographs, tmp_path, monkeypatch, hears_at, noted_at, capsys
+    ):
+        run, there = self.interrupted(photographs, tmp_path / "run", monkeypatch, 1, hears_at, noted_at)
+        assert run.iteration == 4
+        assert there == []
+        assert capsys.readouterr().err == ""
+
+
+def photographed(folder, photographs):
+    for index, photograph in enumerate(photographs * 2):
+        write_image(folder / f"{index}.png", photograph)
+    return folder
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, photographs):
+    photos = photographed(tmp_path / "photographs", photographs)
+    words = "-m sr_zoo train base --from scratch --features 4 --blocks 1 --iterations 20000 --batch-size 2"
+    words += f" --patch-size 16 --precision fp32 --device cpu --images {photos} --out {tmp_path / 'run'}"
+    launch = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
+    log, checkpoint = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "checkpoint.safetensors"
+    process = subprocess.Popen(
+        f"{launch} {words}".split(),
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    waits_until = time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and process.poll() is None and time.monotonic() < waits_until:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    (reached,) = re.findall(
+        r"checkpoint\.safetensors' was saved after (\d+) of 20000 iterations; the same command", said
+    )
+    assert read_tensors(checkpoint, "training")[1]["iteration"] == int(reached) >= 100
+    assert read_log(tmp_path / "run")[-1]["iteration"] == int(reached)
+    more = f"{launch} {words} --stop-after {int(reached) + 10}".split()
+    done = subprocess.run(more, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
+    assert f"stopped after {int(reached) + 10} of 20000 iterations" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["srresnet", "two_branch"])
 def test_two_processes_end_with_the_weights_of_one(tmp_path, photographs, network):
-    for index, photograph in enumerate(photographs * 2):
-        write_image(tmp_path / "photographs" / f"{index}.png", photograph)
+    photos = photographed(tmp_path / "photographs", photographs)
     sizes = "--features 4 --blocks 1" if network == "srresnet" else "--features 32 --blocks 8"
     words = f"-m sr_zoo train target --from scratch --network {network} {sizes} --iterations 12 --batch-size 4"
-    words += f" --patch-size 16 --precision fp32 --validate-every 6 --device cpu --images {tmp_path / 'photographs'}"
+    words += f" --patch-size 16 --precision fp32 --validate-every 6 --device cpu --images {photos}"
     quiet = {
         "cwd": Path(__file__).parents[2],
         "env": {**os.environ, "OMP_NUM_THREADS": "1"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError
 from filterattr.analysis import Masking, PathHealth, SanityTable, path_health, per_sample_scores, sanity_checks
@@ -94,6 +94,23 @@ def test_ends_that_are_other_networks_are_warned_about(cosine: float, is_told: b
         FilterAttributor(base, unit="weight").attribute(base, target, lambda model: 2 - model.weight[0, 1])
     said = [str(one.message) for one in caught]
     assert [f"cosine {cosine:.2f}" in text for text in said] == [True] * is_told
+
+
+def test_a_barrier_of_29_per_cent_and_a_cosine_of_a_hundredth_do_not_pass_in_silence() -> None:
+    base, target = pair_of(math.acos(0.014))
+
+    def loss(model: nn.Module) -> Tensor:  # from 1 to 0, and 1.29 on the way
+        t = model.weight[0, 1] / math.sin(math.acos(0.014))
+        return 1 - t + 2.8033 * t * (1 - t)
+
+    with pytest.warns(FilterAttrWarning) as caught:
+        attribution = FilterAttributor(base, unit="weight").attribute(base, target, loss, n_steps=64)
+    (said,) = (str(one.message) for one in caught)
+    for text in (said, repr(attribution), str(path_health(attribution))):
+        assert "29%" in text, text
+        assert "cosine 0.01" in text, text
+    assert "not in one valley" in said
+    assert "n_steps" not in said
 
 
 def test_all_concerns_are_in_one_warning() -> None:
