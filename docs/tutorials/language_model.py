@@ -7,8 +7,9 @@ heads, the neurons and the layers that learned the task. It tells you the cost b
 pay it. It needs no memory for single weights, so the same lines work for large models.
 
 The model here is small enough for a laptop. It is a GPT with two blocks that read English
-prose and was then fine-tuned on Python code. It needs ``pip install
-"./filterattr[plot]"``.
+prose and was then fine-tuned on Python code.
+
+It needs ``pip install "./filterattr[plot]"`` and nothing else.
 """
 
 import argparse
@@ -141,7 +142,8 @@ attribution = attributor.attribute(*ends, loss, batches, n_steps=8, keep="signed
 print(attribution)
 
 # %%
-# Which heads, which neurons, which layers ----------------------------------------
+# Which heads, which neurons, which layers
+# ----------------------------------------
 #
 # Signed scores add up: the score of a layer is the sum of its units. A unit that carries
 # the task makes the loss *fall*, so the most negative scores matter most.
@@ -159,7 +161,8 @@ axis.barh(list(totals)[::-1], list(totals.values())[::-1])
 axis.set_xlabel("share of the gain (nats per character)")
 
 # %%
-# Check it --------
+# Check it
+# --------
 #
 # Set the 10% of the neurons with the highest scores back to base, then as many random
 # ones. Compare the loss on code that was not searched.
@@ -180,7 +183,8 @@ for name, state in networks.items():
         print(f"{name:>26}: {loss(model, test).item():.3f} nats per character")
 
 # %%
-# Larger models -------------
+# Larger models
+# -------------
 #
 # - Build the model in its own type on your device, and pass the two folders as ``base=``
 #   and ``target=``. With ``keep="signed"`` the call holds the weights of one node beside
