@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
+import sys
+import webbrowser
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +37,7 @@ from filterattr.display.page.sections import (
     tables_section,
 )
 from filterattr.errors import SettingError
+from filterattr.files.reading import reading
 from filterattr.files.writing import replace_file
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection
@@ -43,6 +47,33 @@ __all__ = ["Dial", "Picture", "Strip", "report"]
 Tables: TypeAlias = Mapping[str, Record | Sequence[Mapping[str, Any]]]
 
 _SIGNS = {True: ("✓", "good", "Good: "), False: ("!", "bad", "Caution: "), None: ("·", None, "")}
+
+
+class ReportFile(type(Path())):  # type: ignore[misc]
+    """The path of a report, which can be shown.
+
+    Example:
+        >>> ReportFile("report.html").name
+        'report.html'
+    """
+
+    def show(self, height: int = 800) -> None:
+        """Show the page: in a notebook below the cell, elsewhere in the browser.
+
+        Args:
+            height: Height in a notebook, in pixels.
+
+        Raises:
+            StorageError: The page is not there any more.
+        """
+        with reading(self) as (stream, _):
+            page = stream.read().decode("utf-8")
+        shell = sys.modules.get("IPython")
+        if shell is None or not hasattr(shell.get_ipython(), "kernel"):
+            webbrowser.open(self.absolute().as_uri())
+            return
+        frame = element("iframe", srcdoc=page, style=f"width:100%;height:{height}px;border:0", title="report")
+        importlib.import_module("IPython.display").display({"text/html": str(frame)}, raw=True)
 
 
 def report(
@@ -63,7 +94,7 @@ def report(
     tables: Tables | None = None,
     costs: Tables | None = None,
     provenance: Mapping[str, Any] | None = None,
-) -> Path:
+) -> ReportFile:
     """Write results as one self-contained HTML page. Every section appears if there is something to show in it.
 
     Args:
@@ -86,7 +117,7 @@ def report(
         provenance: Name to text, number or mapping: digests, versions, seeds, settings, time, command.
 
     Returns:
-        The path.
+        The path; its `show` opens the page.
 
     Raises:
         SettingError: There is nothing to show, something is of another type, or a picture cannot be shown; all findings
@@ -121,7 +152,7 @@ def report(
     _check(given)
     page = _page(title, question, _sections(given))
     replace_file(path, [page.encode()])
-    return Path(path)
+    return ReportFile(path)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

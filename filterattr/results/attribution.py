@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from filterattr.errors import SettingError
 from filterattr.files.safetensors import read_tensors, write_tensors
+from filterattr.results.cells import TOP, bars, cell, curve, facts, reasons
 from filterattr.results.concerns import (
     COMPLETENESS,
     DOUBTS,
@@ -37,6 +38,9 @@ from filterattr.units.unit import (
     kept_by,
     units_of,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class LayerSummary(NamedTuple):
@@ -155,6 +159,38 @@ class FilterAttribution:
             *(f"  concern         {concern}" for concern in self.concerns),
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook whether to believe it, and which layers matter."""
+        numbers = {
+            "loss of base": f"{self.loss_base:.4g}",
+            "loss of target": f"{self.loss_target:.4g}",
+            "completeness error": f"{self.completeness_error:.2g}",
+            "barrier": f"{self.barrier:.3g}",
+            "cosine": f"{self.cosine:.4f}",
+            "samples": str(self.n_samples),
+        }
+        layers = sorted(self.per_layer(), key=lambda row: -row.share)[:TOP]
+        longest = layers[0].share or 1.0
+        rows = [((row.name, str(row.n_units), f"{row.share:.1%}"), row.share / longest) for row in layers]
+        losses = f"loss on the path from base ({self.loss_base:.4g}) to target ({self.loss_target:.4g})"
+        return cell(
+            repr(self).partition("\n")[0],
+            facts({name: value for name, value in numbers.items() if value != "nan"}),
+            reasons(self.concerns, "nothing speaks against believing it"),
+            curve(self.path_places, self.path_losses, losses),
+            bars(("parameter", "units", "share of scores"), rows),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Table of `per_layer`; needs pandas.
+
+        Returns:
+            One row a parameter, with the columns of `LayerSummary`.
+        """
+        import pandas as pd  # noqa: PLC0415 - optional
+
+        return pd.DataFrame(self.per_layer())
 
     def _loss_lines(self) -> list[str]:
         if self.aggregate == "pooled":

@@ -16,6 +16,7 @@ from torch import Tensor
 from filterattr.errors import FilterAttrWarning, SettingError, gathered, name_some
 from filterattr.files.safetensors import read_tensors, write_tensors
 from filterattr.names import Names
+from filterattr.results.cells import TOP, bars, cell, highest, lines
 from filterattr.results.stored import complete, described, parameters_of, stored_tensor
 from filterattr.units.unit import ReadOnly, ScoredParameter, units_of
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MANY = 2**20  # below, sets are drawn as in all versions before
+_PLACES = 3  # of a layer, when a selection is shown
 Scale: TypeAlias = Literal["loss", "share", "strict"]
 
 
@@ -174,6 +176,17 @@ class FilterScores(_PerParameter):
 
     def __repr__(self) -> str:
         return f"FilterScores({self.n_units} units in {len(self)} parameters)"
+
+    def __str__(self) -> str:
+        rows = [[name, str(place), f"{value:.6g}"] for name, place, value in highest(self.kept)]
+        return f"{self!r}; the highest:\n{lines([['parameter', 'unit', 'score'], *rows])}"
+
+    def _repr_html_(self) -> str:
+        """Show the highest scores in a notebook."""
+        rows = highest(self.kept)
+        most = max((abs(value) for *_, value in rows), default=0.0) or 1.0
+        shown = [((name, str(place), f"{value:.4g}"), value / most) for name, place, value in rows]
+        return cell(f"{self!r}; the highest", bars(("parameter", "unit", "score"), shown))
 
     def __sub__(self, other: FilterScores) -> FilterScores:
         self.check_same_units(other)
@@ -442,6 +455,40 @@ class FilterSelection(_PerParameter):
 
     def __repr__(self) -> str:
         return f"FilterSelection({self.count} of {self.n_units} units in {len(self)} parameters)"
+
+    def __str__(self) -> str:
+        rows = [[name, f"{count} of {total}", places] for name, count, total, places in self._fullest()]
+        return f"{self!r}{'; most in:' if rows else ''}\n{lines(rows) if rows else ''}".rstrip()
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook where the chosen units are."""
+        shown = [
+            ((name, f"{count} of {total}", places), count / total) for name, count, total, places in self._fullest()
+        ]
+        return cell(f"{self!r}; most in", bars(("parameter", "chosen", "units"), shown))
+
+    def _fullest(self) -> list[tuple[str, int, int, str]]:
+        """The parameters with most chosen units: how many of how many, and the places of the first."""
+        counts = {name: count for name, count in self.per_layer().items() if count}
+        rows = []
+        for name in sorted(counts, key=lambda name: -counts[name])[:TOP]:
+            tensor = self.kept[name]
+            first = [tuple(place) for place in tensor.nonzero()[:_PLACES].tolist()]
+            more = ", ..." if counts[name] > _PLACES else ""
+            rows.append((name, counts[name], tensor.numel(), ", ".join(map(str, first)) + more))
+        return rows
+
+    def to_frame(self) -> pd.DataFrame:
+        """Table with one row per chosen unit; needs pandas.
+
+        Returns:
+            Columns ``parameter`` and ``unit`` (its place in the parameter's scores, such as ``(3, 0)``), in the order
+            of the network.
+        """
+        import pandas as pd  # noqa: PLC0415 - optional
+
+        rows = [(name, tuple(place)) for name, tensor in self.kept.items() for place in tensor.nonzero().tolist()]
+        return pd.DataFrame(rows, columns=["parameter", "unit"])
 
     def __or__(self, other: FilterSelection) -> FilterSelection:
         self.check_same_units(other)

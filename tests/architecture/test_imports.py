@@ -217,7 +217,7 @@ from filterattr import FilterAttributor
 base = nn.Conv2d(1, 2, 3)
 target = {name: value / 2 for name, value in base.state_dict().items()}
 result = FilterAttributor(base).attribute(base, target, lambda model: model(torch.ones(1, 1, 5, 5)).square().sum())
-print(result.scores().top(1))
+print(repr(result.scores().top(1)))
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
