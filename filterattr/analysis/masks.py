@@ -104,8 +104,8 @@ class MaskObjective:
         Returns:
             What it is worth.
         """
-        found = self._outputs.sample_distances(self._weights(mask), (self._of, *self.prices))
-        return self._worth({name: float(self._away(found, name).sum()) for name in (self._of, *self.prices)})
+        distances = self._outputs.sample_distances(self._weights(mask), (self._of, *self.prices))
+        return self._worth({name: float(self._away(distances, name).sum()) for name in (self._of, *self.prices)})
 
     def derivatives(self, mask: Tensor, places: Places) -> tuple[Worth, Tensor]:
         """What a mask is worth on some samples, and the derivative for every unit; one forward-backward pass each.
@@ -122,13 +122,13 @@ class MaskObjective:
             NonFiniteError: A derivative is infinite or not a number.
         """
         state = self._weights(mask)
-        own = dict(self._outputs.model.named_parameters())
+        originals = dict(self._outputs.model.named_parameters())
         mode = GradientMode()
 
         def differentiate() -> tuple[dict[str, float], dict[str, Tensor]]:
             mode.enter()
             with swapped(self._outputs.model, state, seed=0) as model:
-                return self._differentiated(model, own, places)
+                return self._differentiated(model, originals, places)
 
         distances, gradients = restoring(differentiate, mode.restore)
         unknown = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
@@ -160,7 +160,7 @@ class MaskObjective:
             for key, part in self._like._split(mask).items():
                 if not bool(part.any()):
                     continue
-                for name in (one for one, scored in self._like.parameters.items() if scored.key(one) == key):
+                for name in (member for member, scored in self._like.parameters.items() if scored.key(member) == key):
                     state |= dict.fromkeys(self._shared[name], self._mixed(name, part))
         return state
 
@@ -182,12 +182,12 @@ class MaskObjective:
         return base - target
 
     def _differentiated(
-        self, model: nn.Module, own: Mapping[str, nn.Parameter], places: Places
+        self, model: nn.Module, originals: Mapping[str, nn.Parameter], places: Places
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Distances of every function, as a part of all samples, and the gradient of the objective."""
-        slots = ParameterSwap(model).parameters
-        leaves = {name: slots[name] for name in self._like.parameters}
-        behind = [name for name, leaf in leaves.items() if leaf is own.get(name)]
+        parameters = ParameterSwap(model).parameters
+        leaves = {name: parameters[name] for name in self._like.parameters}
+        behind = [name for name, leaf in leaves.items() if leaf is originals.get(name)]
         if behind:
             raise StateMismatchError(f"the state dict of the model must hold {name_some(behind)}.")
         for leaf in leaves.values():
@@ -208,11 +208,11 @@ class MaskObjective:
                         f"{place}); it was detached, or computed without gradients."
                     )
                 if not is_checked:
-                    refuse_behind(value, own)
+                    refuse_behind(value, originals)
                     is_checked = True
                 distances[name] += share * value.item()
-                found = torch.autograd.grad(value * factor, list(leaves.values()), allow_unused=True)
-                for key, gradient in zip(leaves, found, strict=True):
+                parts = torch.autograd.grad(value * factor, list(leaves.values()), allow_unused=True)
+                for key, gradient in zip(leaves, parts, strict=True):
                     if gradient is not None:
                         gradients[key] = gradients[key] + gradient if key in gradients else gradient
         return distances, {
@@ -220,8 +220,8 @@ class MaskObjective:
             for key, leaf in leaves.items()
         }
 
-    def _away(self, found: SampleDistances, name: str) -> Tensor:
-        return torch.from_numpy((found.to_base if name == self._of else found.to_target)[name])
+    def _away(self, distances: SampleDistances, name: str) -> Tensor:
+        return torch.from_numpy((distances.to_base if name == self._of else distances.to_target)[name])
 
     def _worth(self, distances: Mapping[str, float]) -> Worth:
         reverted = 1 - distances[self._of] / self._scales[self._of]

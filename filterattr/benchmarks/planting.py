@@ -313,12 +313,12 @@ def _settle(
             optimizer.step()
             with torch.no_grad():
                 factors = {
-                    key: wanted[key] / one.clamp(min=1e-12) for key, one in _lengths(model, base, others).items()
+                    key: wanted[key] / length.clamp(min=1e-12) for key, length in _lengths(model, base, others).items()
                 }
-                for name, one in scored.items():
-                    factor = torch.where(others.kept[one.key(name)], factors[one.key(name)], 1.0)
+                for name, how in scored.items():
+                    factor = torch.where(others.kept[how.key(name)], factors[how.key(name)], 1.0)
                     parameter = model.get_parameter(name)
-                    parameter.copy_(base[name] + (parameter - base[name]) * one.unit.spread(factor, one.shape))
+                    parameter.copy_(base[name] + (parameter - base[name]) * how.unit.spread(factor, how.shape))
     optimizer.zero_grad()
 
 

@@ -205,12 +205,12 @@ def _searched(
 ) -> Iterator[Ranked]:
     """The numbers behind the sets that a search finds; its passes are added to those of the scores."""
     outputs = _outputs(pair, {name: _joined(samples) for name, samples in pair.search.items()})
-    found = {
+    searches = {
         name: search(outputs, start(name), name, amount=pair.carriers[name].count, batch=1, progress=False, **settings)
         for name in FUNCTIONS
     }
-    n_passes += _ROWS * sum(one.n_passes for one in found.values())
-    yield from _by_function(ranking, n_passes, lambda name: found[name].scores)
+    n_passes += _ROWS * sum(result.n_passes for result in searches.values())
+    yield from _by_function(ranking, n_passes, lambda name: searches[name].scores)
 
 
 def _joined(samples: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:

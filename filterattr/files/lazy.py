@@ -63,8 +63,8 @@ class StoredTensor:
         """
         if self.held is not None:
             return self.held
-        whole = next(self.parts(max(1, self.numel)), torch.empty(0, dtype=self.dtype, device="cpu"))
-        return whole.reshape(self.shape)
+        flat = next(self.parts(max(1, self.numel)), torch.empty(0, dtype=self.dtype, device="cpu"))
+        return flat.reshape(self.shape)
 
     def parts(self, count: int) -> Iterator[Tensor]:
         """Read it in parts; each is valid until the next one is asked for.

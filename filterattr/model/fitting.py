@@ -82,41 +82,43 @@ def fit_states(
             findings are in one message.
     """
     findings: list[str] = []
-    found: dict[str, dict[str, Tensor]] = {}
+    loaded: dict[str, dict[str, Tensor]] = {}
     corners = {f"waypoint {index}": state for index, state in enumerate(waypoints)}
     for role, state in {"base": base, **corners, "target": target}.items():
-        found[role], wrong = by_first_name(role, state, parameters, buffers, aliases)
+        loaded[role], wrong = by_first_name(role, state, parameters, buffers, aliases)
         findings += wrong
     if names_first and findings:
         raise StateMismatchError(f"base and target must both fit the model: {'; '.join(findings)}.{_CURE}")
-    moving = {name: own for name, own in parameters.items() if is_number(own)}
+    moving = {name: parameter for name, parameter in parameters.items() if is_number(parameter)}
     ends: dict[str, dict[str, Tensor]] = {}
-    for role, values in found.items():
-        ends[role] = {name: _fitted(values[name], own) for name, own in moving.items() if name in values}
+    for role, values in loaded.items():
+        ends[role] = {name: _fitted(values[name], parameter) for name, parameter in moving.items() if name in values}
         findings += _find_unusable(role, values, ends[role])
     cure = _CURE if findings else ""
-    fixed, wrong = _fixed(found["base"], found["target"], parameters, buffers, keep_buffers)
+    fixed, wrong = _fixed(loaded["base"], loaded["target"], parameters, buffers, keep_buffers)
     findings += wrong
     if findings:
         raise StateMismatchError(f"base and target must both fit the model: {'; '.join(findings)}.{cure}")
-    rounded = _rounded(list(found.values()), list(ends.values()))
-    own = {place: _other_buffers(found[role], buffers, fixed) for place, role in ((0.0, "base"), (1.0, "target"))}
-    others = {place: values for place, values in own.items() if values}
+    rounded = _rounded(list(loaded.values()), list(ends.values()))
+    end_buffers = {
+        place: _other_buffers(loaded[role], buffers, fixed) for place, role in ((0.0, "base"), (1.0, "target"))
+    }
+    others = {place: values for place, values in end_buffers.items() if values}
     return FittedStates(list(ends.values()), fixed, rounded, others)
 
 
 def _rounded(states: list[dict[str, Tensor]], clones: list[dict[str, Tensor]]) -> dict[str, Rounded]:
     """Count the changes from state to state that the model's types round away."""
     rounded = {}
-    for name, own in clones[0].items():
+    for name, parameter in clones[0].items():
         n_moved = n_lost = 0
         for (first, second), (kept, other) in zip(pairwise(states), pairwise(clones), strict=True):
-            kinds = {first[name].dtype, second[name].dtype} - {own.dtype}
-            if all(torch.promote_types(kind, own.dtype) == own.dtype for kind in kinds):
+            kinds = {first[name].dtype, second[name].dtype} - {parameter.dtype}
+            if all(torch.promote_types(kind, parameter.dtype) == parameter.dtype for kind in kinds):
                 continue
             moved = first[name] != second[name].to(first[name].device)
             n_moved += int(moved.sum())
-            n_lost += int((moved.to(own.device) & (kept[name] == other[name])).sum())
+            n_lost += int((moved.to(parameter.device) & (kept[name] == other[name])).sum())
         if n_lost:
             rounded[name] = Rounded(n_moved, n_lost)
     return rounded
@@ -152,11 +154,11 @@ def by_first_name(
         if first is None:
             unknown.append(name)
             continue
-        own = parameters[first] if first in parameters else buffers[first]
-        if value.shape != own.shape:
-            misshapen[first] = f"'{name}' has shape {tuple(value.shape)}, not {tuple(own.shape)}"
+        held = parameters[first] if first in parameters else buffers[first]
+        if value.shape != held.shape:
+            misshapen[first] = f"'{name}' has shape {tuple(value.shape)}, not {tuple(held.shape)}"
             continue
-        if first in values and not _equal(values[first], value, own):
+        if first in values and not _equal(values[first], value, held):
             findings.append(f"{role} holds different values for '{names[first]}' and '{name}', which are one parameter")
             continue
         values[first], names[first] = value.detach(), name
@@ -222,21 +224,21 @@ def _fixed(
     findings: list[str] = []
     undetermined: list[str] = []
     chosen = {"base": base, "target": target, None: {}}[keep_buffers]
-    for name, own in {**parameters, **buffers}.items():
-        if name in parameters and is_number(own):
+    for name, held in {**parameters, **buffers}.items():
+        if name in parameters and is_number(held):
             continue
         values = [end[name] for end in (base, target) if name in end]
-        if len(values) == 2 and _equal(values[0], values[1], own):
+        if len(values) == 2 and _equal(values[0], values[1], held):
             value = values[0]
         elif name in parameters:
-            value = own
+            value = held
             if len(values) == 2:
-                findings.append(f"'{name}' is {own.dtype} and differs, but cannot move along a path")
+                findings.append(f"'{name}' is {held.dtype} and differs, but cannot move along a path")
         else:
-            value = chosen.get(name, own)
-            if values and name not in chosen and is_number(own):
+            value = chosen.get(name, held)
+            if values and name not in chosen and is_number(held):
                 undetermined.append(name)
-        fixed[name] = _clone_like(value, own)
+        fixed[name] = _clone_like(value, held)
     if undetermined and keep_buffers is None:
         findings.append(
             f"the buffers {name_some(undetermined)} differ between base and target and cannot be integrated over: "
@@ -252,9 +254,9 @@ def _other_buffers(
 ) -> dict[str, Tensor]:
     """The buffers of an end that are others on the path, if floating ones are among them."""
     others = {
-        name: _clone_like(state[name], own)
-        for name, own in buffers.items()
-        if name in state and not _equal(state[name], fixed[name], own)
+        name: _clone_like(state[name], buffer)
+        for name, buffer in buffers.items()
+        if name in state and not _equal(state[name], fixed[name], buffer)
     }
     return others if any(is_number(value) for value in others.values()) else {}
 
@@ -264,31 +266,31 @@ def is_number(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _equal(first: Tensor, second: Tensor, own: Tensor) -> bool:
+def _equal(first: Tensor, second: Tensor, held: Tensor) -> bool:
     """Compare two values as the model would hold them; NaN equals NaN."""
     if first.data_ptr() == second.data_ptr() and first.stride() == second.stride() and first.dtype == second.dtype:
         return True  # one tensor under two names
-    first, second = (value.detach().to(device=own.device, dtype=own.dtype) for value in (first, second))
+    first, second = (value.detach().to(device=held.device, dtype=held.dtype) for value in (first, second))
     return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
-def _fitted(value: Tensor, own: Tensor) -> Tensor:
+def _fitted(value: Tensor, like: Tensor) -> Tensor:
     """The value itself if it lies as the model's own does, and otherwise a copy that does.
 
     Tensors made in inference mode are copied: they do not tell when somebody writes to them.
     """
     is_plain = type(value) in (Tensor, nn.Parameter) and not (value.is_inference() or value.is_neg() or value.is_conj())
-    dense = torch.empty_like(own, device="meta").stride()
-    if is_plain and (value.dtype, value.device, value.stride()) == (own.dtype, own.device, dense):
+    dense = torch.empty_like(like, device="meta").stride()
+    if is_plain and (value.dtype, value.device, value.stride()) == (like.dtype, like.device, dense):
         return value.detach()
-    return _clone_like(value, own)
+    return _clone_like(value, like)
 
 
-def _clone_like(value: Tensor, own: Tensor) -> Tensor:
+def _clone_like(value: Tensor, like: Tensor) -> Tensor:
     """Copy a value into a new tensor of the model's type, device and layout."""
-    if value.is_complex() and not own.is_complex():
+    if value.is_complex() and not like.is_complex():
         value = value.real
-    return torch.empty_like(own, requires_grad=False).copy_(value.detach())
+    return torch.empty_like(like, requires_grad=False).copy_(value.detach())
 
 
 def rounding_warning(rounded: Mapping[str, Rounded], moving: Mapping[str, Tensor]) -> str | None:
@@ -301,7 +303,7 @@ def rounding_warning(rounded: Mapping[str, Rounded], moving: Mapping[str, Tensor
     Returns:
         The text of a warning, or ``None``.
     """
-    hit = {name: one for name, one in rounded.items() if one.n_lost > _ROUNDED_LIMIT * one.n_moved}
+    hit = {name: count for name, count in rounded.items() if count.n_lost > _ROUNDED_LIMIT * count.n_moved}
     if not hit:
         return None
     n_moved, n_lost = (sum(counts) for counts in zip(*hit.values(), strict=True))

@@ -132,8 +132,8 @@ class Immutable:
     """
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            object.__setattr__(self, one.name, read_only(getattr(self, one.name)))
+        for each in fields(self):
+            object.__setattr__(self, each.name, read_only(getattr(self, each.name)))
 
 
 @dataclass(frozen=True)
