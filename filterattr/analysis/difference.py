@@ -120,14 +120,14 @@ def compare_checkpoints(
             group = name if depth is None else ".".join(name.split(".")[:depth])
             groups.setdefault(group, _Sums()).add(ends[0][name], ends[1][name])
             step()
-    whole = math.fsum(sums.squares for sums in groups.values())
-    entries = [sums.entry(name, whole) for name, sums in groups.items()]
+    total = math.fsum(sums.squares for sums in groups.values())
+    entries = [sums.entry(name, total) for name, sums in groups.items()]
     return CheckpointDifference(
         tuple(sorted(entries, key=lambda entry: -entry.share)),
         tuple(name for name in ends[0] if name not in ends[1]),
         tuple(name for name in ends[1] if name not in ends[0]),
         _other_shapes(*ends),
-        _ratio(whole, math.fsum(sums.lengths for sums in groups.values())),
+        _ratio(total, math.fsum(sums.lengths for sums in groups.values())),
         sum(end[name].nbytes for end in ends for name in both),
     )
 
@@ -143,8 +143,8 @@ class _Sums:
         """Add one parameter."""
         self.count += first.numel
         wide = first.dtype in _WIDE or second.dtype in _WIDE
-        for one, other in zip(first.parts(_PART), second.parts(_PART), strict=True):
-            self._add_part(_as_numbers(one, wide=wide), _as_numbers(other, wide=wide))
+        for part, other in zip(first.parts(_PART), second.parts(_PART), strict=True):
+            self._add_part(_as_numbers(part, wide=wide), _as_numbers(other, wide=wide))
 
     def _add_part(self, first: Tensor, second: Tensor) -> None:
         difference = second - first
@@ -162,21 +162,21 @@ class _Sums:
     def _without_oddities(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Count weights that are infinite or NaN by themselves: lengths cannot be taken of them."""
         odd = ~(first.isfinite() & second.isfinite())
-        one, other = first[odd], second[odd]
-        changed = int(((one != other) & ~(one.isnan() & other.isnan())).sum())
+        odd_first, odd_second = first[odd], second[odd]
+        changed = int(((odd_first != odd_second) & ~(odd_first.isnan() & odd_second.isnan())).sum())
         self.changed += changed
         self.largest = math.inf if changed else self.largest
         first = torch.where(odd, 0.0, first)
         return first, torch.where(odd, 0.0, second) - first
 
-    def entry(self, name: str, whole: float) -> ParameterChange:
+    def entry(self, name: str, total: float) -> ParameterChange:
         """The row of a group."""
         return ParameterChange(
             name,
             self.count,
             self.changed / max(1, self.count),
             _ratio(self.squares, self.lengths),
-            self.squares / whole if whole else 0.0,
+            self.squares / total if total else 0.0,
             self.largest,
         )
 
@@ -196,4 +196,4 @@ def _ratio(squares: float, lengths: float) -> float:
 
 def _other_shapes(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTensor]) -> dict[str, str]:
     shapes = {name: (tensor.shape, second[name].shape) for name, tensor in first.items() if name in second}
-    return {name: f"{one} and {other}" for name, (one, other) in shapes.items() if one != other}
+    return {name: f"{before} and {after}" for name, (before, after) in shapes.items() if before != after}

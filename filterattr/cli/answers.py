@@ -63,8 +63,8 @@ def bar(share: float, width: int = 20) -> str:
         5
     """
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    whole, rest = divmod(eighths, 8)
-    drawn = _BLOCKS[-1] * whole + (_BLOCKS[rest - 1] if rest else "")
+    full, rest = divmod(eighths, 8)
+    drawn = _BLOCKS[-1] * full + (_BLOCKS[rest - 1] if rest else "")
     try:
         drawn.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:

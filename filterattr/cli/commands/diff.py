@@ -18,16 +18,18 @@ def run(options: argparse.Namespace) -> None:
     """Compare, print, and write where asked."""
     if options.html is not None:
         check_file("--html", options.html, {".html"}, overwrite=options.overwrite)
-    found = compare_checkpoints(options.first, options.second, key=options.key, depth=options.depth)
+    difference = compare_checkpoints(options.first, options.second, key=options.key, depth=options.depth)
     if options.html is not None:
-        _write_page(found, options)
-    content = {name: value for name, value in vars(found).items() if name != "entries"}
-    answer(options, _text(found, options), {**content, "is_equal": found.is_equal, "entries": found.rows()})
+        _write_page(difference, options)
+    content = {name: value for name, value in vars(difference).items() if name != "entries"}
+    answer(
+        options, _text(difference, options), {**content, "is_equal": difference.is_equal, "entries": difference.rows()}
+    )
 
 
-def _text(found: CheckpointDifference, options: argparse.Namespace) -> str:
-    changed = [entry for entry in found.entries if entry.changed]
-    lines = [_summary(found), ""]
+def _text(difference: CheckpointDifference, options: argparse.Namespace) -> str:
+    changed = [entry for entry in difference.entries if entry.changed]
+    lines = [_summary(difference), ""]
     shown = changed[: options.top or None]
     if shown:
         longest = max(entry.share for entry in shown)
@@ -45,31 +47,32 @@ def _text(found: CheckpointDifference, options: argparse.Namespace) -> str:
         lines += [columns(["parameter", "weights", "changed", "relative", "share", ""], rows)]
     if len(changed) > len(shown):
         lines.append(f"... and {len(changed) - len(shown)} more (--top 0 prints all)")
-    lines += [line for line in _apart(found) if line]
+    lines += [line for line in _apart(difference) if line]
     return "\n".join(lines).rstrip()
 
 
-def _summary(found: CheckpointDifference) -> str:
-    if found.is_equal:
-        return f"both hold the same weights ({len(found.entries)} parameters, {size(found.n_bytes)} bytes compared)"
-    changed = sum(bool(entry.changed) for entry in found.entries)
+def _summary(difference: CheckpointDifference) -> str:
+    count, compared = len(difference.entries), size(difference.n_bytes)
+    if difference.is_equal:
+        return f"both hold the same weights ({count} parameters, {compared} bytes compared)"
+    changed = sum(bool(entry.changed) for entry in difference.entries)
     return (
-        f"{changed} of {len(found.entries)} parameters differ; the difference is {found.relative:.3g} times as long as "
-        f"the first ({size(found.n_bytes)} bytes compared)"
+        f"{changed} of {count} parameters differ; the difference is {difference.relative:.3g} times as long as the "
+        f"first ({compared} bytes compared)"
     )
 
 
-def _apart(found: CheckpointDifference) -> list[str]:
-    shapes = [f"{name} ({shapes})" for name, shapes in found.other_shapes.items()]
+def _apart(difference: CheckpointDifference) -> list[str]:
+    shapes = [f"{name} ({shapes})" for name, shapes in difference.other_shapes.items()]
     return [
-        f"only in the first: {name_some(found.only_first)}" if found.only_first else "",
-        f"only in the second: {name_some(found.only_second)}" if found.only_second else "",
+        f"only in the first: {name_some(difference.only_first)}" if difference.only_first else "",
+        f"only in the second: {name_some(difference.only_second)}" if difference.only_second else "",
         f"of other shapes: {name_some(shapes)}" if shapes else "",
     ]
 
 
-def _write_page(found: CheckpointDifference, options: argparse.Namespace) -> None:
-    shown = [entry for entry in found.entries if entry.changed][:_BARS]
+def _write_page(difference: CheckpointDifference, options: argparse.Namespace) -> None:
+    shown = [entry for entry in difference.entries if entry.changed][:_BARS]
     words = ", ".join(f"{entry.name} {entry.share:.1%}" for entry in shown[:3])
     chart = bar_chart(
         [entry.name for entry in shown],
@@ -81,7 +84,7 @@ def _write_page(found: CheckpointDifference, options: argparse.Namespace) -> Non
     report(
         options.html,
         f"{options.first} and {options.second}",
-        question="\n\n".join([_summary(found), *(line for line in _apart(found) if line)]),
+        question="\n\n".join([_summary(difference), *(line for line in _apart(difference) if line)]),
         further=[Section("difference", "What is different?", (), chart)] if shown else (),
-        tables={"Parameters": found},
+        tables={"Parameters": difference},
     )

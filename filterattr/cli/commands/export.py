@@ -28,9 +28,9 @@ def _patch(options: argparse.Namespace) -> None:
     selection = FilterSelection.load(options.selection)
     base, target = (load_state(path, key=options.key) for path in (options.base, options.target))
     patch = export_patch(selection, base, target, options.out)
-    n_bytes, whole = options.out.stat().st_size, sum(value.nbytes for value in base.values())
-    text = f"{patch}, {size(n_bytes)} bytes ({n_bytes / max(1, whole):.2%} of base)\nwrote {options.out}"
-    answer(options, text, {"out": str(options.out), "weights": patch.count, "bytes": n_bytes, "base_bytes": whole})
+    n_bytes, base_bytes = options.out.stat().st_size, sum(value.nbytes for value in base.values())
+    text = f"{patch}, {size(n_bytes)} bytes ({n_bytes / max(1, base_bytes):.2%} of base)\nwrote {options.out}"
+    answer(options, text, {"out": str(options.out), "weights": patch.count, "bytes": n_bytes, "base_bytes": base_bytes})
 
 
 def _ranks(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
         question=options.question,
         attributions=attributions,
         selections=selections,
-        scores={} if selections else {label: one.scores() for label, one in attributions.items()},
+        scores={} if selections else {label: attribution.scores() for label, attribution in attributions.items()},
         provenance={"attributions": ", ".join(map(str, options.attributions))},
     )
     answer(options, f"wrote {options.out}", {"out": str(options.out)})

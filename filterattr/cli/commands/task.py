@@ -153,16 +153,16 @@ def named(option: str, spelling: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
     except Exception as error:
         raise SettingError(f"{option} names '{spelling}', which cannot be imported: {_brief(error)}.") from error
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             raise SettingError(f"{option} names '{spelling}', and '{module}' has no '{name}'.")
-        found = getattr(found, part)
-    if not callable(found):
-        raise SettingError(f"{option} must name a function; '{spelling}' is {type(found).__name__}.")
-    return found
+        value = getattr(value, part)
+    if not callable(value):
+        raise SettingError(f"{option} must name a function; '{spelling}' is {type(value).__name__}.")
+    return value
 
 
 def _called(option: str, spelling: str) -> Any:
