@@ -33,13 +33,13 @@ def highest(tensors: Mapping[str, Tensor], limit: int = TOP) -> list[tuple[str, 
         >>> highest({"a": torch.tensor([[1.0, 5.0]]), "b": torch.tensor([3.0])}, 2)
         [('a', (0, 1), 5.0), ('b', (0,), 3.0)]
     """
-    found: list[tuple[str, tuple[int, ...], float]] = []
+    cells: list[tuple[str, tuple[int, ...], float]] = []
     for name, tensor in tensors.items():
         flat = tensor.detach().cpu().reshape(-1).nan_to_num(nan=-math.inf)
         for place in _highest_places(flat, min(limit, len(flat))):
             inside = np.unravel_index(place, tensor.shape)
-            found += [(name, tuple(map(int, inside)), float(flat[place]))]
-    return sorted(found, key=lambda entry: -entry[2])[:limit]
+            cells += [(name, tuple(map(int, inside)), float(flat[place]))]
+    return sorted(cells, key=lambda entry: -entry[2])[:limit]
 
 
 def _highest_places(flat: Tensor, count: int) -> list[int]:
