@@ -271,7 +271,7 @@ class _Search:
         """Nothing is done but a look at the set of the scores."""
         nothing = torch.zeros(self._start.n_units, dtype=torch.float64, device="cpu")
         values = self._start.flat().double().cpu()
-        chosen = self._start.top(self.settings.count).flat().double()
+        chosen = mark_top(values, self.settings.count).double()
         worth = self._objective.worth(chosen)
         state = _State(
             phase="greedy" if self.settings.greedy_steps else "mask",

@@ -183,6 +183,13 @@ class TestSearch:
         assert outputs.reverted(found.selection)["own"] == pytest.approx(found.reverted, rel=1e-12)
         assert outputs.moved(found.selection)["clean"] == pytest.approx(found.moved["clean"], rel=1e-12)
 
+    def test_scores_that_are_0_are_a_start_like_any_other(self) -> None:
+        outputs, scores = pair()
+        nothing = scores * 0.0
+        assert search(outputs, nothing, "own", amount=3, progress=False).selection.count == 3
+        with pytest.raises(SettingError, match="are NaN"):
+            search(outputs, nothing * float("nan"), "own", amount=3)
+
     def test_passes_are_counted(self) -> None:
         calls = {True: 0, False: 0}
 
