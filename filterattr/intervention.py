@@ -241,8 +241,9 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
     Args:
         model: The model; wrappers are looked through.
         selection: The units to train.
-        optimizer: Any optimizer of `torch.optim` or derived from it; other ways of changing weights inside the block
-            (a second optimizer, assignments) are undone at its next step and at the end.
+        optimizer: Any optimizer of `torch.optim` or derived from it, also inside one of accelerate; other ways of
+            changing weights inside the block (a second optimizer, assignments) are undone at its next step and at the
+            end.
 
     Yields:
         The model as it was given.
@@ -267,6 +268,7 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
         >>> (layer.weight == before).all(1)
         tensor([False,  True])
     """
+    optimizer = _unwrapped(optimizer)
     swap = ParameterSwap(unwrap_model(model))
     freezer = _Freezer(_frozen_weights(swap, selection, optimizer))
     try:
@@ -277,6 +279,12 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
             freezer.release()
     finally:
         freezer.release()
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """Look through the optimizers of accelerate and others, which leave the steps to one that they hold."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 class _Frozen(NamedTuple):

@@ -39,7 +39,8 @@ ALLOWED["benchmarks"] = {
 }  # fmt: skip
 ALLOWED["export"] = {"errors", "names", "model", "files", "units", "results", "intervention", "attribution", "analysis"}
 ALLOWED["display"] = {"errors", "files", "jobs", "results", "intervention", "attribution", "activations", "analysis"}
-ALLOWED["cli"] = {*ALLOWED} - {"activations", "recorder", "benchmarks"}
+ALLOWED["callbacks"] = {"errors", "model", "results", "recorder", "attribution"}
+ALLOWED["cli"] = {*ALLOWED} - {"activations", "recorder", "benchmarks", "callbacks"}
 ALLOWED["__main__"] = {"cli"}
 IMAGE_LIBRARIES = {"PIL", "skimage", "cv2", "imageio", "torchvision"}
 
@@ -83,6 +84,7 @@ PUBLIC = (
     "filterattr",
     "filterattr.analysis",
     "filterattr.benchmarks",
+    "filterattr.callbacks",
     "filterattr.cli",
     "filterattr.display",
     "filterattr.display.page",
