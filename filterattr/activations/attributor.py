@@ -29,6 +29,7 @@ from filterattr.model.state_dict import unwrap_model, without_compiled
 from filterattr.model.swap import ParameterSwap, restoring
 from filterattr.names import Names
 from filterattr.renamed import renamed
+from filterattr.units.layouts import is_linear_map
 
 Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -64,7 +65,9 @@ class ChannelAttributor:
     Args:
         model: Any module. Data-parallel wrappers and `torch.compile` are looked through.
         layers: Which layers: a module name or glob, several, or a predicate on name and module. The default is all
-            convolutions and `torch.nn.Linear`. Each must put out one floating tensor whose first axis is the samples.
+            convolutions, `torch.nn.Linear`, `torch.nn.MultiheadAttention`, and layers of other libraries that
+            `register_layout` knows. Each must put out a floating tensor whose first axis is the samples; of a tuple,
+            mapping or dataclass, as blocks of transformers return, the first floating tensor counts.
 
     Raises:
         SettingError: A name or glob fits no module, or no layer is left.
@@ -143,7 +146,7 @@ class ChannelAttributor:
 
         Raises:
             SettingError: A method, a number, the inputs or baselines cannot be used.
-            UnsupportedModelError: A layer did not run, puts out something else than one floating tensor, or has no
+            UnsupportedModelError: A layer did not run, puts out no floating tensor, or has no
                 kernels; all of them are named.
             LossError: The output is no real number per sample, or no gradient of it reaches a layer.
             NonFiniteError: An output or attribution is infinite or not a number.
@@ -290,7 +293,7 @@ def _select_layers(model: nn.Module, layers: Layers | None) -> dict[str, nn.Modu
     for name, module in modules.items():
         first = first_names.setdefault(id(module), name)
         if layers is None:
-            wanted = KernelSplit.fits(module)
+            wanted = _is_default(module) and not isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
         else:
             wanted = bool(layers(name, module)) if callable(layers) else name in named
         if wanted:
@@ -298,3 +301,8 @@ def _select_layers(model: nn.Module, layers: Layers | None) -> dict[str, nn.Modu
     if not chosen:
         raise SettingError(f"at least one layer is needed; layers={layers!r} leaves none of {type(model).__name__}.")
     return chosen
+
+
+def _is_default(module: nn.Module) -> bool:
+    """Whether a layer computes a linear map or attention; the parts of an attention layer do not run by themselves."""
+    return KernelSplit.fits(module) or isinstance(module, nn.MultiheadAttention) or is_linear_map(module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from filterattr.activations.parts import activations_in, with_activations
 from filterattr.errors import UnsupportedModelError, gathered, name_some
 
 
@@ -30,7 +31,8 @@ class ActivationHooks:
 
     The model goes on with a clone of it. So an in-place activation behind the layer changes the clone only, and the
     derivative with respect to the kept tensor is that of the layer's own output. An output that does not depend on
-    anything that moves becomes the start of a graph of its own.
+    anything that moves becomes the start of a graph of its own. If a layer puts out several things, as a block of a
+    transformer does, the first floating tensor counts.
 
     Args:
         layers: Name to module.
@@ -105,7 +107,7 @@ class ActivationHooks:
         self._seen = lambda _: None
 
     def check(self) -> None:
-        """Make sure that every layer ran and put out one floating tensor.
+        """Make sure that every layer ran and put out a floating tensor.
 
         Raises:
             UnsupportedModelError: Some did not; all of them are named.
@@ -115,13 +117,13 @@ class ActivationHooks:
         findings += [f"'{name}' {problem}" for name, problem in self._unfit.items()]
         if findings:
             raise UnsupportedModelError(
-                f"every layer must run and put out one floating tensor: {gathered(findings)}. Choose "
+                f"every layer must run and put out a floating tensor: {gathered(findings)}. Choose "
                 "other layers, by name or with layers=lambda name, module: ...; hooks do not reach into compiled "
                 "submodules, nor into layers whose forward() is bypassed."
             )
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
-        def observe(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor | None:
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        def observe(_module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
             if not self._is_recording:
                 if self._replaced is not None and self._replaced.layer == name:
                     raise UnsupportedModelError(
@@ -133,18 +135,18 @@ class ActivationHooks:
             self._counts[name] += 1
             if self._replaced not in (None, call):
                 return None
-            problem = _problem_of(output)
-            if problem is not None:
-                self._unfit.setdefault(name, problem)
+            activations = activations_in(output)
+            if activations is None:
+                self._unfit.setdefault(name, _problem_of(output))
                 return None
-            kept: Tensor = output if self._replacement is None else self._replacement
+            kept = activations if self._replacement is None else self._replacement
             if torch.is_grad_enabled() and not kept.requires_grad:
                 kept = kept.detach().requires_grad_()
             self.outputs[call] = kept
             if self._with_arguments and arguments and isinstance(arguments[0], Tensor):
                 self.arguments[call] = arguments[0].detach().clone()
             self._seen(call)
-            return kept.clone()
+            return with_activations(output, kept.clone())
 
         return observe
 
@@ -318,12 +320,8 @@ def _sorted_edges(start: _Edge) -> list[_Edge]:
     return done[::-1]
 
 
-def _problem_of(output: object) -> str | None:
+def _problem_of(output: object) -> str:
     """Say why a layer's output cannot be attributed to."""
     if not isinstance(output, Tensor):
-        return f"puts out a {type(output).__name__}"
-    if not output.is_floating_point():
-        return f"puts out {output.dtype}"
-    if output.ndim == 0:
-        return "puts out a single number"
-    return None
+        return f"puts out a {type(output).__name__} without a floating tensor"
+    return f"puts out {output.dtype}" if output.ndim else "puts out a single number"

@@ -134,6 +134,21 @@ def layout_of(module: nn.Module, local: str, parameter: Tensor) -> Layout:
     return _outputs_first(1, is_guess=parameter.ndim == 3 and parameter.shape[0] > 1 and not _is_of_torch(module))
 
 
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a layer of another library is known to compute a linear map with its ``weight``.
+
+    Args:
+        module: The layer.
+
+    Returns:
+        Whether its layout is registered, or the layer itself says it, as the ``Conv1D`` of transformers does.
+    """
+    weight = module._parameters.get("weight")
+    if any(entry.fits(module) for entry in REGISTERED):
+        return True
+    return weight is not None and weight.ndim == 2 and _is_transposed(module, "weight", weight)
+
+
 def unit_of(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> Unit:
     """Find the unit of one parameter.
 

@@ -1213,17 +1213,22 @@ class TestLayers:
         torch.testing.assert_close(found["2"], expected["2"])
 
     def test_everything_unfit_is_named_at_once(self) -> None:
+        class Sizes(nn.Module):
+            def forward(self, tokens: Tensor) -> tuple[int, ...]:
+                return tuple(tokens.shape)
+
         class Unfit(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.used, self.unused, self.idle = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
-                self.memory = nn.LSTM(3, 3)
+                self.sizes = Sizes()
 
             def forward(self, tokens: Tensor) -> Tensor:
-                return self.used(self.memory(tokens)[0]).sum((1, 2))
+                return self.used(tokens).sum((1, 2)) * self.sizes(tokens)[0]
 
-        attributor = ChannelAttributor(Unfit(), ["used", "unused", "idle", "memory"])
-        with pytest.raises(UnsupportedModelError, match=r"'unused', 'idle' did not run.*; 'memory' puts out a tuple"):
+        attributor = ChannelAttributor(Unfit(), ["used", "unused", "idle", "sizes"])
+        expected = r"'unused', 'idle' did not run.*; 'sizes' puts out a tuple without a floating tensor"
+        with pytest.raises(UnsupportedModelError, match=expected):
             attributor.attribute(*pictures(40, 1, 2, 3, dtype=torch.float32), lambda y: y, n_steps=2)
 
     def test_layers_that_the_output_does_not_depend_on_are_named(self) -> None:
