@@ -68,8 +68,8 @@ def activations_in(returned: Any) -> Tensor | None:
     """
     if isinstance(returned, Tensor):
         return returned if returned.is_floating_point() and returned.ndim else None
-    found = (activations_in(value) for _, value in _entries(returned))
-    return next((value for value in found if value is not None), None)
+    inside = (activations_in(value) for _, value in _entries(returned))
+    return next((value for value in inside if value is not None), None)
 
 
 def with_activations(returned: Any, activations: Tensor) -> Any:
