@@ -54,11 +54,12 @@ versions: $(DOCS_STAMP)  ## the site of every tag v* and of the last commit, sid
 study: $(STAMP)  ## every claim tested: make study [SEARCH=dir TEST=dir] [FULL=1] (minutes, hours if full; goes on where it was)
 	$(BIN)/python -m sr_zoo study $(if $(FULL),,--quick) $(if $(SEARCH),--search "$(SEARCH)") $(if $(TEST),--test "$(TEST)") --out study_output
 
-lint: $(STAMP)  ## style, types, spelling
+lint: $(STAMP)  ## style, types, spelling, prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/python -m tests.docs.prose
 
 clean:  ## remove the environment and everything that can be made again
 	rm -rf $(VENV) build dist demo_output study_output docs/_build docs/learn docs/gallery docs/reference/generated .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

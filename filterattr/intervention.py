@@ -97,7 +97,7 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
     """Let a model compute with other weights inside a ``with`` block; nothing of it is written to.
 
     Args:
-        model: The model; wrappers are looked through.
+        model: The model; wrappers are unwrapped.
         state: Weights for all or some of its parameters and buffers, or an `EditableState` of them.
         seed: Seeds all random numbers of the block; the caller's random state is given back after it, and other threads
             that draw wait. ``None`` leaves random numbers alone.
@@ -139,11 +139,11 @@ def swapped(model: nn.Module, state: StateLike | EditableState, *, seed: int | N
 class EditableState:
     """Weights for `swapped` that change in a few places from one use to the next.
 
-    They are copied once, in the model's types and layouts. What `write` changes stays changed; buffers begin anew with
-    every use.
+    They are copied once, in the model's types and layouts. What `write` changes stays changed; buffers start from the
+    given values at every use.
 
     Args:
-        model: The model that will compute with them; wrappers are looked through.
+        model: The model that will compute with them; wrappers are unwrapped.
         state: Weights for all or some of the model's parameters and buffers.
 
     Example:
@@ -239,7 +239,7 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
     (LARS, Adafactor, Muon) see the frozen weights too. Costs one copy of the frozen parameters.
 
     Args:
-        model: The model; wrappers are looked through.
+        model: The model; wrappers are unwrapped.
         selection: The units to train.
         optimizer: Any optimizer of `torch.optim` or derived from it, also inside one of accelerate; other ways of
             changing weights inside the block (a second optimizer, assignments) are undone at its next step and at the

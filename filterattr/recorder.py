@@ -20,7 +20,7 @@ class PathRecorder:
     cost no memory.
 
     Args:
-        model: The model that is trained; wrappers are looked through. Its present weights become ``base``.
+        model: The model that is trained; wrappers are unwrapped. Its present weights become ``base``.
         every: Steps from one waypoint to the next, at first.
         limit: Largest number of waypoints; ``None`` keeps all of them, for loss change allocation.
         dtype: Type in which the changes since base are kept. ``None`` keeps exact copies; `torch.bfloat16` halves the

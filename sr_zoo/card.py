@@ -38,8 +38,8 @@ def make_card(
 
     Returns:
         The card as Markdown, with architecture, recipe, command, seed, data, and a table of PSNR (dB) and SSIM on RGB
-        and luma for clean, blurred, noisy and both inputs; of a two-branch network also what its predictor tells. Of
-        weights of other projects recipe and command are not known.
+        and luma for clean, blurred, noisy and both inputs. For a two-branch network it has the accuracy of the
+        predictor. For weights of other projects, recipe and command are not known.
 
     Raises:
         WeightsError: The weights cannot be opened.
@@ -107,7 +107,7 @@ def _measured(opened: OpenedWeights, folders: Folders, seed: int) -> Table:
 
 
 def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0, key: str | None = None) -> Table:
-    """Write weights in half precision, if that changes no PSNR by more than .01 dB.
+    """Write weights in half precision, if that changes no PSNR by more than 0.01 dB.
 
     Both are measured first: an older file at ``out`` stays as it is until there is a good one to replace it.
 

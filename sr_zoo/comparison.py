@@ -36,9 +36,9 @@ def measure_estimates(
         seed: Seed of the degradations, which are those of `measure`.
 
     Returns:
-        Input to degradation to ``{"accuracy", "error", "estimate"}``: the share of photographs in which the estimate is
-        on the right side of one half, the mean absolute error, and the mean estimate, both in the units of
-        `sr_zoo.degradations.STRENGTH_UNITS`. Under ``"all right"`` the share in which every degradation was told.
+        Input to degradation to ``{"accuracy", "error", "estimate"}``. These are the share of photographs in which the
+        estimate is on the right side of one half, the mean absolute error, and the mean estimate, both in the units of
+        `sr_zoo.degradations.STRENGTH_UNITS`. ``"all right"`` is the share in which every degradation was recognised.
 
     Example:
         >>> from sr_zoo.models import TwoBranch
@@ -90,9 +90,10 @@ def compare(
         key: As in `sr_zoo.pretrained.open_weights`, for all files that it can be said of.
 
     Returns:
-        Plain values for JSON: ``"networks"`` (label to parameters, multiply-adds, stage, recipe, seeds),
-        ``"differences"`` (what the trainings differ in although they should not), ``"rows"`` (label to a list, for each
-        file, of test set to input to PSNR and SSIM), and likewise ``"predictions"`` of those with two branches.
+        Plain values for JSON. ``"networks"`` maps labels to parameters, multiply-adds, stage, recipe and seeds.
+        ``"differences"`` lists what the trainings differ in although they should not. ``"rows"`` maps labels to a list,
+        for each file, of test set to input to PSNR and SSIM. ``"predictions"`` does the same for networks with two
+        branches.
 
     Raises:
         SettingError: There is no network, or their scales or degradations differ.

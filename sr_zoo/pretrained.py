@@ -211,9 +211,8 @@ def open_weights(path: str | Path, *, key: str | None = None) -> OpenedWeights:
 
     Args:
         path: The name of shipped weights, a file of `save_network`, or a checkpoint of another project.
-        key: Where in a checkpoint of another project the weights are, if it holds several: the name of an entry
-            (``"net_g"``, with dots for nested ones), or what the names of the weights begin with (``"generator"``).
-            Files of `save_network` need none.
+        key: Which network of a checkpoint that holds several: the name of an entry (``"net_g"``, with dots for nested
+            ones), or the beginning of the names of its weights (``"generator"``). Files of `save_network` need none.
 
     Returns:
         The network and what is known of it.
@@ -259,10 +258,10 @@ def open_network(path: str | Path, *, key: str | None = None) -> nn.Module:
 def open_checkpoint(path: str | Path, *, key: str | None = None) -> nn.Module:
     """Build the network of a checkpoint of another project from its names and shapes, and load it, in evaluation mode.
 
-    Networks of `sr_zoo.models` in the layout of BasicSR are known: SRResNet (also by the names of the first MSRResNet),
-    the SRCNN-style network, and RRDBNet (also by the names of the first ESRGAN), alone or inside of a larger module.
-    All others are left to spandrel, which knows some forty architectures, if it is installed. Nothing but tensors is
-    unpickled, and nothing is built before names and shapes fit.
+    Networks of `sr_zoo.models` in the layout of BasicSR are known, alone or inside a larger module: SRResNet, the
+    SRCNN-style network, and RRDBNet. SRResNet and RRDBNet are also known by the names of the first MSRResNet and
+    ESRGAN. All others are opened through spandrel, which knows about forty architectures, if it is installed. Only
+    tensors are unpickled, and nothing is built before names and shapes fit.
 
     Args:
         path: A file of `torch.save` or a safetensors file.
@@ -336,7 +335,7 @@ def takes_key(path: str | Path) -> bool:
         path: The name of shipped weights, a file of `save_network`, or a checkpoint of another project.
 
     Returns:
-        Whether it is somebody else's.
+        Whether it is of another project.
 
     Raises:
         WeightsError: The name is unknown.

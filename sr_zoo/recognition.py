@@ -53,7 +53,7 @@ def recognise(state: Mapping[str, Tensor]) -> _Recognised | None:
         none of `sr_zoo.models`.
 
     Raises:
-        WeightsError: There are several, and nothing tells which is meant.
+        WeightsError: There are several, and nothing tells which one to use.
 
     Example:
         >>> from sr_zoo.models import SRResNet

@@ -168,9 +168,9 @@ def restore(
 ) -> Tensor:
     """Restore images in tiles, so that memory does not grow with the image.
 
-    The tiles overlap by as much as the network looks around, up to 64 pixels: a network of SRResNet's depth gives what
-    it gives for the whole image but for the last bits; of a deeper one the rest is too small to see. A two-branch
-    network first looks at all tiles to predict the degradation.
+    The tiles overlap by the receptive field of the network, up to 64 pixels. A network of SRResNet's depth gives the
+    same as for the whole image, except for the last bits. For a deeper one the difference is too small to see. A
+    two-branch network first looks at all tiles to predict the degradation.
 
     Args:
         network: Maps ``(N, 3, h, w)`` to ``(N, 3, upscale * h, upscale * w)``, on any device; its train flag is left

@@ -37,8 +37,9 @@ Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool]
 class ChannelAttributor:
     r"""Attribute a change of a network's output to the channels of all its layers at once.
 
-    One sweep along the input path serves every layer: forward hooks see all layers in each pass, and one backward pass
-    gives all derivatives. Captum's layer methods, whose numbers these are, take one call and so one sweep per layer.
+    All layers share the passes along the input path: forward hooks record all layers in each pass, and one backward
+        pass gives all derivatives. Captum's layer methods, which define the same numbers, go along the path once per
+        layer.
     With :math:`F` the output, :math:`y` what a layer puts out, :math:`x(t) = x' + t\,(x - x')` and nodes :math:`t_j`
     with coefficients :math:`c_j`, the methods are, for every element of :math:`y`:
 
@@ -53,17 +54,18 @@ class ChannelAttributor:
     ``"integrated_gradients"``
         :math:`[y(x) - y(x')] \sum_j c_j\, \partial_y F(x \,|\, y = y(x') + t_j\,[y(x) - y(x')])`: the line is drawn
         between the activations of the layer, and everything that does not pass through the layer stays at :math:`x`.
-        Each layer has a line of its own, so **no sweep can serve two layers**: it costs ``n_steps`` passes per layer,
-        from which only the convolutions and matrix products in front of the layer are saved.
+        Each layer has its own line, so **no pass can serve two layers**: it costs ``n_steps`` passes per layer. Only
+            the convolutions and matrix products before the layer are saved.
     ``"gradient_x_activation"``
         :math:`y(x)\, \partial_y F(x)`, a single pass.
 
-    The model is untouched afterwards, whatever happens: it computes with its own weights, which get no gradients, and
+    The model is unchanged afterwards, even if the call raises: it computes with its own weights, which get no
+        gradients, and
     buffers that it writes to are copies. Dropout draws the same at every node. A layer that runs several times in one
     forward pass gets the sum over its calls (Captum reports the last call only). Activations may work in place.
 
     Args:
-        model: Any module. Data-parallel wrappers and `torch.compile` are looked through.
+        model: Any module. Data-parallel wrappers and `torch.compile` are unwrapped.
         layers: Which layers: a module name or glob, several, or a predicate on name and module. The default is all
             convolutions, `torch.nn.Linear`, `torch.nn.MultiheadAttention`, and layers of other libraries that
             `register_layout` knows. Each must put out a floating tensor whose first axis is the samples; of a tuple,
@@ -88,8 +90,8 @@ class ChannelAttributor:
         (torch.Size([1, 4, 10, 10]), torch.Size([4]))
 
     References:
-        Dhamdhere, Sundararajan and Yan, "How Important Is a Neuron?", ICLR 2019 (conductance); Leino et al.,
-        "Influence-Directed Explanations for Deep Convolutional Networks", ITC 2018 (internal influence); Sundararajan,
+        Dhamdhere, Sundararajan and Yan, "How Important Is a Neuron?", ICLR 2019 (conductance). Leino et al.,
+        "Influence-Directed Explanations for Deep Convolutional Networks", ITC 2018 (internal influence). Sundararajan,
         Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017 (integrated gradients).
     """
 

@@ -233,11 +233,11 @@ _COSTLY = (
 def cutting(value: Tensor, leaves: Iterable[Tensor], outputs: Mapping[str, Sequence[Tensor]]) -> set[str]:
     """Find the layers that cut the graph in two: every way from the value to a leaf passes exactly one of their hooks.
 
-    Then whatever the leaves do to the value, each of the outputs passes a part of it on, and no part twice. All layers
-    together cost one walk over the graph. Every edge of it gets a random factor, and a way the product of its factors.
-    The ways through an output then weigh as much as those to it times those from it, and a layer cuts the graph if the
-    ways through its outputs weigh as much as all ways do. The weights are residues of a large prime: another layer
-    passes this test with a probability below 1e-14 for a graph of 10,000 nodes.
+    Then whatever the leaves do to the value, each of the outputs passes a part of it on, and no part twice. One pass
+    over the graph finds all layers. Every edge of it gets a random factor, and a way the product of its factors. The
+    weight of the ways through an output is the weight of the ways to it times that of the ways from it. A layer cuts
+    the graph if the ways through its outputs weigh as much as all ways. The weights are residues of a large prime:
+    another layer passes this test with a probability below 1e-14 for a graph of 10,000 nodes.
 
     Args:
         value: Scalar or vector that was computed from the leaves.

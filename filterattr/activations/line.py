@@ -56,8 +56,8 @@ class Line:
 
 
 _INTEGERS = (
-    " There is nothing between two token ids: choose attribution='integrated_gradients' for the layer that embeds them "
-    "(layers='name'), whose line is drawn between its outputs; or give the embeddings as inputs, with "
+    " There is nothing between two token ids. Choose attribution='integrated_gradients' for the layer that embeds them "
+    "(layers='name'): its line is drawn between its outputs. Or pass the embeddings as inputs, with "
     "forward=lambda model, embeddings: model(inputs_embeds=embeddings)."
 )
 

@@ -218,7 +218,7 @@ class ChannelAttribution(Mapping[str, Tensor], Immutable):
         r"""Split the scores of `channels` over the input channels: one score per kernel.
 
         As :math:`y_o = \sum_i W_{oi} * x_i + b_o`, the signed scores of the kernels of an output channel sum to the
-        channel's, but for the part of the bias, which only ``"gradient_x_activation"`` has.
+        channel's, except for the part of the bias, which only ``"gradient_x_activation"`` has.
 
         Args:
             reduction: ``"abs_of_sum"`` or ``"sum"``, taken for every sample before the mean over samples. The single

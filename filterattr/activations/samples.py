@@ -249,7 +249,7 @@ def _each(line: Line, change: Callable[[Tensor], Tensor]) -> Arguments:
 
 
 def agree(first: Tensor, second: Tensor, dtype: torch.dtype, *, power: float = 0.75) -> bool:
-    """Whether two tensors are the same numbers, but for rounding in the type that they were computed in.
+    """Whether two tensors are the same numbers, except for rounding in the type that they were computed in.
 
     Args:
         first: Some numbers.

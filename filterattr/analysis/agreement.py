@@ -34,7 +34,7 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class Agreement(Record):
-    """Rankings held against an oracle on the units that it knows.
+    """Rankings compared with an oracle on the units that it knows.
 
     Attributes:
         oracle: Its name.

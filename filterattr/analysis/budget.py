@@ -98,8 +98,8 @@ def lora_ranks(
 ) -> Budget:
     """Ranks of low-rank adapters by contribution, with at most as many parameters as one rank for all layers.
 
-    A rank of a weight of shape ``(out, in, ...)`` costs ``out + in * ...`` parameters. Ranks are given out one by one,
-    each to the layer with the largest contribution per parameter it would then have (d'Hondt's rule), so that
+    A rank of a weight of shape ``(out, in, ...)`` costs ``out + in * ...`` parameters. Ranks are given one by one. Each
+    goes to the layer with the largest contribution per parameter that it would then have (d'Hondt's rule). So
     parameters are as nearly in proportion to contributions as whole ranks allow.
 
     Args:

@@ -27,9 +27,9 @@ def scrambled(
     Args:
         target: The weights.
         selection: The units.
-        how: ``"permute"`` gives every chosen unit the values of another chosen unit of the same parameter (units of
-            one size; a parameter with a single chosen unit keeps it), ``"flip"`` turns the sign of each chosen unit
-            with probability one half.
+        how: ``"permute"`` gives every chosen unit the values of another chosen unit of the same parameter and size; a
+            parameter with a single chosen unit keeps it. ``"flip"`` changes the sign of each chosen unit with
+            probability one half.
         generator: Source of randomness, on the CPU.
 
     Returns:

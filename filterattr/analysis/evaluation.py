@@ -320,7 +320,7 @@ def compare_rankings(
     Args:
         masking: The networks and held-out samples.
         rankings: Name to function to scores, all of the same units.
-        reference: Name of the ranking that the others are held against.
+        reference: Name of the ranking that the others are compared with.
         fractions: Shares of all units.
         n_passes: Name to the number of forward-backward passes that it took; 0 where it is not said.
         bootstrap: For the intervals; `Masking.bootstrap` by default.

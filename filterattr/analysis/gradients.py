@@ -1,7 +1,7 @@
 r"""Rankings from gradients at one place in weight space: Taylor and SNIP, Fisher, and paths of the input.
 
 Each takes the gradient :math:`g(x)` of the loss of one sample at fixed weights, turns it into one number per unit, and
-averages over the samples, as the attribution does; what the attribution adds is the path of the weights.
+averages over the samples, as the attribution does. The attribution adds the path of the weights.
 """
 
 from __future__ import annotations

@@ -85,8 +85,9 @@ class PathHealth(Record):
 def path_health(attribution: FilterAttribution) -> PathHealth:
     """Judge the path of an attribution.
 
-    The bounds: a barrier of 5% of what the ends differ by, a monotony of .9, a cosine of .9 (below it masking tends
-    to damage networks rather than to remove functions), a completeness error of 1%, and 20% that is not scored.
+    The bounds are a barrier of 5% of the difference of the ends, a monotony of 0.9, a completeness error of 1%, and 20%
+    that is not scored. The bound of the cosine is 0.9: below it, masking tends to damage networks rather than to remove
+    functions.
 
     Args:
         attribution: The attribution.
@@ -176,9 +177,10 @@ def sanity_checks(
 ) -> SanityTable:
     """Check what must hold for every attribution, on the user's own model and loss.
 
-    Six attributions: as it is, with ends swapped, with equal ends, with three times the loss, with both networks
-    rescaled (every parameter stored as a power of two of itself, the loss computing with the parameter itself), and
-    with the weights of target shuffled inside every scored parameter. The rule must be symmetric, as the default is.
+    Six attributions are computed: as it is, with ends swapped, with equal ends, with three times the loss, with both
+        networks rescaled, and with the weights of target shuffled inside every scored parameter. Rescaled means that
+        every parameter is stored as a power of two of itself, while the loss computes with the parameter. The rule must
+        be symmetric, as the default is.
 
     Args:
         attributor: Says which units there are.

@@ -72,7 +72,7 @@ class KnockOut:
 
 
 class KnockOutJob:
-    """A knock-out that says what it costs before it starts, goes on where it was, and stops when its time is up.
+    """A knock-out that reports its cost before it starts, resumes, and stops when its time is up.
 
     Units are taken in a random order (in groups of one parameter), so that an unfinished job knows a fair sample of
     them.

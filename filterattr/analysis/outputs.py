@@ -50,7 +50,7 @@ class SampleDistances(NamedTuple):
 
 
 class Outputs(Ends):
-    """Outputs of masked networks, held against those of base and target.
+    """Outputs of masked networks, compared with those of base and target.
 
     Args:
         model: The network that both end points fit.

@@ -1,4 +1,4 @@
-r"""Which function does an input call on? Asked of the network alone, without knowing what should come out.
+r"""Which function an input needs, from the network alone, without labels.
 
 The target's own answer is the reference: the loss of one sample is the distance of what the network at
 :math:`\gamma(t)` returns to what target returns, :math:`\lVert F(\gamma(t), x) - F(\theta, x) \rVert^2`. It falls from
@@ -6,11 +6,11 @@ what base gets wrong to 0, and its attribution says which units do the work for 
 that with the discovered set of every function:
 
 overlap
-    share of the set among the top units of the sample;
+    share of the set among the top units of the sample.
 mass
-    share of all scores of the sample that lies in the set;
+    share of all scores of the sample that lies in the set.
 response
-    how far the answer moves when the set is put back to base, in parts of the distance between base and target.
+    how far the output moves when the set is set back to base, as a share of the distance between base and target.
 """
 
 from __future__ import annotations

@@ -314,7 +314,7 @@ class RankingTable(Record):
     """Rankings side by side: same units, same numbers of masked units, same samples, same loss.
 
     Attributes:
-        reference: The ranking that the others are held against.
+        reference: The ranking that the others are compared with.
         entries: One per ranking, function and fraction.
     """
 

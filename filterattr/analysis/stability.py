@@ -160,8 +160,8 @@ def per_sample_scores(
         loss: ``loss(model, sample)``.
         data: Samples.
         reduction: As in `FilterAttribution.scores`.
-        folder: Keeps the checkpoint of every sample, so that an interrupted call goes on where it was and refuses what
-            belongs to another job; six numbers in double precision a unit and sample.
+        folder: Keeps the checkpoint of every sample, so that an interrupted call resumes and refuses what belongs to
+            another job; six numbers in double precision a unit and sample.
         progress: As in `FilterAttributor.attribute`, counted in samples.
         **options: Further arguments of `FilterAttributor.attribute`.
 
@@ -406,11 +406,11 @@ def differences(
     """Find the units whose scores differ between two functions, with few false ones among them; needs scipy.
 
     A two-sided t-test of the paired differences for every unit, then a bound on the expected share of false
-    discoveries. **Assumed:** the samples are independent draws of what one wants to say something about (crops of one
-    photograph are not); their number is large enough for the mean difference to be nearly normal (20 or more, as
-    scores are skewed); for ``"bh"`` the tests are independent or positively dependent, ``"by"`` holds under any
-    dependence and finds less. What is found differs *between these end points*; it says nothing about size: sort by
-    the difference for that.
+    discoveries. **Assumptions:** the samples are independent draws of the inputs in question (crops of one photograph
+    are not). There are enough of them for the mean difference to be nearly normal: 20 or more, as scores are skewed.
+    For ``"bh"`` the tests are independent or positively dependent; ``"by"`` holds under any dependence and finds less.
+    A discovery says that the scores differ *between these end points*, and not by how much: sort by the difference for
+    that.
 
     Args:
         samples: Function to scores per sample; sample i of both belongs together.
@@ -418,7 +418,7 @@ def differences(
         against: The other one.
         rate: Bound on the expected share of false discoveries.
         procedure: See above.
-        scale: ``"loss"`` compares the scores as they are: a function with larger scores altogether differs nearly
+        scale: ``"loss"`` compares the scores as they are: a function with larger scores in total differs nearly
             everywhere. ``"share"`` compares every sample's scores as parts of their sum.
 
     Returns:

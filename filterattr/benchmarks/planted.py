@@ -1,8 +1,8 @@
 """Rankings against truth that is known: ``python -m filterattr.benchmarks.planted``.
 
-Makes pairs of small networks whose carriers are known (`filterattr.benchmarks.planting`), scores both functions of each
-by every ranking of the library, prints how near they are to the truth, and writes every number to a CSV file. Scores of
-any other method join it with the same columns::
+Makes pairs of small networks whose carriers are known (`filterattr.benchmarks.planting`) and scores both functions of
+each by every ranking of the library. Prints how near they are to the truth, and writes every number to a CSV file.
+Scores of any other method join it with the same columns::
 
     from filterattr.benchmarks import Judge, families, plant
 

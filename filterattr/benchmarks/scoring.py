@@ -33,7 +33,7 @@ class Truth(NamedTuple):
     """How near a ranking of one function is to its carriers.
 
     Attributes:
-        auroc: Chance that a carrier has a higher score than a unit that is none; .5 if the scores know nothing.
+        auroc: Chance that a carrier has a higher score than a unit that is none; 0.5 for random scores.
         precision: Share of carriers among as many of the highest units as there are carriers.
         reverted: What masking these units reverts of the function (`filterattr.analysis.outputs`).
         moved: The most that it moves any other task.

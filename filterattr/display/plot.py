@@ -69,8 +69,8 @@ def join_layers(names: Sequence[str], limit: int = 60) -> dict[str, list[str]]:
 
     Returns:
         Block to the names in it. Up to ``limit`` names are their own blocks. Beyond that, names are cut after as many
-        levels of modules as keep the number within the limit; where that leaves less than a fifth of it, as many names
-        as needed that follow each other are joined instead.
+        levels of modules as keep the number within the limit. If that leaves less than a fifth of the limit,
+        neighbouring names are joined instead.
 
     Example:
         >>> join_layers(["a.0.q", "a.0.k", "a.1.q", "a.1.k"], limit=3)

@@ -182,7 +182,7 @@ def read_header(stream: BinaryIO, size: int) -> tuple[list[Entry], dict[str, str
 
 
 def read_entries(stream: BinaryIO, entries: Iterable[Entry]) -> dict[str, Tensor]:
-    """Read tensors, each right into the memory that it is handed out in.
+    """Read tensors, each directly into its final memory.
 
     Args:
         stream: At the first tensor.

@@ -88,7 +88,7 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], de
 def read_tensors(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `write_tensors`, or refuse it with the reason.
 
-    The tensors are read right into the memory that they are handed out in, and handed out when the digest was right.
+    The tensors are read directly into their final memory, and returned if the digest is right.
 
     Args:
         path: The file.

@@ -1,7 +1,7 @@
 """Files of `torch.save`, of today and of before version 1.6, read without `torch.load`: one reader decides.
 
-First the pickle is read, and every storage that it names is compared with what lies in the file; then memory is taken,
-and filled from the file. A tensor that was not read from the file is never handed out.
+First the pickle is read, and every storage that it names is compared with the content of the file. Then memory is
+allocated, and filled from the file. A tensor that was not read from the file is never returned.
 """
 
 from __future__ import annotations

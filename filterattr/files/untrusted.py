@@ -1,7 +1,7 @@
-"""Weights that others wrote, with `torch.save` or as safetensors: nothing but sound tensors is read.
+"""Weights that other programs wrote, with `torch.save` or as safetensors: only sound tensors are read.
 
-No code of a file runs, and nothing is built that the file does not hold. Files are at most 16 GiB long; lengths and
-checksums are compared before a tensor is handed out, which `torch.load` does not do.
+No code of a file runs, and nothing is built that the file does not hold. Files are at most 16 GiB long. Lengths and
+checksums are compared before a tensor is returned, which `torch.load` does not do.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def read_untrusted(path: str | Path) -> Any:
         What the file holds, in general names to tensors, to further such mappings, or to plain values; on the CPU.
 
     Raises:
-        StorageError: The file is missing, no regular file, larger than 16 GiB, empty, compressed or damaged; holds
-            anything but tensors and plain containers; or a tensor in it is sparse, quantized or without data, shows
-            more than its storage holds, or overlaps itself or another one; file and key are named.
+        StorageError: The file is missing, no regular file, larger than 16 GiB, empty, compressed or damaged, or holds
+            anything but tensors and plain containers. Or a tensor in it is sparse, quantized or without data, shows
+            more than its storage holds, or overlaps itself or another one. The message names file and key.
 
     Example:
         >>> import tempfile, pathlib

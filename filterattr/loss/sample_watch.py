@@ -1,4 +1,4 @@
-"""A sample is the same at every node: the loss gets its containers anew, and what it writes to is found."""
+"""A sample is the same at every node: the loss gets new containers, and writes to the sample are found."""
 
 from __future__ import annotations
 

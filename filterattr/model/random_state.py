@@ -193,7 +193,7 @@ class Turn:
             _HOLDER.pop("turn", None)
 
     def go_on(self) -> None:
-        """Begin the turn anew, if it is this thread's: who waits for it sees that there is progress."""
+        """Begin the turn again, if it is this thread's: who waits for it sees that there is progress."""
         if self._thread == threading.get_ident():
             self._begun = time.monotonic()
 

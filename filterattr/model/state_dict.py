@@ -1,4 +1,4 @@
-"""What people hand in as a model or as weights, made plain: wrappers and prefixes are looked through."""
+"""What users pass as a model or as weights, made plain: wrappers and prefixes are unwrapped."""
 
 from __future__ import annotations
 

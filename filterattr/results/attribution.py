@@ -63,7 +63,7 @@ class LayerSummary(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FilterAttribution:
-    """The result of `FilterAttributor.attribute`; it cannot be changed, and the tensors that it hands out are copies.
+    """The result of `FilterAttributor.attribute`; it is immutable, and the tensors that it returns are copies.
 
     Losses and attributions are means over the samples, in the unit of the loss.
 
@@ -77,7 +77,7 @@ class FilterAttribution:
             summed over the samples, so that errors of different samples do not cancel.
         path_places: The places t on the path at which the loss was seen, from 0 to 1.
         path_losses: The losses there.
-        cosine: Cosine of the angle between all weights of base and target. Below about .9 masking a few filters tends
+        cosine: Cosine of the angle between all weights of base and target. Below about 0.9 masking a few filters tends
             to damage the network rather than to remove one function.
         n_samples: Number of samples.
         n_passes: Number of forward-backward passes.
@@ -246,8 +246,8 @@ class FilterAttribution:
         r"""Scores of all units.
 
         Args:
-            reduction: How the weights k of a unit become one number, for every sample before the mean over samples:
-                ``"sum_of_abs"`` is :math:`\sum_k |A_k|` (the paper's), ``"abs_of_sum"`` is :math:`|\sum_k A_k|`,
+            reduction: How the weights k of a unit become one number, for every sample before the mean over samples.
+                ``"sum_of_abs"`` is :math:`\sum_k |A_k|` (the paper's). ``"abs_of_sum"`` is :math:`|\sum_k A_k|`.
                 ``"sum"`` is :math:`\sum_k A_k`, which is signed and complete.
 
         Returns:
@@ -392,9 +392,9 @@ def warning_text(attribution: FilterAttribution) -> str | None:
             f"the attributions should sum to the loss change {change:.4g} but sum to {attribution.total:.4g} (relative "
             f"error {attribution.completeness_error:.2g})"
             if attribution.n_samples == 1
-            else "the attributions should sum to the loss change of every sample, but miss it (relative error "
-            f"{attribution.completeness_error:.2g} over {attribution.n_samples} samples, whose errors do not cancel; "
-            f"in the mean they sum to {attribution.total:.4g} for a change of {change:.4g})"
+            else "the attributions should sum to the loss change of every sample; the relative error is "
+            f"{attribution.completeness_error:.2g} over {attribution.n_samples} samples, whose errors do not cancel "
+            f"(the means sum to {attribution.total:.4g} for a change of {change:.4g})"
         )
         cure = f"use more steps than {attribution.n_steps} or another method than {attribution.method!r}."
         others = [text for text in concerns_about(path) if text not in (barrier, completeness_concern(path))]

@@ -114,8 +114,8 @@ def ends_concern(path: PathNumbers) -> str | None:
     if not target >= base:
         return None
     return (
-        f"Target is not better than base on these samples (loss {base:.4g} -> {target:.4g}): as expected if they are "
-        "not those of the function, or if more is better; if the ends are swapped, exchange base and target."
+        f"Target is not better than base on these samples (loss {base:.4g} -> {target:.4g}). This is as expected if "
+        "they are not those of the function, or if more is better; if the ends are swapped, exchange base and target."
     )
 
 

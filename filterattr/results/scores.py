@@ -31,7 +31,7 @@ Scale: TypeAlias = Literal["loss", "share", "strict"]
 class _PerParameter(ReadOnly[str, Tensor]):
     """Name of a parameter or group to a tensor with one entry per unit; the common part of scores and selections.
 
-    The tensors that it hands out are copies: take one once where it is needed often.
+    The tensors that it returns are copies: take one once if it is needed often.
     """
 
     _kind: ClassVar[str]
@@ -227,9 +227,9 @@ class FilterScores(_PerParameter):
             of the units whose score is exactly 0 and leaves others, a `FilterAttrWarning` says so.
 
         Raises:
-            SettingError: The fraction is outside [0, 1], the number is negative or larger than all, scores are NaN,
-                both or neither of ``amount`` and ``until`` are given, or the units with positive scores do not add up
-                to ``until``.
+            SettingError: The fraction is outside [0, 1], the number is negative or larger than all, or scores are NaN.
+                Or both or neither of ``amount`` and ``until`` are given, or the units with positive scores do not add
+                up to ``until``.
 
         Example:
             >>> from filterattr import ScoredParameter, Unit

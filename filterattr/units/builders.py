@@ -39,10 +39,10 @@ def attention_heads(model: nn.Module, run: Callable[[nn.Module], object] | None 
 
     A head of `torch.nn.MultiheadAttention` holds its rows of ``in_proj_weight`` (or of ``q_proj_weight`` and so on) and
     ``in_proj_bias``, its part of ``bias_k`` and ``bias_v``, and its columns of ``out_proj.weight``. In models of other
-    libraries the projections are found by their usual names: separate ones (BERT, ViT, T5, Llama), fused ones (GPT-2,
-    GPT-NeoX, BLOOM, Falcon), and grouped queries (Llama, Mistral, Qwen), where a unit is a key-value head with all
-    queries that share it. A pass of the model with copies of its weights must confirm every head; everything stays as
-    it is. The bias of the output projection belongs to no head, nor do norms of queries and keys.
+    libraries the projections are found by their usual names: separate ones (BERT, ViT, T5, Llama) and fused ones
+    (GPT-2, GPT-NeoX, BLOOM, Falcon). For grouped queries (Llama, Mistral, Qwen), a unit is a key-value head with all
+    queries that share it. A pass of the model with copies of its weights must confirm every head; the model is
+    unchanged. The bias of the output projection belongs to no head, nor do norms of queries and keys.
 
     Args:
         model: A model with attention.
@@ -185,7 +185,7 @@ def _n_channels(module: nn.Module) -> int | None:
 
 
 def _norm_of_layer(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[int, nn.Module]:
-    """Run a model once and see which norm is given the very output of which layer, and of no other."""
+    """Run a model once and see which norm gets the output of which layer itself, and of no other."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensor is kept so that no other gets its address
     givers: dict[int, set[int]] = {}
     norms: dict[int, nn.Module] = {}

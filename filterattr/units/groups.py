@@ -19,8 +19,8 @@ class Group:
     """Units that span several parameters of one module, such as an attention head.
 
     A group is a value of the mapping that `FilterAttributor` takes as ``unit``. Its key is a glob of module names (the
-    empty text is the model itself): every module that matches, and lies inside no other that does, gets units of its
-    own, under its name in the scores. The attributions of a unit's weights in all members are one sum.
+    empty text is the model itself). Every module that matches, and lies inside no other that does, gets its own units,
+    under its name in the scores. The attributions of a unit's weights in all members are one sum.
 
     The key ``"*"`` matches the empty text, too: it is one group of the whole model. For one group a module write what
     their names have in common, such as ``"*.attention"``; ``"?*"`` takes the outermost modules below the model.
@@ -100,8 +100,8 @@ def assigned(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mappin
         The members of groups, and what was chosen for the others.
 
     Raises:
-        UnitError: A key means nothing (but for ``"*"``, which catches the rest) or nothing that is left, members do
-            not fit, come to different units, or belong to two groups; all findings are in one message.
+        UnitError: A key means nothing (except for ``"*"``, which catches the rest) or nothing that is left, or members
+            do not fit, come to different units, or belong to two groups. One message holds all findings.
 
     Example:
         >>> import torch

@@ -344,7 +344,7 @@ def _unit(pattern: str, sizes: Mapping[str, int]) -> Unit:
 
 
 def _refusal(attention: _Attention) -> str:
-    """Say what was looked at, and what can be scored all the same."""
+    """Say what was looked at, and what can be scored anyway."""
     if not attention.is_seen:
         return f"no pass came through '{attention.path}'"
     rows = [attention.outputs[name].shape[-1] for name in attention.inner]

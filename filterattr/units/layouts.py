@@ -152,8 +152,8 @@ def is_linear_map(module: nn.Module) -> bool:
 def unit_of(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit) -> Unit:
     """Find the unit of one parameter.
 
-    Output channels come first and input channels second in the scores, whatever order the module stores them in:
-    a kernel of any convolution, grouped or transposed, is scored at ``[o, i]`` with ``o`` the output channel and
+    Output channels come first and input channels second in the scores, in whatever order the module stores them. The
+    score of a kernel of any convolution, grouped or transposed, is at ``[o, i]``. Here ``o`` is the output channel and
     ``i`` the input channel inside its group.
 
     Args:

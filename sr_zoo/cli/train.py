@@ -212,7 +212,7 @@ def _forecast(trainer: Trainer, photographs: int) -> str:
         f"{recipe.patch_size}x{recipe.patch_size}, {recipe.precision}, {trainer.device}, {trainer.processes.count} "
         f"process{'es' if trainer.processes.count > 1 else ''})\n"
         f"validation   {validation:.1f} s, {validations} times\n"
-        f"in all       {whole} for {recipe.iterations:,} iterations\n"
+        f"in total     {whole} for {recipe.iterations:,} iterations\n"
         f"disk         {checkpoint:.1f} MB for the checkpoint, twice that while it is written, {weights:.1f} MB for "
         "the weights\n"
     )

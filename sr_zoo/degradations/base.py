@@ -64,10 +64,10 @@ class Degradation(ABC):
             generator: Source of randomness; ``None`` uses PyTorch's global one.
 
         Returns:
-            What calling the degradation returns, and the strengths: ``"blur"`` (standard deviation in pixels),
-            ``"noise"`` (standard deviation on [0, 1]) and ``"jpeg"`` (``1 - quality / 100``) to a ``float32`` tensor
-            of shape ``(N,)`` on the CPU; 0 for an image that was spared, no entry where nothing of the kind happens.
-            Several of a kind add in squares, as the variances of blurs and of noises do.
+            What calling the degradation returns, and the strengths. ``"blur"`` (standard deviation in pixels),
+            ``"noise"`` (standard deviation on [0, 1]) and ``"jpeg"`` (``1 - quality / 100``) map to a ``float32``
+            tensor of shape ``(N,)`` on the CPU. It is 0 for an image that was left unchanged. A kind that does not
+            occur has no entry. Several of a kind add in squares, as the variances of blurs and of noises do.
 
         Raises:
             DegradationError: The images do not have four dimensions or are not floating.

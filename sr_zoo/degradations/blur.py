@@ -1,8 +1,8 @@
 """Blur: ``y = k * x`` with a kernel of sum 1, isotropic Gaussian, elliptic, or sinc, all kinds of Real-ESRGAN.
 
 With ``q(u, v)`` the squared Mahalanobis distance from the kernel's middle, the kernels are proportional to
-``exp(-q / 2)`` (Gaussian), ``exp(-q^beta / 2)`` (generalised Gaussian) and ``1 / (1 + q^beta)`` (plateau): Wang et al.,
-"Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", 2021, section 3.1.
+``exp(-q / 2)`` (Gaussian), ``exp(-q^beta / 2)`` (generalised Gaussian) and ``1 / (1 + q^beta)`` (plateau). See Wang et
+al., "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", 2021, section 3.1.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class GaussianBlur(Degradation):
 class EllipticBlur(Degradation, abstract=True):
     """What the blurs with an elliptic kernel share; a kind says how the kernel falls off with the distance.
 
-    The squared distance of an offset ``d = (x, y)``, ``x`` to the right and ``y`` down, is ``q = d^T C^-1 d`` with
-    ``C = R diag(sigma_x^2, sigma_y^2) R^T`` and ``R`` the rotation by ``angle``: an angle of 90 swaps the axes, a
-    positive one turns the x axis downwards.
+    The squared distance of an offset ``d = (x, y)``, ``x`` to the right and ``y`` down, is ``q = d^T C^-1 d`` with ``C
+    = R diag(sigma_x^2, sigma_y^2) R^T`` and ``R`` the rotation by ``angle``. An angle of 90 swaps the axes; a positive
+    one turns the x axis downwards.
 
     Args:
         sigma_x: Standard deviation along the first axis in pixels, in [0.001, 100].

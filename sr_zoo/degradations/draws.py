@@ -1,4 +1,4 @@
-"""Degradations whose parameters, kind or order are drawn anew for every image."""
+"""Degradations whose parameters, kind or order are drawn again for every image."""
 
 from __future__ import annotations
 

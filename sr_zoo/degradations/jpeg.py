@@ -156,7 +156,7 @@ def _round(values: Tensor) -> Tensor:
 
 
 def _floor(values: Tensor) -> Tensor:
-    """Round down, with the gradient of the identity; what is a whole number but for the last bits stays one."""
+    """Round down, with the gradient of the identity; what is a whole number except for the last bits stays one."""
     return values + ((values + _TOLERANCE).floor() - values).detach()
 
 

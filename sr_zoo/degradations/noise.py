@@ -64,9 +64,9 @@ class PoissonNoise(Degradation):
     """Add photon noise, ``y = x + scale (P(255 x) / 255 - x)`` with ``P`` Poisson; the result is not clipped.
 
     At ``scale = 1`` a pixel of 8-bit value ``v`` becomes a Poisson number of mean ``v``; the noise has mean 0 and
-    standard deviation ``scale * sqrt(x / 255)``. Real-ESRGAN (section 3.2) draws ``scale`` from [0.05, 3]; its code
-    takes the number of grey levels found in the image, rounded up to a power of two, in the place of 255, so that
-    what a pixel gets depends on all the others. Here it does not.
+    standard deviation ``scale * sqrt(x / 255)``. Real-ESRGAN (section 3.2) draws ``scale`` from [0.05, 3]. Its code
+    uses the number of grey levels in the image, rounded up to a power of two, instead of 255. The noise of a pixel then
+    depends on all the others; here it does not.
 
     Args:
         scale: Factor of the noise, in [0, 10].

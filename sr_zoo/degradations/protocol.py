@@ -1,7 +1,8 @@
 """The degradations of the paper's experiment: what networks are trained on, and the inputs they are tested with.
 
-The same is made of any other degradations. Blurs happen in front of the downsampling, where the optics are; everything
-else behind it, where the sensor and the file are. What shrinks the image itself is the whole way to the input.
+The same is made of any other degradations. Blurs are applied before the downsampling, where the optics are; everything
+else after it, where the sensor and the file are. A degradation that shrinks the image by the scale itself replaces the
+downsampling.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def _checked(degradations: Degradations, scale: int) -> dict[str, Degradation]:
     ]
     if wrong:
         raise DegradationError(
-            f"a degradation must keep the size of an image, or divide it by the scale {scale} as the whole way to the "
-            f"input; of {small * scale}x{small * scale} pixels {', '.join(wrong)}."
+            f"a degradation must keep the size of an image, or divide it by the scale {scale} and so replace the "
+            f"downsampling; of {small * scale}x{small * scale} pixels {', '.join(wrong)}."
         )
     return dict(degradations)
 

@@ -18,9 +18,9 @@ class Downsample(Degradation):
     """Shrink height and width by a whole factor.
 
     ``"bicubic"`` is the antialiased Keys kernel (a = -0.5) of Pillow and MATLAB's ``imresize``, the convention of the
-    field. ``"bilinear"`` has no antialiasing: it is what the published FAIG scripts really compute (OpenCV's default
-    interpolation; the flag for bicubic lands in another argument), though their names say bicubic; for a factor of 2
-    it is the mean of 2x2 pixels. ``"area"`` is the mean of all pixels that a new one covers.
+    field. ``"bilinear"`` has no antialiasing. The published FAIG scripts compute it although their names say bicubic,
+    because the flag is passed as another argument of OpenCV. For a factor of 2 it is the mean of 2x2 pixels. ``"area"``
+    is the mean of all pixels that a new one covers.
 
     Args:
         scale: Whole factor, 1 to 8. Height and width must be multiples of it.

@@ -102,15 +102,16 @@ class _ResizeTo(Degradation, abstract=True):
 def second_order(scale: int = 2) -> SecondOrder:
     """The pipeline of Real-ESRGAN with its published ranges.
 
-    Blur of all kinds or a sinc filter, resizing up, down or not at all, Gaussian or Poisson noise in colour or gray,
-    and JPEG; all of that again, milder; resizing back with a sinc filter and JPEG in either order; 8 bits.
+    It applies blur of all kinds or a sinc filter, resizing up, down or not at all, Gaussian or Poisson noise in colour
+    or gray, and JPEG. All of this is repeated with milder values. Resizing back with a sinc filter and JPEG in either
+    order follows, and rounding to 8 bits.
 
     Args:
         scale: Downsampling factor.
 
     Returns:
         The pipeline. Images must be at least 74 pixels wide and high, so that the second blur finds a border to mirror
-        in an image shrunk to .15.
+        in an image shrunk to 0.15.
 
     Example:
         >>> degraded, strengths = second_order(2).traced(torch.rand(1, 3, 96, 96), torch.Generator().manual_seed(1))

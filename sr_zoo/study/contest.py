@@ -125,7 +125,7 @@ class ContestTable(Record):
     """Rankings side by side, at every number of passes.
 
     Attributes:
-        reference: Name of the `Entrant` that the others are held against.
+        reference: Name of the `Entrant` that the others are compared with.
         fractions: Sizes of the sets, in parts of all units.
         n_units: Number of all units.
         draws: Random rankings of each null.

@@ -37,7 +37,7 @@ class Settings:
         collateral: Price of what a signed set does to other inputs. On photographs that were trained on, 4 kept
             denoising where 1 took a fifth of it along with deblurring.
         search_collateral: Price of what a searched set moves.
-        reversion_draws: Random sets that reversion is held against.
+        reversion_draws: Random sets that reversion is compared with.
         ranking_crops: Search crops for every ranking, the attribution among them.
         ranking_steps: Nodes of the attribution and of the input paths there.
         ranking_fractions: Sizes at which rankings are compared.

@@ -192,7 +192,7 @@ def open_subject(sources: Sources, settings: Settings) -> Subject:
     if base is not None and target is not None:
         findings += _pair_findings(base, target)
     if degradations is not None and len(degradations) < 2:
-        findings.append(f"at least two degradations are needed to tell apart; got {', '.join(degradations) or 'none'}")
+        findings.append(f"at least two degradations are needed; got {', '.join(degradations) or 'none'}")
     if settings.crop % scale:
         findings.append(f"crop must be a multiple of the scale {scale}; got {settings.crop}")
     if folders is not None:

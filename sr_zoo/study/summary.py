@@ -157,8 +157,8 @@ def _specificity(results: Mapping[str, SpecificityMatrix]) -> Iterable[str]:
 
 def _reversion(results: Mapping[str, Any]) -> Iterable[str]:
     yield (
-        "Reverted: how far the outputs of the function come back to base (1 all the way); moved: how far all others "
-        "leave target (0 not at all); p against random sets of the same layers, by what they revert."
+        "Reverted: how far the outputs of the function return to base (1: completely). Moved: how far all others leave "
+        "target (0: not at all). p compares with random sets of the same layers, by what they revert."
     )
     rows = []
     for kind, label in KINDS.items():
@@ -189,7 +189,7 @@ def _reversion(results: Mapping[str, Any]) -> Iterable[str]:
         texts = [f"{count} kernels" if count else "none of the curve" for count in sizes]
         yield (
             f"- {curve.function}, {KINDS[key.split('_')[0]]}: smallest set that reverts {ENOUGH:g}: {texts[0]}; that "
-            f"also moves nothing else by more than .05: {texts[1]}"
+            f"also moves nothing else by more than 0.05: {texts[1]}"
         )
 
 
@@ -345,7 +345,7 @@ def _adaptive(results: Mapping[str, Any]) -> Iterable[str]:
     table = results["restorers"]
     near = table.within()
     yield (
-        "Within .3 dB of target on every single degradation with at most 10% more parameters: "
+        "Within 0.3 dB of target on every single degradation with at most 10% more parameters: "
         + (", ".join(near) if near else "**none**")
         + "."
     )

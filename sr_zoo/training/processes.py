@@ -18,8 +18,8 @@ from sr_zoo.training.recipe import Batch, TrainingError
 class Processes:
     """The processes that share a training; this one alone unless said otherwise.
 
-    Every process draws the whole batch, whose random numbers depend on one another, and keeps a share of it: the batch
-    of an iteration does not depend on the number of processes, so that the result does but in the last bits.
+    Every process draws the whole batch, whose random numbers depend on one another, and keeps a share of it. So the
+    batch of an iteration does not depend on the number of processes, and the result does only in the last bits.
 
     Args:
         rank: Number of this process.

@@ -24,6 +24,18 @@ GALLERIES = ("docs/tutorials/*.py", "examples/*.py")
 PACKAGES = ("filterattr/**/*.py", "sr_zoo/**/*.py")
 MADE_BY_PROGRAMS = ("docs/_build", "docs/reference/generated", "docs/learn", "docs/gallery")
 
+# wording of these is being worked on elsewhere: take them out of this list one by one
+LEFT_OUT = (
+    "docs/explanation/planted_truth.md",
+    "filterattr/attribution.py",
+    "filterattr/estimators",
+    "filterattr/integral",
+    "filterattr/jobs/samples.py",
+    "filterattr/jobs/sums.py",
+    "filterattr/model/holdings.py",
+    "filterattr/model/swap.py",
+)
+
 NOT_PROSE = (
     re.compile(r"\A---\n.*?\n---\n", re.DOTALL),  # front matter
     re.compile(r"<!--.*?-->", re.DOTALL),
@@ -134,8 +146,8 @@ def passages_of_code(path: Path) -> Iterator[Passage]:
     tree = ast.parse(path.read_text())
     for value in docstrings(tree).values():
         yield from passages_of_text(path, str(value.value), value.lineno)
-    for line, text in messages(tree):
-        yield from passages_of_text(path, text, line)
+    for line, text in messages(tree):  # a line of a message ends a sentence
+        yield from (passage for part in text.split("\n") for passage in passages_of_text(path, part, line))
 
 
 def passages_of_gallery(path: Path) -> Iterator[Passage]:
@@ -150,7 +162,7 @@ def passages_of_gallery(path: Path) -> Iterator[Passage]:
 
 def files(patterns: Iterable[str]) -> list[Path]:
     found = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    return sorted(path for path in found if not str(path.relative_to(ROOT)).startswith(MADE_BY_PROGRAMS))
+    return sorted(path for path in found if not str(path.relative_to(ROOT)).startswith(MADE_BY_PROGRAMS + LEFT_OUT))
 
 
 def passages() -> Iterator[Passage]:

@@ -1,4 +1,4 @@
-"""The parts of a report, for sections of one's own."""
+"""The parts of a report, for your own sections."""
 
 from filterattr.display.page.charts import Axes, Line, bar_chart, line_chart, round_range
 from filterattr.display.page.markup import Child, Markup, element, escaped, joined, number

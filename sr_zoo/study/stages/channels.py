@@ -1,7 +1,7 @@
 """Which output channels serve a function? The attribution against Captum's layer methods, at every number of passes.
 
 All rankings are of the same channels (kernels and bias of every output channel of every layer), of the same target, by
-the same loss, on the same search crops; the largest sets are put back to base on the same test crops. The layer methods
+the same loss, on the same search crops. The largest sets are set back to base on the same test crops. The layer methods
 go along a path of the input, from the clean crop to the degraded one; they never see base.
 """
 
@@ -240,8 +240,9 @@ def channel_scores(context: Context) -> dict[Job, Plain]:
 def entrants_of(found: Mapping[Job, Plain], largest: int, n_layers: int) -> dict[Entrant, dict[str, FilterScores]]:
     """Turn scores of single functions into the rankings that are compared.
 
-    Every ranking appears with the strict contrast; Captum's usual calls, and those with the largest number of steps of
-    their method, also without a contrast; the attribution also as the paper sums it, with equation 7, and signed.
+    Every ranking appears with the strict contrast. Captum's usual calls, and those with the largest number of steps of
+    their method, also appear without a contrast. The attribution also appears as the paper sums it, with equation 7,
+    and signed.
 
     Args:
         found: What `channel_scores` gives.

@@ -1,7 +1,7 @@
 """Weights, locations or connections: what of a discovered set does the work?
 
-The discovered kernels keep their places and get other weights (permuted among them, signs flipped), or the set keeps
-its numbers and gets other places (edges shuffled with degrees kept, other kernels of the same layers).
+Either the selected kernels keep their places and get other weights (permuted among them, signs flipped). Or the set
+keeps its numbers and gets other places (edges shuffled with degrees kept, other kernels of the same layers).
 """
 
 from __future__ import annotations

@@ -339,7 +339,7 @@ def test_errors_that_are_summed_over_samples_are_told_as_such() -> None:
     def loss(network: nn.Module, sign: float) -> torch.Tensor:
         return sign * network.weight.sum() ** 6 - network.weight.sum()
 
-    with pytest.warns(FilterAttrWarning, match="of every sample, but miss it") as caught:
+    with pytest.warns(FilterAttrWarning, match="of every sample; the relative error is") as caught:
         attribution = FilterAttributor(model).attribute(*ends, loss, [1.0, -1.0], n_steps=2)
     change = attribution.loss_target - attribution.loss_base
     assert attribution.total == pytest.approx(change)
