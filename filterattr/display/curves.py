@@ -11,7 +11,7 @@ from filterattr.analysis.prediction import UNSURE, Confusion
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.results import Band, Curve, Modulation, NullCurve, RankingTable, SpecificityMatrix
 from filterattr.analysis.stability import Stability
-from filterattr.display.plot import COLOURS
+from filterattr.display.plot import COLOURS, axes_for
 from filterattr.errors import SettingError
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def plot_curves(curves: Mapping[str, Curve], function: str, axis: Axes, nulls: Sequence[NullCurve] = ()) -> None:
+def plot_curves(
+    curves: Mapping[str, Curve], function: str, axis: Axes | None = None, nulls: Sequence[NullCurve] = ()
+) -> Axes:
     """Draw what masking (or grafting) more and more units does to one function, over the bands of the nulls.
 
     The axes reach as far as the curves and bands do; shares above 1.5 (damaged networks) and below -0.5 are cut off.
@@ -29,8 +31,11 @@ def plot_curves(curves: Mapping[str, Curve], function: str, axis: Axes, nulls: S
     Args:
         curves: Label to curve.
         function: Which function's share.
-        axis: Where to draw.
+        axis: Where to draw; a new figure of pyplot by default.
         nulls: Nulls whose mean (line) and central 95% of the draws (band) are drawn.
+
+    Returns:
+        The axes.
 
     Raises:
         SettingError: Curves and nulls are of different interventions.
@@ -38,6 +43,7 @@ def plot_curves(curves: Mapping[str, Curve], function: str, axis: Axes, nulls: S
     kinds = {curve.intervention for curve in curves.values()} | {null.intervention for null in nulls}
     if len(kinds) != 1:
         raise SettingError(f"curves and nulls must be of one intervention; got {', '.join(sorted(kinds)) or 'none'}.")
+    axis = axes_for(axis)
     drawn: list[Band] = []
     for null, shade, style in zip(nulls, ("0.55", "0.75", "0.85"), (":", "--", "-."), strict=False):
         bands = null.bands(function)
@@ -51,15 +57,20 @@ def plot_curves(curves: Mapping[str, Curve], function: str, axis: Axes, nulls: S
     axis.set(xlabel=f"units {'masked' if word == 'removed' else 'grafted'} (%)", ylabel=f"share of {function} {word}")
     _fit(axis, [*curves.values(), *nulls], [*_ends(curves, function), *(end for b in drawn for end in (b.low, b.high))])
     _finish(axis)
+    return axis
 
 
-def plot_specificity(matrix: SpecificityMatrix, axis: Axes) -> None:
+def plot_specificity(matrix: SpecificityMatrix, axis: Axes | None = None) -> Axes:
     """Draw the matrix as a heat map, with its numbers and intervals; the diagonal is framed.
 
     Args:
         matrix: The matrix.
-        axis: Where to draw.
+        axis: Where to draw; a new figure of pyplot by default.
+
+    Returns:
+        The axes.
     """
+    axis = axes_for(axis)
     sets = list(matrix.shares)
     functions = list(matrix.shares[sets[0]])
     entries = [[matrix.shares[name][function] for function in functions] for name in sets]
@@ -71,15 +82,20 @@ def plot_specificity(matrix: SpecificityMatrix, axis: Axes) -> None:
     axis.set(xlabel="function", ylabel="set that was masked")
     verdict = "" if matrix.is_diagonal_dominant else "not "
     axis.set_title(f"share removed; {verdict}diagonal-dominant ({100 * matrix.confidence:g}%)", fontsize=10)
+    return axis
 
 
-def plot_confusion(confusion: Confusion, axis: Axes) -> None:
+def plot_confusion(confusion: Confusion, axis: Axes | None = None) -> Axes:
     """Draw a confusion matrix: shares of each true label (colour) and numbers of samples (text).
 
     Args:
         confusion: The matrix.
-        axis: Where to draw.
+        axis: Where to draw; a new figure of pyplot by default.
+
+    Returns:
+        The axes.
     """
+    axis = axes_for(axis)
     labels = list(confusion.counts)
     answers = list(confusion.counts[labels[0]])
     if not any(row[UNSURE] for row in confusion.counts.values()):
@@ -94,17 +110,22 @@ def plot_confusion(confusion: Confusion, axis: Axes) -> None:
         f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}], n = {confusion.n_samples}",
         fontsize=10,
     )
+    return axis
 
 
-def plot_modulation(modulation: Modulation, axis: Axes) -> None:
+def plot_modulation(modulation: Modulation, axis: Axes | None = None) -> Axes:
     """Draw what every function loses as the units of one are dialled between base and target.
 
     Functions that target is not better at than base have no share, and are left out.
 
     Args:
         modulation: The result.
-        axis: Where to draw.
+        axis: Where to draw; a new figure of pyplot by default.
+
+    Returns:
+        The axes.
     """
+    axis = axes_for(axis)
     better = [name for name, loss in modulation.loss_target.items() if loss < modulation.loss_base[name]]
     for place, name in enumerate(better):
         label = f"{name} (own)" if name == modulation.function else name
@@ -116,15 +137,20 @@ def plot_modulation(modulation: Modulation, axis: Axes) -> None:
     )
     axis.set_ylim(-0.3, 1.5)
     _finish(axis)
+    return axis
 
 
-def plot_stability(stability: Stability, axis: Axes) -> None:
+def plot_stability(stability: Stability, axis: Axes | None = None) -> Axes:
     """Draw how well two disjoint groups of samples agree on the set, against their size.
 
     Args:
         stability: The result.
-        axis: Where to draw.
+        axis: Where to draw; a new figure of pyplot by default.
+
+    Returns:
+        The axes.
     """
+    axis = axes_for(axis)
     _line(axis, stability.sizes, stability.overlap, "overlap", 0)
     _line(axis, stability.sizes, stability.reproduced, "Jaccard index", 1)
     axis.axhline(stability.count / stability.n_units, color="0.6", lw=0.8, ls=":", label="overlap by chance")
@@ -132,20 +158,25 @@ def plot_stability(stability: Stability, axis: Axes) -> None:
     axis.set_xticks(stability.sizes, [str(size) for size in stability.sizes])
     axis.set(xlabel="samples in each of two disjoint groups", ylabel="agreement of their sets", ylim=(0, 1.02))
     _finish(axis)
+    return axis
 
 
-def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axes) -> None:
+def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axes | None = None) -> Axes:
     """Draw what the top units of every ranking remove, best first: own function (dot) and the most of another (ring).
 
     Args:
         table: The comparison.
         function: Which function's rankings.
         fraction: Which share of the units.
-        axis: Where to draw.
+        axis: Where to draw; a new figure of pyplot by default.
+
+    Returns:
+        The axes.
 
     Raises:
         SettingError: The table has no such rows.
     """
+    axis = axes_for(axis)
     rows = [row for row in table.entries if row.function == function and row.fraction == fraction]
     if not rows:
         raise SettingError(f"the table holds no rows of {function!r} at {fraction}.")
@@ -161,6 +192,7 @@ def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axe
     axis.axvline(1, color="0.6", lw=0.8)
     axis.set(xlabel=f"share removed by masking {100 * fraction:g}% (ring: the most of another function)")
     axis.spines[["top", "right"]].set_visible(False)
+    return axis
 
 
 def _ends(curves: Mapping[str, Curve], function: str) -> list[float]:

@@ -15,7 +15,7 @@ from filterattr.results.scores import FilterSelection
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart
+# Okabe and Ito's colours, which colour-blind readers can distinguish
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -95,14 +95,40 @@ def join_layers(names: Sequence[str], limit: int = 60) -> dict[str, list[str]]:
     return {" … ".join(label): run for label, run in zip(labels, runs, strict=True)}
 
 
-def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
+def axes_for(axis: Axes | None, size: tuple[float, float] = (7, 3.8)) -> Axes:
+    """Take the axes that were given, or make new ones.
+
+    Args:
+        axis: Axes, or nothing.
+        size: Width and height of a new figure in inches.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axis = Figure().subplots()
+        >>> axes_for(axis) is axis
+        True
+    """
+    if axis is not None:
+        return axis
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - slow to import, and only here a figure is made
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes | None = None) -> Axes:
     """Draw which share of every layer's units was selected, one colour a selection.
 
     More than 60 layers are joined into blocks by `join_layers`.
 
     Args:
         selections: Label to selection; all with the same units.
-        axis: Where to draw. The dashed line is the share of a uniform spread.
+        axis: Where to draw; a new figure of pyplot by default. The dashed line is the share of a uniform spread.
+
+    Returns:
+        The axes.
 
     Example:
         >>> import torch
@@ -111,10 +137,11 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
         >>> like = {"conv.weight": ScoredParameter(Unit("o i -> o i"), (2, 2))}
         >>> selection = FilterSelection({"conv.weight": torch.tensor([[True, False], [False, False]])}, like)
         >>> axis = Figure().subplots()
-        >>> plot_layers({"blur": selection}, axis)
+        >>> _ = plot_layers({"blur": selection}, axis)
         >>> axis.get_ylabel()
         'selected units of a layer (%)'
     """
+    axis = axes_for(axis)
     blocks = join_layers(list(next(iter(selections.values()))))
     shares = {}
     for label, selection in selections.items():
@@ -131,16 +158,21 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes) -> None:
     axis.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
+    return axis
 
 
-def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None:
+def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes | None = None) -> Axes:
     """Draw which share of all scores every layer has, one colour an attribution, on a logarithmic scale.
 
     More than 60 layers are joined into blocks by `join_layers`.
 
     Args:
         attributions: Label to attribution; all with the same units.
-        axis: Where to draw. It spans at most four decades; smaller shares are left out.
+        axis: Where to draw; a new figure of pyplot by default. It spans at most four decades;
+            smaller shares are left out.
+
+    Returns:
+        The axes.
 
     Example:
         >>> import torch
@@ -150,10 +182,11 @@ def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes) -> No
         >>> base, target = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> loss = lambda model: model(torch.ones(2)).square().sum()
         >>> axis = Figure().subplots()
-        >>> plot_shares({"task": FilterAttributor(base).attribute(base, target, loss)}, axis)
+        >>> _ = plot_shares({"task": FilterAttributor(base).attribute(base, target, loss)}, axis)
         >>> axis.get_yscale()
         'log'
     """
+    axis = axes_for(axis)
     rows = {
         label: {row.name: row.share for row in attribution.per_layer()} for label, attribution in attributions.items()
     }
@@ -170,6 +203,7 @@ def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes) -> No
     axis.grid(axis="y", alpha=0.3)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
+    return axis
 
 
 def _draw_bars(blocks: Mapping[str, Sequence[str]], heights: Mapping[str, Sequence[float]], axis: Axes) -> None:
@@ -183,7 +217,7 @@ def _draw_bars(blocks: Mapping[str, Sequence[str]], heights: Mapping[str, Sequen
     axis.set_xlim(-0.6, len(blocks) - 0.4)
 
 
-def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None:
+def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes | None = None) -> Axes:
     """Draw the loss along the path from base to target, relative to base.
 
     A hump means that the end points are separated by a barrier, and that the attribution means little. Thin lines mark
@@ -191,7 +225,10 @@ def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None
 
     Args:
         attributions: Label to attribution.
-        axis: Where to draw.
+        axis: Where to draw; a new figure of pyplot by default.
+
+    Returns:
+        The axes.
 
     Example:
         >>> import torch
@@ -202,10 +239,11 @@ def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None
         >>> loss = lambda model: (model(torch.ones(2)) - 3).square().sum()
         >>> attribution = FilterAttributor(base).attribute(base, target, loss, n_steps=4)
         >>> axis = Figure().subplots()
-        >>> plot_path({"reaching 3": attribution}, axis)
+        >>> _ = plot_path({"reaching 3": attribution}, axis)
         >>> len(axis.lines[0].get_xdata())  # four nodes and both ends
         6
     """
+    axis = axes_for(axis)
     for place, (label, attribution) in enumerate(attributions.items()):
         losses = [value / attribution.loss_base for value in attribution.path_losses]
         colour = COLOURS[place % len(COLOURS)]
@@ -217,3 +255,4 @@ def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes) -> None
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
+    return axis

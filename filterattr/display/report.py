@@ -36,6 +36,7 @@ from filterattr.display.page.sections import (
     provenance_section,
     tables_section,
 )
+from filterattr.display.page.short import Evidence, in_short
 from filterattr.errors import SettingError
 from filterattr.files.reading import reading
 from filterattr.files.writing import replace_file
@@ -150,7 +151,12 @@ def report(
         "provenance": provenance or {},
     }
     _check(given)
-    page = _page(title, question, _sections(given))
+    sections = _sections(given)
+    verdicts = [verdict for section in sections for verdict in section.verdicts]
+    short = in_short(
+        Evidence(given["attributions"], given["selections"], given["curves"], given["nulls"], given["matrix"], verdicts)
+    )
+    page = _page(title, question, short, sections)
     replace_file(path, [page.encode()])
     return ReportFile(path)
 
@@ -236,7 +242,7 @@ def _sections(given: Mapping[str, Any]) -> list[Section]:
     return [*made[:end], *given["further"], *made[end:]]
 
 
-def _page(title: str, question: str, sections: Sequence[Section]) -> str:
+def _page(title: str, question: str, short: Markup, sections: Sequence[Section]) -> str:
     style, script = (_asset(name) for name in ("style.css", "script.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
@@ -254,12 +260,13 @@ def _page(title: str, question: str, sections: Sequence[Section]) -> str:
     paragraphs = [element("p", part, class_="question") for part in question.split("\n\n") if part.strip()]
     links = [element("li", element("a", section.title, href=f"#{section.key}")) for section in sections]
     verdicts = [verdict for section in sections for verdict in section.verdicts]
-    short = element("section", element("h2", "In short"), _verdicts(verdicts), id="short") if verdicts else None
+    checks = element("section", element("h2", "Every check"), _verdicts(verdicts), id="checks") if verdicts else None
     body = element(
         "body",
         element("header", element("h1", title), paragraphs),
+        element("section", short, id="short", aria_label="In short"),
         element("nav", element("ul", links), aria_label="Sections"),
-        element("main", short, [_section(section) for section in sections]),
+        element("main", checks, [_section(section) for section in sections]),
         element("footer", "Written by filterattr. This page is complete: it loads nothing from anywhere."),
         element("script", script),
     )

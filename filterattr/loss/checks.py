@@ -19,8 +19,8 @@ from filterattr.errors import (
 class Agreement(Enum):
     """How two evaluations of the same agree."""
 
-    SAME = "but for the order of sums"
-    ROUNDED = "but for a rounding that is larger than it should be"
+    SAME = "except for the order of sums"
+    ROUNDED = "except for a rounding that is larger than it should be"
     NONE = "not at all"
 
 

@@ -247,7 +247,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep what a pass frees for the next pass, instead of giving it back and asking for it again.
 
     Its allocator gives the top of the heap back once that is twice as large as the largest block that was ever freed;
-    with the activations of every pass that cost 3 to 6 % of the time. The block is never touched, and so costs nothing;
+    with the activations of every pass that cost 3 to 6% of the time. The block is never touched, and so costs nothing;
     glibc remembers it, so that once is enough.
     """
     torch.empty(_LARGEST_BLOCK, dtype=torch.uint8, device="cpu")

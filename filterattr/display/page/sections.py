@@ -15,7 +15,7 @@ from filterattr.display.page.markup import Markup, element, joined, number
 from filterattr.display.page.pictures import Dial, Strip, panel_of
 from filterattr.display.page.section import Section, Verdict, side_by_side
 from filterattr.display.page.tables import folded, table
-from filterattr.display.plot import short_name
+from filterattr.display.plot import short_names
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection
 
@@ -82,7 +82,7 @@ def filters_section(
             (label, [100 * float(chosen.double().mean()) for chosen in selection.values()])
             for label, selection in selections.items()
         ]
-        names = [short_name(name) for name in next(iter(selections.values()))]
+        names = short_names(list(next(iter(selections.values()))))
         words = "; ".join(f"{label}: {_largest(names, values, '%')}" for label, values in shares)
         charts.append(
             bar_chart(
@@ -98,7 +98,7 @@ def filters_section(
         by_units.setdefault(tuple(row.name for row in attribution.per_layer()), []).append((label, attribution))
     for layers, members in by_units.items():
         parts = [(label, [100 * row.share for row in ranking.per_layer()]) for label, ranking in members]
-        names = [short_name(name) for name in layers]
+        names = short_names(layers)
         words = "; ".join(f"{label}: {_largest(names, values, '%')}" for label, values in parts)
         charts.append(
             bar_chart(

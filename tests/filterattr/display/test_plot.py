@@ -90,3 +90,17 @@ def test_waypoints_are_marked_on_the_path() -> None:
     axis = Figure().subplots()
     plot_path({"task": found}, axis)
     assert [list(line.get_xdata()) for line in axis.lines[1:]] == [[0.5, 0.5]]
+
+
+def test_plots_make_axes_of_their_own(attribution) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    try:
+        first, second = plot_path({"task": attribution}), plot_shares({"task": attribution})
+        assert first.figure is not second.figure
+        assert plt.get_fignums() == [1, 2]
+        own = Figure().subplots()
+        assert plot_layers({"top": attribution.scores().top(0.25)}, own) is own
+        assert plt.get_fignums() == [1, 2]
+    finally:
+        plt.close("all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import os
@@ -10,6 +11,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +33,8 @@ from filterattr.display import Dial, Picture, Strip
 from filterattr.display.page import charts, element, escaped, sections, tables
 from filterattr.display.page.evidence import curves_section, modulation_section
 from filterattr.display.page.pictures import encode_png
+from filterattr.display.page.section import Verdict
+from filterattr.display.page.short import Evidence, found, how_sure, what_next
 from tests.browser import CHROMIUM, Browser
 from tests.networks import image, smooth_network, squared_sum
 
@@ -178,6 +182,56 @@ def page(attribution, tmp_path_factory) -> Page:
     return Page(report(path, "What was found", **everything(attribution)))
 
 
+class TestShort:
+    def test_effects_come_first_with_what_happens_to_the_other_functions(self):
+        weak = curve(ranking="other", shares={"blur": (estimate(0.0),) * 5, "noise": (estimate(0.0),) * 5})
+        assert (
+            found(Evidence(curves=[weak, curve()])) == "Masking 1% of the units removes 0.60 of blur and 0.30 of noise."
+        )
+        least = curve(order="least")
+        graft = curve(intervention="graft")
+        assert "Masking" not in found(Evidence(curves=[least, graft]))
+
+    def test_without_effects_it_is_the_chosen_units_and_without_these_the_scores(self, attribution):
+        selection = attribution.scores().top(3)
+        largest = max(selection, key=lambda name: int(selection[name].sum()))
+        text = found(Evidence({"task": attribution}, {"task": selection}))
+        assert text.startswith(f"Chosen are 3 of {selection.n_units} units for task, most of them in ")
+        assert text.endswith(f"{largest.removesuffix('.weight')}.")
+        best = max(attribution.per_layer(), key=lambda row: row.share).name.removesuffix(".weight")
+        assert found(Evidence({"task": attribution})) == f"The largest share of the scores is for task in {best}."
+
+    def test_checks_are_counted_and_the_first_that_fails_is_named(self):
+        good, bad, open_ = Verdict("a holds.", True), Verdict("b fails.", False), Verdict("c.")
+        assert how_sure([open_]) == "Nothing on this page tests it yet."
+        assert how_sure([good, open_, good]) == "All 2 checks hold."
+        assert how_sure([good, bad, bad]) == "1 of 3 checks hold. Against it: b fails."
+
+    def test_the_next_step_is_the_first_that_is_missing(self, attribution):
+        selection = attribution.scores().top(3)
+        sound = SimpleNamespace(concerns=())
+        given = {"task": sound, "other": sound}
+        steps = [
+            what_next(evidence)
+            for evidence in (
+                Evidence(),
+                Evidence(given),
+                Evidence(given, {"task": selection}),
+                Evidence(given, {"task": selection}, [curve()]),
+                Evidence(given, {"task": selection}, [curve()], [null()]),
+                Evidence(given, {"task": selection}, [curve()], [null()], matrix()),
+            )
+        ]
+        calls = ["attributions=", "scores.top(0.01)", "mask_curve(", "null_curve(", "specificity(", "blend("]
+        assert [call in step for call, step in zip(calls, steps, strict=True)] == [True] * 6
+        assert len(set(steps)) == 6
+
+    def test_a_path_in_doubt_is_mended_before_units_are_chosen(self, attribution):
+        doubtful = dataclasses.replace(attribution, cosine=0.1)
+        assert doubtful.concerns
+        assert what_next(Evidence({"task": doubtful})).startswith("Fix the path of task first")
+
+
 class TestPage:
     def test_is_well_formed(self, page):
         assert page.errors == []
@@ -189,10 +243,11 @@ class TestPage:
     def test_every_section_is_there_and_linked(self, page):
         keys = {attributes.get("id") for attributes in page.all("section")}
         assert keys == {
-            "short", "pictures", "path", "filters", "curves", "matrix", "modulation", "predictions", "tables", "costs",
+            "short", "checks",
+            "pictures", "path", "filters", "curves", "matrix", "modulation", "predictions", "tables", "costs",
             "provenance",
         }  # fmt: skip
-        assert {attributes["href"] for attributes in page.all("a")} == {f"#{key}" for key in keys - {"short"}}
+        assert {attributes["href"] for attributes in page.all("a")} == {f"#{key}" for key in keys - {"short", "checks"}}
 
     def test_loads_nothing_from_anywhere(self, page):
         for tag, attributes in page.elements:
@@ -299,8 +354,13 @@ class TestSections:
     )
     def test_appear_when_there_is_something_to_show(self, attribution, tmp_path, given, key):
         read = Page(report(tmp_path / "r.html", "t", **{given: everything(attribution)[given]}))
-        assert {one["id"] for one in read.all("section")} - {"short"} == {key}
+        assert {one["id"] for one in read.all("section")} - {"short", "checks"} == {key}
         assert read.errors == []
+
+    def test_the_first_screen_is_an_answer_before_everything_else(self, page):
+        source = page.source
+        assert source.index('id="short"') < source.index("<nav") < source.index('id="checks"')
+        assert source.count("<dt>") == 3
 
     def test_path_section_says_what_the_health_check_says(self, attribution):
         section = sections.path_section({"task": attribution})
