@@ -177,7 +177,7 @@ class FilterAttribution:
         return cell(
             repr(self).partition("\n")[0],
             facts({name: value for name, value in numbers.items() if value != "nan"}),
-            reasons(self.concerns, "nothing speaks against believing it"),
+            reasons(self.concerns, "no reason to doubt it"),
             curve(self.path_places, self.path_losses, losses),
             bars(("parameter", "units", "share of scores"), rows),
         )

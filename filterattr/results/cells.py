@@ -97,7 +97,7 @@ def facts(pairs: Mapping[str, str]) -> str:
 
 
 def reasons(texts: Iterable[str], nothing: str) -> str:
-    """What speaks against believing a result.
+    """Reasons to doubt a result.
 
     Args:
         texts: The reasons.

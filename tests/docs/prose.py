@@ -41,6 +41,7 @@ NOT_PROSE = (
     re.compile(r"<!--.*?-->", re.DOTALL),
     re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.DOTALL | re.MULTILINE),
     re.compile(r"\$\$.*?\$\$", re.DOTALL),
+    re.compile(r"</?[a-z][^<>]*>"),
     re.compile(r"^ *:::.*$|^ *:[\w-]+:.*$", re.MULTILINE),
     re.compile(r"^ *(>>>|\.\.\. ?).*\n(?:^ *\S.*\n)*", re.MULTILINE),  # a doctest and what it prints
     re.compile(r"^ *\.\. [\w-]+::.*\n(?:^ *\n|^ +\S.*\n)*", re.MULTILINE),

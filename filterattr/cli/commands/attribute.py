@@ -14,7 +14,7 @@ _LAYERS = 10
 
 
 def run(options: argparse.Namespace) -> None:
-    """Attribute; a call that was killed goes on where it was."""
+    """Attribute; a call that was killed is resumed."""
     check_file("--out", options.out, {".safetensors"}, overwrite=options.overwrite, inputs=_files(options))
     task = task_of(options)
     unfinished = options.out.with_suffix(".unfinished.safetensors")

@@ -26,4 +26,4 @@ def check_out(options: argparse.Namespace, like: Path, inputs: Iterable[Path]) -
         return
     check_folder("--out", options.out)
     if options.out.exists():
-        raise OutputError(f"--out names '{options.out}', which is there already: name another folder, or remove it.")
+        raise OutputError(f"--out names '{options.out}', which already exists: name another folder, or remove it.")

@@ -306,7 +306,7 @@ def test_folders_of_a_language_model_need_no_python(
     run("mask", "base", "target", "--selection", "selection.safetensors", "--out", "masked")
     assert same(load_state("masked"), blend(load_state("target"), load_state("base"), selection))
     assert main(["apply", "base", "patch.safetensors", "--out", "patched"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["attribute", "base", "target", "--text", "text.txt", "--length", "5000", "--overwrite"]) == 2
     assert "needs more" in capsys.readouterr().err
 
