@@ -52,9 +52,9 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
         >>> risen = FilterAttributor(base).attribute(base, target, lambda model: model(torch.ones(1)).square().sum())
         >>> print("\n".join(concern_lines(risen)))
         reasons to doubt this attribution:
-        - Target is not better than base on these samples (loss 1 -> 4): as expected
-          if they are not those of the function, or if more is better; if the ends are
-          swapped, exchange base and target.
+        - Target is not better than base on these samples (loss 1 -> 4). This is as
+          expected if they are not those of the function, or if more is better; if the
+          ends are swapped, exchange base and target.
     """
     if not attribution.concerns:
         return []

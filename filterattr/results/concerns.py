@@ -68,7 +68,7 @@ def concerns_about(path: PathNumbers) -> tuple[str, ...]:
         >>> concerns_about(PathNumbers((1.0, 0.5, 0.0), None, 0.99, 0.0, 0.1))
         ()
         >>> concerns_about(PathNumbers((1.0, 1.5, 2.0), None, 0.99, 0.0, 0.1))
-        ('Target is not better than base on these samples (loss 1 -> 2): as expected ...',)
+        ('Target is not better than base on these samples (loss 1 -> 2). This is as expected ...',)
     """
     said = [
         ends_concern(path),
