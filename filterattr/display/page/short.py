@@ -116,7 +116,7 @@ def what_next(evidence: Evidence) -> str:
     Returns:
         A sentence, with the call to make.
     """
-    unsound = [label for label, one in evidence.attributions.items() if one.concerns]
+    unsound = [label for label, attribution in evidence.attributions.items() if attribution.concerns]
     steps = (
         (bool(evidence.attributions or evidence.selections or evidence.curves), _ATTRIBUTE),
         (not unsound, f"Fix the path of {', '.join(unsound[:_MOST_NAMED])} first: print(attribution) says how."),
