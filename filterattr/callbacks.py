@@ -83,7 +83,7 @@ class TrainingWatch:
         """Take the present weights as those that the training begins with; a training that goes on changes nothing.
 
         Args:
-            model: The model that is trained; wrappers are looked through.
+            model: The model that is trained; it is unwrapped.
             step: Steps that were done before.
 
         Raises:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 TOP = 10
 _TONE = "#3f8fc4"
-_EDGE = "rgba(127,127,127,.45)"
+_EDGE = "rgba(127,127,127,0.45)"
 _WIDTH, _HEIGHT, _MARGIN = 220, 70, 6
 
 
@@ -90,10 +90,10 @@ def facts(pairs: Mapping[str, str]) -> str:
     """
     shown = [
         f"<span style='display:inline-block;margin-right:1.5em'>"
-        f"<span style='opacity:.7'>{html.escape(name)}</span> {html.escape(value)}</span>"
+        f"<span style='opacity:0.7'>{html.escape(name)}</span> {html.escape(value)}</span>"
         for name, value in pairs.items()
     ]
-    return f"<div style='margin:.3em 0'>{''.join(shown)}</div>"
+    return f"<div style='margin:0.3em 0'>{''.join(shown)}</div>"
 
 
 def reasons(texts: Iterable[str], nothing: str) -> str:
@@ -105,8 +105,8 @@ def reasons(texts: Iterable[str], nothing: str) -> str:
     """
     entries = [f"<li>{html.escape(text)}</li>" for text in texts]
     if not entries:
-        return f"<div style='opacity:.8'>✓ {html.escape(nothing)}</div>"
-    return f"<ul style='margin:.2em 0;padding-left:1.3em;border-left:3px solid #d08a2e'>{''.join(entries)}</ul>"
+        return f"<div style='opacity:0.8'>✓ {html.escape(nothing)}</div>"
+    return f"<ul style='margin:0.2em 0;padding-left:1.3em;border-left:3px solid #d08a2e'>{''.join(entries)}</ul>"
 
 
 def bars(headings: Sequence[str], rows: Sequence[tuple[Sequence[str], float]]) -> str:
@@ -116,9 +116,9 @@ def bars(headings: Sequence[str], rows: Sequence[tuple[Sequence[str], float]]) -
         headings: One text a column.
         rows: As many texts, and the length of the bar in parts of the longest, in [0, 1].
     """
-    head = "".join(f"<th style='text-align:left;padding:0 .8em 0 0'>{html.escape(text)}</th>" for text in headings)
+    head = "".join(f"<th style='text-align:left;padding:0 0.8em 0 0'>{html.escape(text)}</th>" for text in headings)
     body = "".join(f"<tr>{_cells(texts)}<td>{_bar(length)}</td></tr>" for texts, length in rows)
-    return f"<table style='border-collapse:collapse;margin:.3em 0'><tr>{head}<th></th></tr>{body}</table>"
+    return f"<table style='border-collapse:collapse;margin:0.3em 0'><tr>{head}<th></th></tr>{body}</table>"
 
 
 def curve(xs: Sequence[float], ys: Sequence[float], title: str) -> str:
@@ -140,13 +140,13 @@ def curve(xs: Sequence[float], ys: Sequence[float], title: str) -> str:
     )
     return (
         f"<svg width='{_WIDTH}' height='{_HEIGHT}' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' "
-        f"style='border:1px solid {_EDGE};display:block;margin:.3em 0'><title>{html.escape(title)}</title>"
+        f"style='border:1px solid {_EDGE};display:block;margin:0.3em 0'><title>{html.escape(title)}</title>"
         f"<polyline points='{drawn}' fill='none' stroke='{_TONE}' stroke-width='2'/></svg>"
     )
 
 
 def _cells(texts: Sequence[str]) -> str:
-    return "".join(f"<td style='text-align:left;padding:0 .8em 0 0'>{html.escape(text)}</td>" for text in texts)
+    return "".join(f"<td style='text-align:left;padding:0 0.8em 0 0'>{html.escape(text)}</td>" for text in texts)
 
 
 def _bar(length: float) -> str:

@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -208,6 +209,7 @@ print(report.__module__, filterattr.report is report, "filterattr.analysis" in s
 def test_attributing_needs_torch_numpy_and_einops_alone() -> None:
     code = """
 import sys
+import tomllib
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"safetensors", "tqdm", "matplotlib", "pandas", "captum", "PIL", "skimage"}:
@@ -246,3 +248,9 @@ def test_names_of_the_library_are_found_where_they_are_defined() -> None:
     code = "import sys, filterattr; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
+
+
+def test_the_console_script_is_the_module() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["filterattr"].partition(":")
+    assert getattr(importlib.import_module(module), name)(["--json"]) == 2
