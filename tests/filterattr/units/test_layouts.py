@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttributor, FilterAttrWarning, UnitError, output_channels, register_layout
-from filterattr.units.layouts import REGISTERED, layout_of, unit_of
+from filterattr import FilterAttributor, FilterAttrWarning, Unit, UnitError, output_channels, register_layout
+from filterattr.units.layouts import NAMED_UNITS, REGISTERED, is_guess, layout_of, unit_of
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 
@@ -343,3 +343,45 @@ def test_patterns_of_common_layers_are_those_that_files_of_all_versions_hold() -
     assert spelled(transposed, "kernel") == ("(g i) o ... -> (g o) i", {"g": 2})
     assert spelled(transposed, "filter") == ("(g i) o ... -> (g o)", {"g": 2})
     assert spelled(transposed, "input") == ("i o ... -> i", {})
+
+
+class NoInputs(nn.Module):
+    """Two axes, both of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(2, 3))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_layer_without_inputs_has_outputs_alone() -> None:
+    register_layout(NoInputs, {"table": "o1 o2"})
+    layer = NoInputs()
+    assert unit_of("a.table", layer.table, layer, "filter").reduce(layer.table).shape == (2, 3)
+    with pytest.raises(
+        UnitError, match=r"'a\.table' of NoInputs has no input axis; score it by weight, kernel or filter"
+    ):
+        unit_of("a.table", layer.table, layer, "input")
+
+
+@pytest.mark.parametrize(
+    "name", ["weight", "body.0.weight", "parametrizations.weight.original", "body.parametrizations.weight.original0"]
+)
+def test_a_weight_is_known_by_its_name_inside_the_layer(name: str) -> None:
+    layer = FanIn(3, 5)
+    assert unit_of(name, layer.weight, layer, "filter") == Unit("i o -> o")
+    assert unit_of(name.replace("weight", "other"), layer.weight, layer, "filter") == Unit("o ... -> o")
+
+
+def test_outputs_and_inputs_are_guessed_for_named_units_of_unknown_layers_alone() -> None:
+    layer, weight = nn.Module(), torch.ones(3, 4, 5)
+    assert [
+        unit for unit in (*NAMED_UNITS, Unit("e o i -> o"), "e o i -> o") if is_guess("up", weight, layer, unit)
+    ] == [
+        "kernel",
+        "filter",
+        "input",
+    ]
+    assert not is_guess("up", weight[0], layer, "kernel")
+    assert not is_guess("up", weight[0, 0], layer, "kernel")
+    assert not is_guess("up", weight, nn.Conv1d(4, 3, 5), "kernel")

@@ -342,3 +342,18 @@ def test_layouts_are_guessed_in_silence_without_a_list_for_them() -> None:
     parameters = scored_parameters(model, ParameterSwap(model), "kernel", None, guesses)
     assert parameters == scored_parameters(model, ParameterSwap(model), "kernel", None)
     assert guesses == ["up (3, 4, 5) of Module"]
+
+
+def test_complex_parameters_are_scored_and_whole_numbers_are_not() -> None:
+    model = nn.Module()
+    model.spectrum = nn.Parameter(torch.zeros(2, 3, dtype=torch.complex64))
+    model.table = nn.Parameter(torch.zeros(2, 3, dtype=torch.int32), requires_grad=False)
+    assert scored(model) == {"spectrum": (2, 3)}
+    assert scored(model, select="*") == {"spectrum": (2, 3)}
+    assert scored(model, select=lambda *_: True) == {"spectrum": (2, 3)}
+
+
+def test_the_default_of_many_single_weights_leaves_biases_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("filterattr.units.select._MANY_UNITS", 11)
+    with pytest.warns(FilterAttrWarning, match=r"kernels of 'weight' are single weights, 12 in all"):
+        assert scored(nn.Linear(3, 4), select="*") == {"weight": (4,), "bias": (4,)}

@@ -141,3 +141,27 @@ def test_a_mapping_that_holds_another_one_holds_its_content() -> None:
     assert kept_by(held) is held.kept
     assert kept_by(values) is values
     assert repr(held) == repr(values)
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"),
+    [
+        (
+            Unit("(h d) i -> h", {"h": 2}),
+            "the pattern '(h d) i -> h' with {'h': 2} does not fit a parameter of shape (5, 3): ",
+        ),
+        (Unit("o i j -> o"), "the pattern 'o i j -> o' does not fit a parameter of shape (5, 3): "),
+    ],
+)
+def test_misfits_end_with_the_reason_of_einops(unit: Unit, told: str) -> None:
+    with pytest.raises(UnitError) as caught:
+        unit.reduce(torch.zeros(5, 3))
+    assert str(caught.value).startswith(told)
+    assert "\n" not in str(caught.value)
+    assert "hape" in str(caught.value).removeprefix(told)
+
+
+def test_a_choice_of_units_in_other_types_marks_their_weights() -> None:
+    marked = Unit("o i -> o").expand(torch.tensor([0, 1]), (2, 3))
+    assert marked.tolist() == [[False] * 3, [True] * 3]
+    assert marked.dtype == torch.bool
