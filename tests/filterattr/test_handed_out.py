@@ -117,6 +117,7 @@ def results() -> Iterator[object]:
     yield knocked_out
     yield analysis.agreement(knocked_out.scores, scores, knocked_out.units, function="first", draws=5)
     yield analysis.lora_ranks(found["first"], 2)
+    yield analysis.CheckpointDifference((), ("a",), (), {"w": "(1,) and (2,)"}, 0.5, 8)
     yield analysis.all_rankings(attributor, BASE, TARGET, loss, DATA["first"][:1], generator(), n_steps=2).popitem()[1]
 
 
@@ -253,7 +254,7 @@ def test_nothing_that_a_result_hands_out_can_change_it(result: object) -> None:
 # classes that say what to do, or do it; rows of numbers; distances, which are the caller's and kept by nobody
 NO_RESULTS = {
     "ChannelAttributor", "FilterAttributor", "Group", "ScoredParameter", "Unit",
-    "SampleDistances", "Worth",
+    "SampleDistances", "Worth", "ParameterChange", "CostEstimate",
     "Band", "Estimate", "AgreementRow", "LayerBudget", "SanityRow", "KnockOutCost", "KnockOutJob", "Record",
 }  # fmt: skip
 
