@@ -6,14 +6,14 @@ import argparse
 
 from filterattr.cli.answers import answer
 from filterattr.cli.commands.merged import check_out
+from filterattr.cli.commands.weights import weights_of
 from filterattr.export import apply_patch, read_patch, write_checkpoint
-from filterattr.files.checkpoints import load_state
 
 
 def run(options: argparse.Namespace) -> None:
     """Check that the patch belongs to base, and write both as one."""
     check_out(options, options.base, [options.patch])
     patch = read_patch(options.patch)
-    patched = apply_patch(load_state(options.base, key=options.key), patch)
+    patched = apply_patch(weights_of(options.base, options.key), patch)
     write_checkpoint(patched, options.base, options.out, key=options.key)
     answer(options, f"{patch}\nwrote {options.out}", {"out": str(options.out), "weights": patch.count})

@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 from filterattr.analysis import lora_ranks, pruning_masks
 from filterattr.cli.answers import answer, size
 from filterattr.cli.commands.scored import scores_of
+from filterattr.cli.commands.weights import weights_of
 from filterattr.cli.outputs import check_file
 from filterattr.errors import SettingError
 from filterattr.export import export_patch, lora_arguments
 from filterattr.files import replace_file, write_tensors
-from filterattr.files.checkpoints import load_state
 from filterattr.results.scores import FilterSelection
 
 
@@ -26,7 +26,7 @@ def _patch(options: argparse.Namespace) -> None:
     inputs = [path for path in (options.selection, options.base, options.target) if path.is_file()]
     check_file("--out", options.out, {".safetensors"}, overwrite=options.overwrite, inputs=inputs)
     selection = FilterSelection.load(options.selection)
-    base, target = (load_state(path, key=options.key) for path in (options.base, options.target))
+    base, target = (weights_of(path, options.key) for path in (options.base, options.target))
     patch = export_patch(selection, base, target, options.out)
     n_bytes, base_bytes = options.out.stat().st_size, sum(value.nbytes for value in base.values())
     text = f"{patch}, {size(n_bytes)} bytes ({n_bytes / max(1, base_bytes):.2%} of base)\nwrote {options.out}"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.attribution import FilterAttributor
+from filterattr.cli.commands.weights import weights_of
 from filterattr.cli.parsing import device_of
 from filterattr.errors import FilterAttrError, SettingError
-from filterattr.files.checkpoints import load_state
 from filterattr.model.state_dict import StateLike
 from filterattr.units.builders import attention_heads
 
@@ -76,7 +76,7 @@ def task_of(options: argparse.Namespace) -> Task:
 
 
 def _from_functions(options: argparse.Namespace) -> tuple[nn.Module, StateLike, StateLike, Any, Iterable[Any]]:
-    ends = [load_state(path, key=options.key) for path in (options.base, options.target)]
+    ends = [weights_of(path, options.key) for path in (options.base, options.target)]
     loss = named("--loss", options.loss)
     model = _called("--model", options.model)
     if not isinstance(model, nn.Module):
