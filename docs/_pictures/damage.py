@@ -78,7 +78,7 @@ def draw(points: dict[str, list[tuple[float, float]]]) -> Figure:
     axis.set_xlabel("removed: share of the loss of denoising that is gone", color=INK)
     axis.set_ylabel("reverted: way of the outputs back to base", color=INK)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    axis.legend(frameon=False, fontsize=9, loc="center right", bbox_to_anchor=(1.0, 0.63))
     return figure
 
 
