@@ -20,7 +20,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 
     Example:
         >>> sorted(make_parser()[1])
-        ['apply', 'attribute', 'diff', 'estimate', 'export', 'mask', 'report', 'select']
+        ['apply', 'attribute', 'completion', 'diff', 'estimate', 'export', 'mask', 'report', 'select']
     """
     parser = Parser(
         prog="filterattr",
@@ -30,7 +30,18 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     package = importlib.import_module("filterattr")  # which stands above its parts
     parser.add_argument("--version", action="version", version=package.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_diff, _add_attribute, _add_estimate, _add_select, _add_mask, _add_export, _add_apply, _add_report):
+    makers = (
+        _add_diff,
+        _add_attribute,
+        _add_estimate,
+        _add_select,
+        _add_mask,
+        _add_export,
+        _add_apply,
+        _add_report,
+        _add_completion,
+    )
+    for add in makers:
         add(commands)
     return parser, dict(commands.choices)
 
@@ -159,3 +170,9 @@ def _add_report(commands: Commands) -> None:
     parser.add_argument("--title", default="Which units carry the function?", help="title of the page")
     parser.add_argument("--question", default="", help="what was asked")
     _add_out(parser, "report.html", "file for the page")
+
+
+def _add_completion(commands: Commands) -> None:
+    description = 'Print a script for bash that completes commands and options: eval "$(filterattr completion)"'
+    parser = commands.add_parser("completion", help=description.partition(":")[0] + ".", description=description)
+    parser.set_defaults(module="filterattr.cli.commands.completion")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -246,6 +247,28 @@ def test_help_and_version_load_no_torch() -> None:
         done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["filterattr", "ma"], ["mask"]),
+        (["filterattr", "diff", "--to"], ["--top"]),
+        (["filterattr", "export", "ra"], ["ranks"]),
+        (["filterattr", "export", "ranks", "--sc"], ["--scaling"]),
+        (["filterattr", "attribute", "--no"], []),
+    ],
+)
+def test_bash_completes_commands_and_options(
+    words: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+    code = f"source ./script; {line}; _filterattr; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
 
 
 def test_the_module_runs(tmp_path: Path) -> None:
