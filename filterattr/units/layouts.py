@@ -215,7 +215,7 @@ def is_guess(name: str, parameter: Tensor, module: nn.Module, wanted: str | Unit
         module: The module that computes with it.
         wanted: As for `unit_of`.
     """
-    names_axes = isinstance(wanted, str) and wanted in ("kernel", "filter", "input") and parameter.ndim >= 2
+    names_axes = wanted in ("kernel", "filter", "input") and parameter.ndim >= 2
     return names_axes and layout_of(module, _local(name), parameter).is_guess
 
 

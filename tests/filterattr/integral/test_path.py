@@ -279,3 +279,22 @@ class TestSideBySide:
         FilterAttributor(networks[0], unit="weight", select="weight").attribute(*networks, loss, n_steps=3)
         assert len(seen) > 3
         assert not any(buffer.any() for buffer in seen)
+
+
+def test_a_path_keeps_what_is_known_of_its_states() -> None:
+    base, target = ({"w": torch.tensor([1.0, 2.0]) * size, "mean": torch.tensor(size)} for size in (1.0, 1.0 + 2**-12))
+    states = fit_states(
+        base,
+        target,
+        parameters={"w": torch.zeros(2, dtype=torch.bfloat16)},
+        buffers={"mean": torch.zeros(())},
+        aliases={"w": "w", "mean": "mean"},
+        keep_buffers="target",
+    )
+    path = Path.through(states)
+    assert path.rounded == {"w": (2, 2)}  # bfloat16 has eight digits
+    assert path.fixed == {"mean": torch.tensor(1 + 2**-12)}
+    assert path.end_buffers == {0.0: {"mean": torch.tensor(1.0)}}
+    assert path.segments == (path,)
+    plain = Path(path.base, path.target, path.fixed)
+    assert (plain.rounded, plain.end_buffers, plain.waypoints) == ({}, {}, ())
