@@ -1,4 +1,4 @@
-"""Can an attribution be believed? How healthy its path is, and whether it behaves as it must."""
+"""Checks of an attribution: how healthy its path is, and whether it behaves as it must."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class PathHealth(Record):
             unknown = "A pooled attribution sees no sample at both ends: whether there is a barrier is not known."
             return " ".join((unknown, *self.concerns))
         return " ".join(self.concerns) or (
-            "The loss goes from one end to the other without a barrier, the ends are close to each other, and the "
-            "attributions sum to what the loss changes by."
+            "The loss has no barrier between base and target, their weights are close to each other, and the "
+            "attributions sum to the change of the loss."
         )
 
     def rows(self) -> list[Row]:

@@ -233,8 +233,8 @@ def _sections(given: Mapping[str, Any]) -> list[Section]:
         (given["matrix"], lambda: matrix_section(given["matrix"])),
         (given["modulations"], lambda: modulation_section(given["modulations"])),
         (given["confusions"], lambda: predictions_section(given["confusions"])),
-        (given["tables"], lambda: tables_section("tables", "What else was measured?", given["tables"])),
-        (given["costs"], lambda: tables_section("costs", "What did it cost?", given["costs"])),
+        (given["tables"], lambda: tables_section("tables", "More results", given["tables"])),
+        (given["costs"], lambda: tables_section("costs", "Cost", given["costs"])),
         (given["provenance"], lambda: provenance_section(given["provenance"])),
     )
     made = [make() for present, make in makers if present]

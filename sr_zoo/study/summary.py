@@ -387,7 +387,7 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
     "adaptive": _adaptive,
 }
 _TITLES = {
-    "search": "Can the attributions be believed?",
+    "search": "Checks of the path",
     "sanity": "Does the attribution behave as it must?",
     "stability": "How much does a set depend on the photographs?",
     "depth": "Where do the kernels sit?",

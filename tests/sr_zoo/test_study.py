@@ -710,7 +710,7 @@ def test_a_page_is_written_from_the_search_alone(subject: Subject, tmp_path: Pat
     archive = run_study(subject, small(), tmp_path, stages=(SEARCH,), progress=False)
     page, text = write_report(archive)
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert "Can the attributions be believed?" in text.read_text(encoding="utf-8")
+    assert "Checks of the path" in text.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

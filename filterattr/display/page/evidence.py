@@ -49,11 +49,11 @@ def curves_section(curves: Sequence[Curve], nulls: Sequence[NullCurve]) -> Secti
         "damaged. Ribbons: intervals over the samples. Gray: 95% of the random sets, and their mean.",
         class_="note",
     )
-    return Section("curves", "What do they carry?", tuple(verdicts), joined(side_by_side(charts), note, hidden))
+    return Section("curves", "Effects of masking", tuple(verdicts), joined(side_by_side(charts), note, hidden))
 
 
 def modulation_section(modulations: Sequence[Modulation]) -> Section:
-    """Show what dialling the units of a function up and down does.
+    """Show what a change of the strength of the units of a function does.
 
     Args:
         modulations: One per function.
@@ -74,14 +74,14 @@ def modulation_section(modulations: Sequence[Modulation]) -> Section:
         moved = "; ".join(f"{name} moves by at most {modulation.flatness(name):.2f}" for name in rest)
         verdicts.append(
             Verdict(
-                f"Dialling the units of {modulation.function}: it gets better at "
+                f"Strength of the units of {modulation.function}: it gets better at "
                 f"{'every' if monotone else 'not every'} step from 0 to 1{f', while {moved}' if moved else ''}.",
                 monotone,
             )
         )
     note = element("p", "Strength 0: the units of base; 1: those of target. Share 0: as in target.", class_="note")
     body = joined(side_by_side(charts), note, details("All numbers", table(folded(rows), "Modulation")))
-    return Section("modulation", "Can it be dialled?", tuple(verdicts), body)
+    return Section("modulation", "Strength", tuple(verdicts), body)
 
 
 def matrix_section(matrix: SpecificityMatrix) -> Section:
@@ -105,7 +105,7 @@ def matrix_section(matrix: SpecificityMatrix) -> Section:
     box = _heat_table("masked set", functions, rows, caption)
     confidence = f"{matrix.confidence:.0%}"
     if matrix.is_diagonal_dominant:
-        verdict = "Every set removes its own function most, and every function is removed most by its own set"
+        verdict = "Every set removes most of its own function, and every function is removed most by its own set"
         verdict += f": all {confidence} intervals of the margins exclude 0."
     else:
         missing = [
@@ -115,7 +115,7 @@ def matrix_section(matrix: SpecificityMatrix) -> Section:
             for other, margin in row.items()
             if not margin.is_positive
         ]
-        verdict = f"The diagonal does not lead everywhere: {'; '.join(missing)}."
+        verdict = f"Not all sets are specific; these margins do not exceed 0: {'; '.join(missing)}."
     note = element(
         "p",
         f"Brackets: {confidence} intervals over the samples. A framed cell is a set's own function. Where target is no "
@@ -124,11 +124,11 @@ def matrix_section(matrix: SpecificityMatrix) -> Section:
     )
     hidden = details("All margins", table(folded(matrix.rows()), "Specificity"))
     verdicts = (Verdict(verdict, matrix.is_diagonal_dominant),)
-    return Section("matrix", "Are they specific?", verdicts, joined(box, note, hidden))
+    return Section("matrix", "Specificity", verdicts, joined(box, note, hidden))
 
 
 def predictions_section(confusions: Sequence[Confusion]) -> Section:
-    """Show how often the function that an input calls on was told.
+    """Show how often the function that an input needs was predicted.
 
     Args:
         confusions: One per method.
@@ -148,7 +148,7 @@ def predictions_section(confusions: Sequence[Confusion]) -> Section:
                 f"{matrix.unsure_share.value:.2f} unsure."
             )
         )
-    return Section("predictions", "Which function does an input call on?", tuple(verdicts), joined(boxes))
+    return Section("predictions", "Predictions", tuple(verdicts), joined(boxes))
 
 
 def _answer_cells(label: str, row: Mapping[str, int], columns: Sequence[str]) -> list[Markup]:
@@ -286,7 +286,7 @@ def _modulation_chart(modulation: Modulation) -> Markup:
     ticks = tuple((strength, number(strength)) for strength in modulation.strengths)
     axes = Axes("strength of the units", "removed", ticks, _share_range(lines), rules=(0.0,))
     words = "; ".join(f"{line.label}: from {line.ys[0]:.2f} to {line.ys[-1]:.2f}" for line in lines)
-    title = f"Dialling {number(modulation.count)} units of {modulation.function}"
+    title = f"Strength of {number(modulation.count)} units of {modulation.function}"
     ends = f"{number(modulation.strengths[0])} to {number(modulation.strengths[-1])}"
     description = f"Share removed while the strength goes from {ends}: {words}."
     return line_chart(lines, axes, title=title, description=description)

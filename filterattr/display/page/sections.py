@@ -23,7 +23,7 @@ MOST_ROWS = 500
 
 
 def path_section(attributions: Mapping[str, FilterAttribution]) -> Section:
-    """Say and show whether the attributions can be believed.
+    """Say and show whether the attributions can be trusted.
 
     Args:
         attributions: Label to attribution.
@@ -48,17 +48,17 @@ def path_section(attributions: Mapping[str, FilterAttribution]) -> Section:
         for label, path in health.items()
     ]
     notes = (
-        "Barrier: how far the loss rises on the way from base to target above the higher end, in parts of what the "
-        "ends differ by. Completeness error: by how much the attributions of all parameters miss the change of the "
-        "loss, to which they must sum. Not scored: the part of all absolute attributions that belongs to parameters "
-        "without units, such as biases. Monotony 1: the loss only falls. Cosine: between the weights of both ends."
+        "Barrier: how far the loss rises above base and target on the path, relative to their difference. Completeness "
+        "error: how far the sum of all attributions is from the change of the loss. Not scored: the share of the "
+        "absolute attributions of parameters without units, such as biases. Monotony 1: the loss only falls. Cosine: "
+        "between the weights of base and target."
     )
     body = joined(side_by_side(charts), table(rows, "Path health", tools=False), element("p", notes, class_="note"))
     verdicts = tuple(
         Verdict(f"{label}: {path}", None if path.is_healthy and not path.is_seen else path.is_healthy)
         for label, path in health.items()
     )
-    return Section("path", "Can the attributions be believed?", verdicts, body)
+    return Section("path", "Checks of the path", verdicts, body)
 
 
 def filters_section(
@@ -88,9 +88,9 @@ def filters_section(
             bar_chart(
                 names,
                 shares,
-                title="Where the chosen units sit",
-                description=f"Chosen units of every layer in per cent of its units. Most: {words}.",
-                x_label="chosen units of a layer (%)",
+                title="Selected units by layer",
+                description=f"Selected units of every layer in per cent of its units. Most: {words}.",
+                x_label="selected units of a layer (%)",
             )
         )
     by_units: dict[tuple[str, ...], list[tuple[str, FilterAttribution]]] = {}
@@ -104,7 +104,7 @@ def filters_section(
             bar_chart(
                 names,
                 parts,
-                title="Where the attribution goes",
+                title="Scores by layer",
                 description=f"Share of every layer in the sum of all scores, in per cent. Most: {words}.",
                 x_label="share of all scores (%)",
             )
@@ -118,7 +118,7 @@ def filters_section(
         if label not in selections
     ]
     verdicts = tuple(_size_verdicts(selections))
-    return Section("filters", "Which filters?", verdicts, joined(side_by_side(charts), tables))
+    return Section("filters", "Selected units", verdicts, joined(side_by_side(charts), tables))
 
 
 def pictures_section(strips: Sequence[Strip | Dial]) -> Section:
@@ -130,7 +130,7 @@ def pictures_section(strips: Sequence[Strip | Dial]) -> Section:
     Returns:
         The section.
     """
-    return Section("pictures", "What does it look like?", (), joined([panel_of(strip) for strip in strips]))
+    return Section("pictures", "Pictures", (), joined([panel_of(strip) for strip in strips]))
 
 
 def tables_section(key: str, title: str, tables: Mapping[str, Record | Sequence[Mapping[str, Any]]]) -> Section:
@@ -165,7 +165,7 @@ def provenance_section(provenance: Mapping[str, Any]) -> Section:
         for name, text in _flat(provenance)
     ]
     pairs = element("table", element("tbody", rows), class_="pairs", aria_label="Provenance")
-    return Section("provenance", "Where does this come from?", (), pairs)
+    return Section("provenance", "Provenance", (), pairs)
 
 
 def _capped(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
@@ -178,14 +178,14 @@ def _capped(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
 
 def _path_chart(label: str, health: PathHealth, slot: int) -> Markup:
     if not health.is_seen:
-        return element("p", f"{label}: samples were pooled, and the loss on the way from base to target was not seen.")
+        return element("p", f"{label}: samples were pooled, so the loss on the path is not known.")
     scale = max(abs(health.loss_base), abs(health.loss_target)) or 1.0
     losses = tuple(loss / scale for loss in health.losses)
     higher = max(health.loss_base, health.loss_target) / scale
     ticks = round_range(losses, include=[0.0])
     words = (
-        f"The loss goes from {number(health.loss_base)} at base to {number(health.loss_target)} at target, its highest "
-        f"value on the way is {number(max(health.losses))}; barrier {health.barrier:.1%}."
+        f"The loss goes from {number(health.loss_base)} at base to {number(health.loss_target)} at target; its highest "
+        f"value on the path is {number(max(health.losses))}; barrier {health.barrier:.1%}."
     )
     places = tuple((place / 4, number(place / 4)) for place in range(5))
     axes = Axes(
@@ -196,7 +196,7 @@ def _path_chart(label: str, health: PathHealth, slot: int) -> Markup:
         level = tuple(higher for _ in health.places)
         raised = tuple(max(loss, higher) for loss in losses)
         lines.append(Line("barrier", health.places, level, level, raised, slot=None))
-    return line_chart(lines, axes, title=f"Loss on the way, {label}", description=words)
+    return line_chart(lines, axes, title=f"Loss on the path, {label}", description=words)
 
 
 def _largest(names: Sequence[str], values: Sequence[float], unit: str) -> str:

@@ -78,7 +78,7 @@ def found(evidence: Evidence) -> str:
             f"{_largest({name: float(marks.sum()) for name, marks in selection.items()})}"
             for label, selection in evidence.selections.items()
         ]
-        return f"Chosen are {'; '.join(chosen[:_MOST_NAMED])}."
+        return f"Selected are {'; '.join(chosen[:_MOST_NAMED])}."
     if evidence.attributions:
         places = [
             f"for {label} in {_largest({row.name: row.share for row in attribution.per_layer()})}"
@@ -124,6 +124,7 @@ def what_next(evidence: Evidence) -> str:
         (bool(evidence.curves), _MASK),
         (bool(evidence.nulls), _COMPARE),
         (evidence.matrix is not None or len(evidence.attributions) <= 1, _SPECIFY),
+        (all(verdict.good is not False for verdict in evidence.verdicts), _DOUBT),
     )
     missing = next((text for is_there, text in steps if not is_there), None)
     return missing or _USE
@@ -134,6 +135,7 @@ _CHOOSE = "Choose units: scores.top(0.01), or signed_contrast for several functi
 _MASK = "Measure what masking these units removes on held-out samples: mask_curve(masking, scores)."
 _COMPARE = 'Compare with random units of the same layers: null_curve(masking, scores, null="layer-matched").'
 _SPECIFY = "Measure what masking does to the other functions: specificity(masking, selections)."
+_DOUBT = "Try other sizes, units or scores (signed_contrast), or more samples: the checks below say what failed."
 _USE = "Use the units: blend(target, base, selection) masks them, train_only(...) trains them alone."
 
 
@@ -174,7 +176,7 @@ def _effect(curve: Curve) -> str | None:
         if name != function and curve.loss_target[name] < curve.loss_base[name]
     ]
     removed = " and ".join([f"{curve.shares[function][place].value:.2f} of {function}", *others[:_MOST_NAMED]])
-    return f"masking {number(100 * curve.fractions[place])}% of the units removes {removed}"
+    return f"masking the first {number(100 * curve.fractions[place])}% of {curve.ranking} removes {removed}"
 
 
 def _largest(shares: Mapping[str, float]) -> str:

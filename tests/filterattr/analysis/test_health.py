@@ -28,7 +28,7 @@ def test_a_straight_fall_is_healthy() -> None:
     assert health.is_healthy
     assert health.monotony == pytest.approx(1.0)
     assert health.barrier == 0.0
-    assert "without a barrier" not in " ".join(health.concerns)
+    assert "no barrier" not in " ".join(health.concerns)
     assert PathHealth.from_json(health.to_json()) == health
     assert health.to_frame()["loss"].iloc[0] == 3.0
 
@@ -226,7 +226,7 @@ def test_pooled_results_say_what_they_have_not_seen() -> None:
     health = path_health(attribution)
     assert not health.is_seen
     assert str(health).startswith("A pooled attribution sees no sample at both ends")
-    assert "without a barrier" not in str(health)
+    assert "no barrier" not in str(health)
 
 
 def test_targets_that_are_no_better_and_far_ends_are_named() -> None:

@@ -86,7 +86,7 @@ def test_from_two_files_to_a_report_and_a_patch(pair: Pair, run: Run) -> None:
     run("report", "a.safetensors", "--selection", "s.safetensors", "--title", "Four commands", "--out", "r.html")
     page = Path("r.html").read_text(encoding="utf-8")
     assert "Four commands" in page
-    assert "Where the chosen units sit" in page
+    assert "Selected units by layer" in page
 
 
 @pytest.mark.usefixtures("pair")

@@ -186,7 +186,8 @@ class TestShort:
     def test_effects_come_first_with_what_happens_to_the_other_functions(self):
         weak = curve(ranking="other", shares={"blur": (estimate(0.0),) * 5, "noise": (estimate(0.0),) * 5})
         assert (
-            found(Evidence(curves=[weak, curve()])) == "Masking 1% of the units removes 0.60 of blur and 0.30 of noise."
+            found(Evidence(curves=[weak, curve()]))
+            == "Masking the first 1% of deblurring removes 0.60 of blur and 0.30 of noise."
         )
         least = curve(order="least")
         graft = curve(intervention="graft")
@@ -196,7 +197,7 @@ class TestShort:
         selection = attribution.scores().top(3)
         largest = max(selection, key=lambda name: int(selection[name].sum()))
         text = found(Evidence({"task": attribution}, {"task": selection}))
-        assert text.startswith(f"Chosen are 3 of {selection.n_units} units for task, most of them in ")
+        assert text.startswith(f"Selected are 3 of {selection.n_units} units for task, most of them in ")
         assert text.endswith(f"{largest.removesuffix('.weight')}.")
         best = max(attribution.per_layer(), key=lambda row: row.share).name.removesuffix(".weight")
         assert found(Evidence({"task": attribution})) == f"The largest share of the scores is for task in {best}."
@@ -219,12 +220,21 @@ class TestShort:
                 Evidence(given, {"task": selection}),
                 Evidence(given, {"task": selection}, [curve()]),
                 Evidence(given, {"task": selection}, [curve()], [null()]),
+                Evidence(given, {"task": selection}, [curve()], [null()], matrix(), [Verdict("no.", False)]),
                 Evidence(given, {"task": selection}, [curve()], [null()], matrix()),
             )
         ]
-        calls = ["attributions=", "scores.top(0.01)", "mask_curve(", "null_curve(", "specificity(", "blend("]
-        assert [call in step for call, step in zip(calls, steps, strict=True)] == [True] * 6
-        assert len(set(steps)) == 6
+        calls = [
+            "attributions=",
+            "scores.top(0.01)",
+            "mask_curve(",
+            "null_curve(",
+            "specificity(",
+            "other sizes",
+            "blend(",
+        ]
+        assert [call in step for call, step in zip(calls, steps, strict=True)] == [True] * 7
+        assert len(set(steps)) == 7
 
     def test_a_path_in_doubt_is_mended_before_units_are_chosen(self, attribution):
         doubtful = dataclasses.replace(attribution, cosine=0.1)
