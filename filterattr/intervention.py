@@ -241,9 +241,8 @@ def train_only(model: nn.Module, selection: FilterSelection, optimizer: Optimize
     Args:
         model: The model; wrappers are unwrapped.
         selection: The units to train.
-        optimizer: Any optimizer of `torch.optim` or derived from it, also inside one of accelerate; other ways of
-            changing weights inside the block (a second optimizer, assignments) are undone at its next step and at the
-            end.
+        optimizer: Any optimizer of `torch.optim` or derived from it, also inside one of accelerate. Other changes
+            of weights inside the block (a second optimizer, assignments) are undone at its next step and at the end.
 
     Yields:
         The model as it was given.

@@ -38,8 +38,7 @@ class ChannelAttributor:
     r"""Attribute a change of a network's output to the channels of all its layers at once.
 
     All layers share the passes along the input path: forward hooks record all layers in each pass, and one backward
-        pass gives all derivatives. Captum's layer methods, which define the same numbers, go along the path once per
-        layer.
+    pass gives all derivatives. Captum's layer methods, which define the same numbers, go along the path once per layer.
     With :math:`F` the output, :math:`y` what a layer puts out, :math:`x(t) = x' + t\,(x - x')` and nodes :math:`t_j`
     with coefficients :math:`c_j`, the methods are, for every element of :math:`y`:
 
@@ -55,14 +54,14 @@ class ChannelAttributor:
         :math:`[y(x) - y(x')] \sum_j c_j\, \partial_y F(x \,|\, y = y(x') + t_j\,[y(x) - y(x')])`: the line is drawn
         between the activations of the layer, and everything that does not pass through the layer stays at :math:`x`.
         Each layer has its own line, so **no pass can serve two layers**: it costs ``n_steps`` passes per layer. Only
-            the convolutions and matrix products before the layer are saved.
+        the convolutions and matrix products before the layer are saved.
     ``"gradient_x_activation"``
         :math:`y(x)\, \partial_y F(x)`, a single pass.
 
     The model is unchanged afterwards, even if the call raises: it computes with its own weights, which get no
-        gradients, and
-    buffers that it writes to are copies. Dropout draws the same at every node. A layer that runs several times in one
-    forward pass gets the sum over its calls (Captum reports the last call only). Activations may work in place.
+    gradients, and buffers that it writes to are copies. Dropout draws the same at every node. A layer that runs several
+    times in one forward pass gets the sum over its calls (Captum reports the last call only). Activations may work in
+    place.
 
     Args:
         model: Any module. Data-parallel wrappers and `torch.compile` are unwrapped.

@@ -178,9 +178,9 @@ def sanity_checks(
     """Check what must hold for every attribution, on the user's own model and loss.
 
     Six attributions are computed: as it is, with ends swapped, with equal ends, with three times the loss, with both
-        networks rescaled, and with the weights of target shuffled inside every scored parameter. Rescaled means that
-        every parameter is stored as a power of two of itself, while the loss computes with the parameter. The rule must
-        be symmetric, as the default is.
+    networks rescaled, and with the weights of target shuffled inside every scored parameter. Rescaled means that every
+    parameter is stored as a power of two of itself, while the loss computes with the parameter. The rule must be
+    symmetric, as the default is.
 
     Args:
         attributor: Says which units there are.
