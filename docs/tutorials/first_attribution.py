@@ -129,7 +129,7 @@ plt.show()
 # (``0.05``) or a number (``8``).
 scores = attribution.scores()
 selection = scores.top(0.05)
-print(selection, selection.per_layer())
+print(selection)
 
 figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 colours = ["#D55E00" if chosen else "#9ec9e2" for chosen in selection.flat()]
