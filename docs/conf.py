@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     # private parts of the library, and types that its own aliases are made of
     ("py:.*", r".*\b_\w+$"),
     ("py:.*", r"filterattr\.(model|loss|files|units|jobs|results|integral|estimators|activations|display\.page)\..*"),
-    ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.(study|cli)\..*"),
+    ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.(study|cli)\..*|filterattr\.cli\..*"),
     # how Sphinx writes aliases of unions inside of other annotations
     ("py:.*", r"TypeAliasForwardRef|'\w+'"),
     (

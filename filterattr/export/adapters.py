@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from filterattr.errors import SettingError, gathered, name_some
 from filterattr.model.state_dict import unwrap_model
 from filterattr.results.scores import FilterScores, mark_top
 
-MaskFunction: TypeAlias = Callable[..., Tensor]
 _WEIGHT = ".weight"
 
 
@@ -72,7 +71,7 @@ def lora_arguments(budget: Budget, model: nn.Module | None = None, *, scaling: f
     return arguments
 
 
-def shira_masks(scores: FilterScores, model: nn.Module) -> MaskFunction:
+def shira_masks(scores: FilterScores, model: nn.Module) -> Callable[..., Tensor]:
     """A mask function for ``peft.ShiraConfig``: every layer trains its best weights instead of random ones.
 
     Write ``config = ShiraConfig(r=4, target_modules=...)`` and ``config.mask_fn = shira_masks(scores, model)`` before
