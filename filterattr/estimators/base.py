@@ -68,8 +68,8 @@ class AttributionTask:
             for path, module in self.model.named_modules(remove_duplicate=False)
         ]
         units = {
-            name: (one.shape, one.unit.pattern, dict(one.unit.sizes), one.group)
-            for name, one in self.parameters.items()
+            name: (scored.shape, scored.unit.pattern, dict(scored.unit.sizes), scored.group)
+            for name, scored in self.parameters.items()
         }
         return {
             "base": fingerprint(self.path.base),

@@ -76,8 +76,8 @@ class PooledGradients(GradientAccumulator):
         """See `GradientAccumulator.find_nonfinite`; the device is waited for once."""
         if not self._checks:
             return {}
-        found = dict(zip(self._checks, torch.stack(list(self._checks.values())).tolist(), strict=True))
-        return {name: value for name, value in found.items() if not math.isfinite(value)}
+        sums = dict(zip(self._checks, torch.stack(list(self._checks.values())).tolist(), strict=True))
+        return {name: value for name, value in sums.items() if not math.isfinite(value)}
 
     def reset(self) -> None:
         """See `GradientAccumulator.reset`; what was added up over the samples stays."""
@@ -204,23 +204,23 @@ class PooledEstimator(Estimator[PooledGradients]):
             signed, difference = (
                 add_up(self.sums.tensors[f"{kind}/{name}"]).double().cpu() for kind in ("sum", "difference")
             )
-            whole = float(signed.sum()) / count
-            total += whole
+            mean = float(signed.sum()) / count
+            total += mean
             scored = self.job.parameters.get(name)
             if scored is None:
-                remainder += whole
+                remainder += mean
                 unscored += float(signed.abs().sum()) / count  # the sums go on, so that nothing is done in place
                 continue
-            own = scores[scored.key(name)]
-            own["sum"] += scored.unit.reduce(signed) / count
-            own["sum_of_abs"] += scored.unit.reduce(signed.abs()) / count
-            own["first"] += scored.unit.reduce(torch.add(signed, difference).abs_())
-            own["second"] += scored.unit.reduce(torch.sub(signed, difference).abs_())
+            parts = scores[scored.key(name)]
+            parts["sum"] += scored.unit.reduce(signed) / count
+            parts["sum_of_abs"] += scored.unit.reduce(signed.abs()) / count
+            parts["first"] += scored.unit.reduce(torch.add(signed, difference).abs_())
+            parts["second"] += scored.unit.reduce(torch.sub(signed, difference).abs_())
         variances = {kind: self._variances(kind, add_up) for kind in _KINDS}
         means: dict[Reduction, dict[str, Tensor]] = {
-            "sum": {name: own["sum"] for name, own in scores.items()},
-            "sum_of_abs": {name: own["sum_of_abs"] for name, own in scores.items()},
-            "abs_of_sum": {name: own["sum"].abs() for name, own in scores.items()},
+            "sum": {name: parts["sum"] for name, parts in scores.items()},
+            "sum_of_abs": {name: parts["sum_of_abs"] for name, parts in scores.items()},
+            "abs_of_sum": {name: parts["sum"].abs() for name, parts in scores.items()},
         }
         spread: dict[Reduction, str] = {"sum_of_abs": "signs", "sum": "signed"}
         mean_squares = {
@@ -258,18 +258,18 @@ class PooledEstimator(Estimator[PooledGradients]):
         quarters = add_up(self.sums.tensors["quarters"]).cpu()
         count = float(quarters.sum())
         freedom = count - float((quarters > 0).sum())
-        found = {}
+        variances = {}
         for name, shape in self.units.items():
             sums = add_up(self.sums.tensors[f"{kind}/{name}"]).cpu()
             squares = add_up(self.sums.tensors[f"{kind} squared/{name}"]).cpu()
             share = quarters.clamp_min(1).reshape(-1, *[1] * len(shape))
             inside = (squares - (sums.square() / share).sum(0)).clamp_min(0)
-            found[name] = (
+            variances[name] = (
                 inside / freedom * (count - 1) / count
                 if freedom
                 else torch.full(shape, math.nan, device="cpu").double()
             )
-        return found
+        return variances
 
 
 def _agreement(scores: Mapping[str, Mapping[str, Tensor]]) -> float:
@@ -278,6 +278,6 @@ def _agreement(scores: Mapping[str, Mapping[str, Tensor]]) -> float:
     The top sets of both halves differ by the noise of two estimates from half of the samples each, which is twice the
     noise of the whole estimate: so the whole one differs from what it converges to by half as much.
     """
-    halves = [torch.cat([own[half].reshape(-1) for own in scores.values()]) for half in ("first", "second")]
+    halves = [torch.cat([parts[half].reshape(-1) for parts in scores.values()]) for half in ("first", "second")]
     first, second = (top_set(half, len(half)) for half in halves)
     return 1 - float((first & ~second).sum() / first.sum()) / 2

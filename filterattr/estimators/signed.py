@@ -101,8 +101,8 @@ class UnitSums(GradientAccumulator):
 
     def find_nonfinite(self) -> dict[str, float]:
         """See `GradientAccumulator.find_nonfinite`."""
-        found = {name: float(part.sum()) for name, part in self.sums.items()}
-        return {name: value for name, value in found.items() if not math.isfinite(value)}
+        totals = {name: float(part.sum()) for name, part in self.sums.items()}
+        return {name: value for name, value in totals.items() if not math.isfinite(value)}
 
     def reset(self) -> None:
         """Start the next sample from zero; the sums of the one before are kept by those who hold them."""

@@ -95,12 +95,12 @@ class Contributions:
             return count * [Totals(0.0, 0.0, 0.0)]
         # sums of different devices do not meet before they are here
         rows = [torch.stack(list(values.values())) for values in (self._signed, self._absolute)]
-        found = []
+        totals = []
         for signed, absolute in torch.stack(rows).reshape(2, len(self._signed), count).permute(2, 0, 1).tolist():
             rest = [place for place, name in enumerate(self._signed) if name not in self._parameters]
             remainder, unscored = (sum(values[place] for place in rest) for values in (signed, absolute))
-            found.append(Totals(sum(signed), remainder, sum(absolute), unscored))
-        return found
+            totals.append(Totals(sum(signed), remainder, sum(absolute), unscored))
+        return totals
 
     def _sum(self, values: Tensor) -> Tensor:
         return values.sum().double()

@@ -150,8 +150,8 @@ class GradientSums(GradientAccumulator):
     def find_nonfinite(self) -> dict[str, float]:
         """See `GradientAccumulator.find_nonfinite`."""
         parts = {name: torch.view_as_real(total) if total.is_complex() else total for name, total in self.sums.items()}
-        found = {name: float(part.sum()) for name, part in parts.items()}
-        return {name: value for name, value in found.items() if not math.isfinite(value)}
+        totals = {name: float(part.sum()) for name, part in parts.items()}
+        return {name: value for name, value in totals.items() if not math.isfinite(value)}
 
     def reset(self) -> None:
         """Start the next integral from zero."""

@@ -211,14 +211,14 @@ class PathNode(Generic[G]):
         """
         self.check_ends()
         values = torch.stack(list(self.visit.losses.values())).tolist()  # the device is waited for once
-        found = dict(zip(self.visit.losses, values, strict=True))
-        for t, value in found.items():
+        losses = dict(zip(self.visit.losses, values, strict=True))
+        for t, value in losses.items():
             if not math.isfinite(value):
                 raise NonFiniteError(
                     f"the loss must be finite along the whole path; got {value} at t = {t:.4g}{self.visit.where}"
                     f"{self._first_trouble(t)}."
                 )
-        return [found[t] for t in places]
+        return [losses[t] for t in places]
 
     def check_gradients(self) -> None:
         """Refuse infinite gradients; looking at the sums is enough, as they stay infinite.
@@ -226,8 +226,8 @@ class PathNode(Generic[G]):
         Raises:
             NonFiniteError: With the parameters, and the place on the path.
         """
-        found = self.gradients.find_nonfinite()
-        if not found:
+        nonfinite = self.gradients.find_nonfinite()
+        if not nonfinite:
             return
         place = ""
         for t, coefficient in list(self.visit.coefficients.items()):
@@ -235,10 +235,10 @@ class PathNode(Generic[G]):
             self.evaluate(t, coefficient)
             there = self.gradients.find_nonfinite()
             if there:
-                found, place = there, f" at t = {t:.4g}"
+                nonfinite, place = there, f" at t = {t:.4g}"
                 break
         raise NonFiniteError(
-            f"the gradient of {name_some(found)} must be finite; got {next(iter(found.values()))}{place}"
+            f"the gradient of {name_some(nonfinite)} must be finite; got {next(iter(nonfinite.values()))}{place}"
             f"{self.visit.where}."
         )
 

@@ -185,9 +185,9 @@ class Path:
         rows: dict[torch.device, list[Tensor]] = {}
         for name, base in line.base.items():
             first, second = (_real(end).to(sum_type(_real(end))) for end in (base, line.target[name]))
-            pairs = (first, second), (first, first), (second, second)
-            rows.setdefault(base.device, []).append(torch.stack([(one * other).sum() for one, other in pairs]).double())
-        sums = [torch.stack(found).sum(0).tolist() for found in rows.values()]
+            products = torch.stack([(first * second).sum(), (first * first).sum(), (second * second).sum()])
+            rows.setdefault(base.device, []).append(products.double())
+        sums = [torch.stack(products).sum(0).tolist() for products in rows.values()]
         dot, norm_base, norm_target = map(math.fsum, zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
         product = math.sqrt(norm_base * norm_target)
         return dot / product if product else float(norm_base == norm_target)

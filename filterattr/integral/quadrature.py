@@ -149,13 +149,13 @@ class NestedQuadrature:
         nodes: list[tuple[float, ...]] = []
         densities: list[tuple[float, ...]] = []
         scales: list[float] = []
-        cells, whole = 4, 0.0
+        cells, total = 4, 0.0
         while cells - 1 <= n_steps:
             step = 2 if nodes else 1  # every other place is known already
             places = [j / cells for j in range(1, cells, step)]
             nodes.append(tuple(s**3 * (10 + s * (6 * s - 15)) for s in places))
             densities.append(tuple(30 * (s * (1 - s)) ** 2 for s in places))
-            whole += sum(densities[-1])
-            scales.append(1 / whole)
+            total += sum(densities[-1])
+            scales.append(1 / total)
             cells *= 2
         return cls(tuple(nodes), tuple(densities), tuple(scales))

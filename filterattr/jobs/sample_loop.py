@@ -91,9 +91,9 @@ class SampleLoop:
         self._share_random_state(stored, answers)
         seed = derive_seed(self._random_state)
         take = partial(next, iter([()]), None) if data is None else self._source(data)
-        whole = self.ranks.size * self.estimator.samples_per_pass
-        begin, number = 0, whole
-        while number == whole:
+        round_size = self.ranks.size * self.estimator.samples_per_pass
+        begin, number = 0, round_size
+        while number == round_size:
             number, answers = self.ranks.run_on_all(partial(self._round, take, begin, seed))
             self.ranks.agree(answers, "data")
             begin += number
@@ -165,20 +165,20 @@ class SampleLoop:
     def _round(self, take: Callable[[], tuple[Any, ...] | None], begin: int, seed: int) -> tuple[int, Message]:
         """Take samples for every process and work on the own ones."""
         digests: list[str] = []
-        own: list[tuple[Sample, str]] = []
-        whole = self.ranks.size * self.estimator.samples_per_pass
-        for place in range(whole):
+        taken: list[tuple[Sample, str]] = []
+        round_size = self.ranks.size * self.estimator.samples_per_pass
+        for place in range(round_size):
             arguments = take()
             if arguments is None:
                 break
             index = begin + place
             digests.append(self._digest(arguments, index))
             if place % self.ranks.size == self.ranks.rank:
-                own.append((Sample(arguments, seed + index, index), digests[-1]))
-        new = [(sample, digest) for sample, digest in own if not self._is_done(sample, digest)]
+                taken.append((Sample(arguments, seed + index, index), digests[-1]))
+        new = [(sample, digest) for sample, digest in taken if not self._is_done(sample, digest)]
         if new:
             self._keep([digest for _, digest in new], self.estimator.add_samples([sample for sample, _ in new]))
-        if len(digests) < whole and self._met < len(self._digests):
+        if len(digests) < round_size and self._met < len(self._digests):
             raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
         if self.ranks.size == 1:
             return len(digests), {}

@@ -77,9 +77,9 @@ def pair_note(data: object) -> str | None:
 
 def _are_columns(data: object) -> TypeGuard[list[Tensor]]:
     """Whether a list holds tensors of equal length but different kinds, such as inputs and labels."""
-    if not isinstance(data, list) or len(data) < 2 or not all(isinstance(one, Tensor) and one.ndim for one in data):
+    if not isinstance(data, list) or len(data) < 2 or not all(isinstance(item, Tensor) and item.ndim for item in data):
         return False
-    return len({len(one) for one in data}) == 1 and len({(one.dtype, one.shape[1:]) for one in data}) > 1
+    return len({len(item) for item in data}) == 1 and len({(item.dtype, item.shape[1:]) for item in data}) > 1
 
 
 class Sample(NamedTuple):

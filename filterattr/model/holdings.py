@@ -281,13 +281,13 @@ class Holdings:
         """The parameter that a plain tensor is a view of."""
         if self._memories is None:
             self._memories = {}
-            for name, own in self._registered.items():
-                if isinstance(own, nn.Parameter):
-                    self._memories.setdefault(_memory(own), []).append(name)
+            for name, parameter in self._registered.items():
+                if isinstance(parameter, nn.Parameter):
+                    self._memories.setdefault(_memory(parameter), []).append(name)
         memory = _memory(tensor)
         for name in self._memories.get(memory, ()) if memory else ():
-            own = self._registered[name]
-            if 0 <= tensor.storage_offset() - own.storage_offset() < own.numel():
+            parameter = self._registered[name]
+            if 0 <= tensor.storage_offset() - parameter.storage_offset() < parameter.numel():
                 return name
         return None
 
@@ -315,32 +315,32 @@ def _empty_again(container: _Container) -> None:
         container.clear()
 
 
-def restore_dict(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
+def restore_dict(entries: dict[Any, Any], kept: dict[Any, Any]) -> None:
     """Make a dictionary hold the same objects in the same order as before.
 
     Args:
         entries: The dictionary.
-        own: What it held.
+        kept: What it held.
     """
-    if _same(entries, own):
+    if _same(entries, kept):
         return
-    for key in [key for key in entries if key not in own]:
+    for key in [key for key in entries if key not in kept]:
         del entries[key]
-    _fill(entries, own)
-    if not _same(entries, own):  # deleted and added again: the order is another
+    _fill(entries, kept)
+    if not _same(entries, kept):  # deleted and added again: the order is another
         for key in list(entries):
             del entries[key]
-        _fill(entries, own)
+        _fill(entries, kept)
 
 
-def _fill(entries: dict[Any, Any], own: dict[Any, Any]) -> None:
+def _fill(entries: dict[Any, Any], kept: dict[Any, Any]) -> None:
     """Assign one by one: ``update`` of a counter would add."""
-    for key, value in own.items():
+    for key, value in kept.items():
         entries[key] = value  # noqa: PERF403 - see above
 
 
-def _same(entries: dict[Any, Any], own: dict[Any, Any]) -> bool:
-    return len(entries) == len(own) and all(map(is_, entries, own)) and all(map(is_, entries.values(), own.values()))
+def _same(entries: dict[Any, Any], kept: dict[Any, Any]) -> bool:
+    return len(entries) == len(kept) and all(map(is_, entries, kept)) and all(map(is_, entries.values(), kept.values()))
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -474,8 +474,8 @@ def _copies(values: Mapping[int, Any]) -> dict[int, Any]:
         memory, tensor = _memory(value), value.detach()  # inside of torch.func only the value itself has a memory
         if memory and shared[memory] > 1:
             if memory not in storages:
-                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-                storages[memory] = whole.clone()
+                storage = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+                storages[memory] = storage.clone()
             storage = storages[memory].untyped_storage()
             copies[key] = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
                 storage, tensor.storage_offset(), tensor.shape, tensor.stride()
@@ -485,16 +485,16 @@ def _copies(values: Mapping[int, Any]) -> dict[int, Any]:
     return copies
 
 
-def _same_view(view: Tensor, own: Tensor, leaf: Tensor | None) -> Tensor:
+def _same_view(view: Tensor, registered: Tensor, leaf: Tensor | None) -> Tensor:
     """What a view of the model's own parameter is of the leaf in its place; a copy where there is no such view."""
     if leaf is None:
         return view.detach().clone()
-    offset = view.storage_offset() - own.storage_offset() + leaf.storage_offset()
+    offset = view.storage_offset() - registered.storage_offset() + leaf.storage_offset()
     reach = offset + sum(stride * (length - 1) for stride, length in zip(view.stride(), view.shape, strict=True))
-    fits = (view.dtype, own.stride(), own.shape) == (leaf.dtype, leaf.stride(), leaf.shape)
+    fits = (view.dtype, registered.stride(), registered.shape) == (leaf.dtype, leaf.stride(), leaf.shape)
     size = leaf.untyped_storage().nbytes() // leaf.itemsize
-    if not fits or _memory(leaf) == _memory(own) or offset < 0 or reach >= size:
+    if not fits or _memory(leaf) == _memory(registered) or offset < 0 or reach >= size:
         return view.detach().clone()
     shown = leaf.as_strided(view.shape, view.stride(), offset)
     # a view of a frozen weight cannot tell whether it was meant to pass gradients on
-    return shown if view.requires_grad or not own.requires_grad else shown.detach()
+    return shown if view.requires_grad or not registered.requires_grad else shown.detach()

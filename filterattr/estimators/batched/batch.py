@@ -75,20 +75,20 @@ def batchable_runs(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
 def _alike(first: Sample, second: Sample) -> bool:
     """Whether two samples have the same structure, tensors of the same kinds, and the same of everything else."""
-    (own, structure), (others, other) = tree_flatten(first.arguments), tree_flatten(second.arguments)
+    (leaves, structure), (others, other) = tree_flatten(first.arguments), tree_flatten(second.arguments)
     return (
         structure == other
-        and any(isinstance(leaf, Tensor) for leaf in own)
-        and all(_same_kind(one, two) for one, two in zip(own, others, strict=True))
+        and any(isinstance(leaf, Tensor) for leaf in leaves)
+        and all(_same_kind(first, second) for first, second in zip(leaves, others, strict=True))
     )
 
 
-def _same_kind(one: Any, two: Any) -> bool:
-    if one is two and not isinstance(one, Tensor):
+def _same_kind(first: Any, second: Any) -> bool:
+    if first is second and not isinstance(first, Tensor):
         return True
-    if type(one) is not type(two):
+    if type(first) is not type(second):
         return False
-    if isinstance(one, Tensor):
-        kinds = [(tensor.shape, tensor.dtype, tensor.device, tensor.layout) for tensor in (one, two)]
-        return kinds[0] == kinds[1] and one.layout == torch.strided
-    return isinstance(one, _PLAIN) and bool(one == two)
+    if isinstance(first, Tensor):
+        kinds = [(tensor.shape, tensor.dtype, tensor.device, tensor.layout) for tensor in (first, second)]
+        return kinds[0] == kinds[1] and first.layout == torch.strided
+    return isinstance(first, _PLAIN) and bool(first == second)

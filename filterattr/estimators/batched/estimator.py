@@ -108,14 +108,14 @@ class BatchedEstimator(FixedEstimator):
         together = self._batched_node.losses_at(self._first)[0]
         rounding = self._rounding()
         wrong = [
-            f"{two:.6g} instead of {one:.6g} at t = {t:.4g}"
-            for t, one, two in zip(self._first, alone, together, strict=True)
-            if not abs(one - two) <= rounding * max(map(abs, alone))
+            f"{among_others:.6g} instead of {by_itself:.6g} at t = {t:.4g}"
+            for t, by_itself, among_others in zip(self._first, alone, together, strict=True)
+            if not abs(by_itself - among_others) <= rounding * max(map(abs, alone))
         ]
         sums = self.node.gradients.sums
-        own = {name: total[0] for name, total in self._batched_node.integrals().items()}
+        first = {name: total[0] for name, total in self._batched_node.integrals().items()}
         size = sum(float(total.abs().sum()) for total in sums.values())
-        gap = sum(float((own[name] - total).abs().sum()) for name, total in sums.items())
+        gap = sum(float((first[name] - total).abs().sum()) for name, total in sums.items())
         if not wrong and not gap <= 10 * rounding * size:
             wrong = [f"a gradient that is off by {gap / size:.2g}"]
         if wrong:
@@ -138,7 +138,7 @@ class BatchedEstimator(FixedEstimator):
         losses = self._batched_node.losses_at(self.places)
         if not self._batched_node.is_finite():
             return super().add_samples(samples)
-        ends = [self._true_ends_of(sample, own) for sample, own in zip(samples, losses, strict=True)]
+        ends = [self._true_ends_of(sample, seen) for sample, seen in zip(samples, losses, strict=True)]
         self.sums.add(self._terms_together(losses, ends), len(samples))
         for _ in range(len(samples) * len(self.quadrature.nodes)):
             self.advance()
@@ -159,6 +159,10 @@ class BatchedEstimator(FixedEstimator):
             for key, values in self.statistics(name, scores):
                 yield key, values.sum(0)
         each = self._scores.totals_of_each(len(losses))
-        rows = [[one.signed, one.remainder, *one.gap(own)] for one, own in zip(each, losses, strict=True)]
-        for name, numbers in (("losses", losses), ("totals", rows), ("unscored", [[one.unscored] for one in each])):
+        rows = [[totals.signed, totals.remainder, *totals.gap(seen)] for totals, seen in zip(each, losses, strict=True)]
+        for name, numbers in (
+            ("losses", losses),
+            ("totals", rows),
+            ("unscored", [[totals.unscored] for totals in each]),
+        ):
             yield name, torch.tensor(numbers, dtype=torch.float64, device="cpu").sum(0)

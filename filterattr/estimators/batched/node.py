@@ -144,8 +144,8 @@ class BatchedPathNode:
         Returns:
             For every sample, the losses there.
         """
-        found: list[list[float]] = torch.stack([self._losses[t] for t in places], 1).tolist()
-        return found
+        losses: list[list[float]] = torch.stack([self._losses[t] for t in places], 1).tolist()
+        return losses
 
     def integrals(self) -> dict[str, Tensor]:
         """Parameter name to what the gradients of every sample add up to, float64; it may be used up."""
