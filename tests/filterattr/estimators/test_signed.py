@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import filterattr
 from filterattr import (
     FilterAttribution,
     FilterAttributor,
@@ -19,9 +20,12 @@ from filterattr import (
     SettingError,
 )
 from tests.reference.slow_attribution import rule
+from tests.reliability.fingerprint import Fingerprint
+from tests.reliability.interrupts import Injection
 
 pytestmark = pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
 
+SOURCES = str(Path(filterattr.__file__).parent)
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -318,3 +322,31 @@ class TestFaults:
         for end, state in zip((base, target), before, strict=True):
             assert all(torch.equal(value, state[name]) for name, value in end.state_dict().items())
             assert all(value._version == 0 or value.is_leaf for value in end.parameters())
+
+
+def test_interrupts_inside_of_the_library_leave_no_trace() -> None:
+    base, target = networks(convolutions)
+    data = [torch.rand(1, 1, 9, 9) for _ in range(3)]
+    before = Fingerprint(base)
+    attributor = FilterAttributor(base)
+    call = lambda: attributor.attribute(base, target, squared_sum, data, n_steps=2, keep="signed")  # noqa: E731
+    expected = call().scores("sum").flat()
+
+    def run(injection: Injection) -> bool:
+        try:
+            with injection.armed():
+                call()
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def is_ours(name: str) -> bool:
+        return name.startswith(SOURCES)
+
+    dry = Injection(is_ours)
+    run(dry)
+    for at in range(1, dry.count, dry.count // 60):
+        injection = Injection(is_ours, at)
+        assert run(injection)
+        assert before.changes(base) == [], injection.place
+    assert torch.equal(call().scores("sum").flat(), expected)
