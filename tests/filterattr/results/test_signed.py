@@ -120,7 +120,7 @@ def test_where_the_expectation_stops_being_true(
 
 def test_what_cannot_be_contrasted_is_refused() -> None:
     found = {"own": of(1.0, 3.0), "other": of(2.0, 1.0)}
-    with pytest.raises(SettingError, match="no attribution of 'blur'"):
+    with pytest.raises(SettingError, match="there is no function 'blur'"):
         signed_contrast(found, "blur")
     with pytest.raises(SettingError, match="the price of 'other' is -1"):
         signed_contrast(found, "own", collateral=-1)
