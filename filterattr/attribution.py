@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import partial
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path as FilePath
@@ -25,10 +26,11 @@ from filterattr.errors import (
 from filterattr.estimators.base import AttributionTask, Estimator, Precision, check_precision
 from filterattr.estimators.pooled import Until
 from filterattr.estimators.settings import DEFAULT_STEPS, EstimatorSettings
+from filterattr.estimators.sharded import ShardedPath
 from filterattr.files.lazy import mapped_state
 from filterattr.integral.path import Path, sum_type
 from filterattr.jobs.checkpoint import JobFile
-from filterattr.jobs.distributed import Message, ProcessGroup
+from filterattr.jobs.distributed import LockstepGroup, Message, ProcessGroup
 from filterattr.jobs.progress import Progress as Progress
 from filterattr.jobs.progress import counted
 from filterattr.jobs.sample_loop import SampleLoop, job_environment
@@ -38,8 +40,9 @@ from filterattr.loss.checks import check_call
 from filterattr.model.context import GradientMode, ModelLock, training_warning
 from filterattr.model.fitting import Side, fit_states, is_number, rounding_warning
 from filterattr.model.random_state import CallersRandomness
+from filterattr.model.sharded import ShardedSwap
 from filterattr.model.state_dict import StateLike, plain_state, unwrap_model
-from filterattr.model.swap import ParameterSwap, restoring
+from filterattr.model.swap import ParameterSwap, is_sharded, restoring
 from filterattr.renamed import renamed
 from filterattr.results.attribution import FilterAttribution, warning_text
 from filterattr.results.cost import CostEstimate
@@ -57,7 +60,8 @@ class FilterAttributor:
     """Attribute the change of a loss between two sets of weights to the filters of a network.
 
     The model is never written to: it computes with copies while the loss runs, and gets its own objects back whatever
-    happens.
+    happens. The exception is a model that `torch.distributed.fsdp.fully_shard` has split over processes: other values
+    are written into its parameters for every pass, and its own are written back, bit for bit.
 
     Args:
         model: Any module that the loss uses. Data-parallel wrappers and `torch.compile` are looked through.
@@ -76,7 +80,7 @@ class FilterAttributor:
 
     Example:
         >>> import torch
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> from filterattr import FilterAttributor
         >>> _ = torch.manual_seed(0)
         >>> base, target = (nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Conv2d(4, 1, 3)) for _ in range(2))
@@ -97,7 +101,7 @@ class FilterAttributor:
         self.unit: UnitLike = "kernel" if unit is None else unit
         self.select = select
         self._scored: tuple[tuple[object, ...], dict[str, ScoredParameter]] = (), {}
-        slots = ParameterSwap(self.model)
+        slots = _swap_of(self.model)
         guesses: list[str] = []
         scored = self._scored_parameters(slots, guesses)
         single = single_weights(scored) if unit is None else []
@@ -225,30 +229,30 @@ class FilterAttributor:
             network, if samples share passes). The ranks speak after every sample: if one raises, all raise; if one
             dies, the others raise at the latest after the timeout of the process group. Other weights, settings or
             samples on some rank are refused. The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
+
+            All processes of the mesh of a model that ``fully_shard`` has split make the same call with the same data,
+            without ``distributed``, and get the same scores. Each holds its part of base, target and the sums. Base and
+            target may be sharded like the model. Nodes must be those of a fixed rule, one sample in a pass.
         """
         if samples_per_pass is not None:
             internal_batch_size = renamed(
                 "samples_per_pass", samples_per_pass, "internal_batch_size", internal_batch_size
             )
         batch_size = 1 if internal_batch_size is None else internal_batch_size
-        ranks = ProcessGroup.joined() if distributed else ProcessGroup()
+        ranks = self._ranks(distributed=distributed, checkpoint=checkpoint)
         claim, mode, caller = ModelLock(self.model), GradientMode(), CallersRandomness()
 
-        def prepare() -> tuple[tuple[Estimator[Any], JobFile | None], Message]:
+        def prepare() -> tuple[EstimatorSettings, AttributionTask]:
             claim.take()
             mode.enter()
             caller.enter()
             plan = EstimatorSettings(method, n_steps, tolerance, aggregate, until, batch_size, keep)
-            run = plan.run(self._job(base, target, loss, data, waypoints, buffers, allow_unused, precision))
-            if checkpoint is None and ranks.size == 1:
-                return (run, None), {}
-            identity = run.identity(with_data=data is not None)
-            file = None if checkpoint is None else _job_file(checkpoint, identity, ranks if distributed else None, run)
-            more = {"checkpoint": file is not None, "until": until is None, "internal_batch_size": batch_size}
-            return (run, file), {**identity, **more}
+            return plan, self._job(ranks, base, target, loss, data, waypoints, buffers, allow_unused, precision)
 
         def compute() -> Estimator[Any]:
-            (run, file), answers = ranks.run_on_all(prepare)
+            more = {"until": until is None, "internal_batch_size": batch_size}
+            begin = partial(_begin, _met(ranks, prepare), ranks, checkpoint, more, is_shared=distributed)
+            (run, file), answers = ranks.run_on_all(partial(begin, with_data=data is not None))
             ranks.agree(answers, "a shared job")
             for reason in (rounding_warning(run.job.path.rounded, run.job.path.base), training_warning(self.model)):
                 if reason:
@@ -322,8 +326,7 @@ class FilterAttributor:
         watch = lambda *_: times.append(perf_counter())  # noqa: E731
         found = self.attribute(base, target, loss, first, n_steps=5, keep=keep, progress=watch, **settings)
         n_samples = 1 if data is None else len(data)
-        swap = ParameterSwap(self.model)
-        moving = {name: value for name, value in swap.parameters.items() if is_number(value)}
+        moving = {name: value for name, value in _held(_swap_of(self.model)).items() if is_number(value)}
         sizes = {name: value.numel() * value.element_size() for name, value in moving.items()}
         sums = {name: value.numel() * sum_type(value).itemsize for name, value in moving.items()}
         largest = max(sums.values(), default=0)
@@ -339,8 +342,20 @@ class FilterAttributor:
             score_bytes=8 * kept * n_units,
         )
 
+    def _ranks(self, *, distributed: bool, checkpoint: object) -> ProcessGroup:
+        """The processes that work on a call: this one, those that share the samples, or those that hold the model."""
+        if not is_sharded(self.model):
+            return ProcessGroup.joined() if distributed else ProcessGroup()
+        if distributed or checkpoint is not None:
+            raise SettingError(
+                "a model that fully_shard has split is computed by all processes of its mesh, each sample by all of "
+                "them, and keeps no checkpoint: leave out distributed=True and checkpoint=."
+            )
+        return LockstepGroup(ShardedSwap(self.model).process_group)
+
     def _job(
         self,
+        ranks: ProcessGroup,
         base: Weights,
         target: Weights,
         loss: Loss,
@@ -351,21 +366,12 @@ class FilterAttributor:
         precision: Precision | None,
     ) -> AttributionTask:
         """Check what a run needs."""
-        slots = ParameterSwap(self.model)
+        slots = ShardedSwap(self.model) if isinstance(ranks, LockstepGroup) else ParameterSwap(self.model)
         parameters = self._scored_parameters(slots)
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
-        states = fit_states(
-            _state_of(base, "base", slots.aliases),
-            _state_of(target, "target", slots.aliases),
-            parameters=slots.parameters,
-            buffers=slots.buffers,
-            aliases=slots.aliases,
-            keep_buffers=buffers,
-            waypoints=[plain_state(state, f"waypoint {index}", slots.aliases) for index, state in enumerate(waypoints)],
-            names_first=any(isinstance(end, str | PathLike) for end in (base, target)),
-        )
-        path = Path.through(states)
+        corners = {f"waypoint {index}": state for index, state in enumerate(waypoints)}
+        path = _path(slots, base, target, corners, buffers)
         check_precision(precision, path.base)
         check_call(loss, with_data=data is not None)
         if data is not None:
@@ -387,7 +393,7 @@ class FilterAttributor:
             >>> FilterAttributor(nn.Conv2d(2, 3, 5)).scored_parameters()["weight"].units_shape
             torch.Size([3, 2])
         """
-        return dict(self._scored_parameters(ParameterSwap(self.model)))
+        return dict(self._scored_parameters(_swap_of(self.model)))
 
     def _scored_parameters(self, slots: ParameterSwap, guesses: list[str] | None = None) -> dict[str, ScoredParameter]:
         """The same as the last time, unless something is another that it depends on, or a predicate decides."""
@@ -413,10 +419,72 @@ def _basis_of_units(model: nn.Module, swap: ParameterSwap, unit: UnitLike, selec
     return dict(swap.aliases), modules, shown, wanted, chosen, tuple(REGISTERED)
 
 
-def _state_of(weights: Weights, role: str, names: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of weights; those of a file are mapped into memory."""
-    state = mapped_state(FilePath(weights)) if isinstance(weights, str | PathLike) else weights
-    return plain_state(state, role, names)
+def _swap_of(model: nn.Module) -> ParameterSwap:
+    return ShardedSwap(model) if is_sharded(model) else ParameterSwap(model)
+
+
+def _held(swap: ParameterSwap) -> Mapping[str, Tensor]:
+    """What this process holds of the parameters."""
+    return swap.held if isinstance(swap, ShardedSwap) else swap.parameters
+
+
+def _path(
+    swap: ParameterSwap, base: Weights, target: Weights, corners: Mapping[str, StateLike], buffers: Side | None
+) -> Path:
+    """The path between weights; of a sharded model, in the part that this process holds."""
+    states = {"base": _loaded(base), **corners, "target": _loaded(target)}
+    plain = (
+        swap.local_states(states)
+        if isinstance(swap, ShardedSwap)
+        else {role: plain_state(state, role, swap.aliases) for role, state in states.items()}
+    )
+    fitted = fit_states(
+        plain["base"],
+        plain["target"],
+        parameters=_held(swap),
+        buffers=swap.buffers,
+        aliases=swap.aliases,
+        keep_buffers=buffers,
+        waypoints=[plain[role] for role in corners],
+        names_first=any(isinstance(end, str | PathLike) for end in (base, target)),
+    )
+    return ShardedPath.through(fitted) if isinstance(swap, ShardedSwap) else Path.through(fitted)
+
+
+def _loaded(weights: Weights) -> StateLike:
+    """Weights themselves; those of a file are mapped into memory."""
+    return mapped_state(FilePath(weights)) if isinstance(weights, str | PathLike) else weights
+
+
+def _met(
+    ranks: ProcessGroup, prepare: Callable[[], tuple[EstimatorSettings, AttributionTask]]
+) -> Callable[[], tuple[EstimatorSettings, AttributionTask]]:
+    """Let the processes that hold parts of a model prepare a call, and learn what moves in the parts of the others."""
+    if not isinstance(ranks, LockstepGroup):
+        return prepare
+    (plan, job), _ = ranks.run_on_all(lambda: (prepare(), {}))
+    if isinstance(job.path, ShardedPath):
+        job.path.meet(ranks.add_up)
+    return lambda: (plan, job)
+
+
+def _begin(
+    prepare: Callable[[], tuple[EstimatorSettings, AttributionTask]],
+    ranks: ProcessGroup,
+    checkpoint: str | PathLike[str] | None,
+    more: Message,
+    *,
+    is_shared: bool,
+    with_data: bool,
+) -> tuple[tuple[Estimator[Any], JobFile | None], Message]:
+    """Prepare the run and the file that keeps it, and say what must be the same for all processes."""
+    plan, job = prepare()
+    run = plan.run(job)
+    if checkpoint is None and ranks.size == 1:
+        return (run, None), {}
+    identity = run.identity(with_data=with_data)
+    file = None if checkpoint is None else _job_file(checkpoint, identity, ranks if is_shared else None, run)
+    return (run, file), {**identity, "checkpoint": file is not None, **more}
 
 
 def _job_file(
@@ -435,4 +503,4 @@ def _job_file(
 def _passes(ranks: ProcessGroup, data: Iterable[Any] | None, passes: int | None) -> int | None:
     """How many passes this rank has before it, as far as that is known."""
     count = 1 if data is None else len(data) if isinstance(data, Sized) else None
-    return None if count is None or passes is None else len(range(ranks.rank, count, ranks.size)) * passes
+    return None if count is None or passes is None else len(range(ranks.share, count, ranks.n_shares)) * passes

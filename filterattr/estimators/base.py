@@ -18,6 +18,7 @@ from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.loss.checks import Loss
 from filterattr.model.context import Autocast
+from filterattr.model.sharded import ShardedSwap
 from filterattr.model.swap import ParameterSwap
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import mark_top
@@ -72,8 +73,7 @@ class AttributionTask:
             for name, scored in self.parameters.items()
         }
         return {
-            "base": fingerprint(self.path.base),
-            "target": fingerprint(self.path.target),
+            **self._ends(),
             "set of buffers": fingerprint(self.path.fixed),
             "model (modules or their train flags)": fingerprint(modules),
             "unit or selection of parameters": fingerprint(units),
@@ -81,6 +81,12 @@ class AttributionTask:
             "autocast": {device: _autocast_type(device) for device in ("cpu", "cuda")},
             "kind of data": "samples" if with_data else "none",
         }
+
+    def _ends(self) -> dict[str, str]:
+        """Digests of base and target; the parts that processes hold of a sharded model are never the same."""
+        if isinstance(self.slots, ShardedSwap):
+            return {}
+        return {"base": fingerprint(self.path.base), "target": fingerprint(self.path.target)}
 
 
 class Estimator(ABC, Generic[G]):
@@ -105,8 +111,17 @@ class Estimator(ABC, Generic[G]):
 
     def __init__(self, job: AttributionTask, gradients: G) -> None:
         self.job = job
-        self.node = PathNode(job.model, job.slots, job.path, job.loss, gradients, job.autocast())
+        self.node = self.node_for(job, gradients)
         self.advance: Callable[[], None] = lambda: None
+
+    def node_for(self, job: AttributionTask, gradients: G) -> PathNode[G]:
+        """Make what evaluates the loss.
+
+        Args:
+            job: What is to be done.
+            gradients: What takes the gradients.
+        """
+        return PathNode(job.model, job.slots, job.path, job.loss, gradients, job.autocast())
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -155,9 +155,16 @@ class WeightEstimator(PerSampleEstimator[GradientSums]):
     def __init__(
         self, job: AttributionTask, places: tuple[float, ...], counts: Mapping[str, int] | None = None
     ) -> None:
-        gradients = GradientSums({name: job.path.base[name] for name in job.path.moved()})
-        super().__init__(job, gradients, places, counts)
-        self.attributions = Contributions(job.parameters)
+        super().__init__(job, self.gradients_for(job), places, counts)
+        self.attributions = self.contributions_for(job)
+
+    def gradients_for(self, job: AttributionTask) -> GradientSums:
+        """Make what adds up gradients."""
+        return GradientSums({name: job.path.base[name] for name in job.path.moved()})
+
+    def contributions_for(self, job: AttributionTask) -> Contributions:
+        """Make what reduces weights to units."""
+        return Contributions(job.parameters)
 
     @abstractmethod
     def integrate(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from filterattr.estimators.base import AttributionTask, Estimator
 from filterattr.estimators.batched.estimator import BatchedEstimator
 from filterattr.estimators.fixed import FixedEstimator
 from filterattr.estimators.pooled import PooledEstimator, Until
+from filterattr.estimators.sharded import ShardedFixed, ShardedPath, ShardedSigned
 from filterattr.estimators.signed import SignedEstimator
 from filterattr.integral.quadrature import RULES, NestedQuadrature, Quadrature
 
@@ -96,8 +97,11 @@ class EstimatorSettings:
             The run.
 
         Raises:
-            SettingError: Waypoints need a fixed rule and single samples; the tolerance is out of range.
+            SettingError: Waypoints and sharded models need a fixed rule and single samples; the tolerance is out of
+                range.
         """
+        if isinstance(job.path, ShardedPath):
+            return self._run_sharded(job)
         if job.path.waypoints and (self._is_pooled or self._is_adaptive):
             raise SettingError(
                 'waypoints need a rule with fixed nodes; leave out aggregate="pooled" and method="adaptive".'
@@ -117,6 +121,14 @@ class EstimatorSettings:
         if self.samples_per_pass > 1:
             return BatchedEstimator(job, self._quadrature, self.samples_per_pass)
         return FixedEstimator(job, self._quadrature)
+
+    def _run_sharded(self, job: AttributionTask) -> Estimator[Any]:
+        if self._is_pooled or self._is_adaptive or self.samples_per_pass > 1:
+            raise SettingError(
+                "a model that fully_shard has split needs a rule with fixed nodes and passes of one sample; leave out "
+                'aggregate="pooled", method="adaptive" and internal_batch_size.'
+            )
+        return (ShardedSigned if self._is_signed else ShardedFixed)(job, self._quadrature)
 
 
 def _whole(name: str, number: object) -> int:

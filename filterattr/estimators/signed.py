@@ -131,10 +131,14 @@ class SignedEstimator(PerSampleEstimator[UnitSums]):
         count = len(self.segments)
         inside = sorted({0.0, 1.0, *quadrature.nodes})
         places = tuple(sorted({(number + s) / count for number in range(count) for s in inside}))
-        super().__init__(job, UnitSums(job.path, job.parameters), places)
+        super().__init__(job, self.gradients_for(job), places)
         self.passes = count * len(quadrature.nodes)
         self.node.keeps_points = True
         self._order = list(self._nodes())
+
+    def gradients_for(self, job: AttributionTask) -> UnitSums:
+        """Make what reduces gradients to units."""
+        return UnitSums(job.path, job.parameters)
 
     def settings(self) -> dict[str, Any]:
         """See `Estimator.settings`."""

@@ -76,14 +76,14 @@ class Contributions:
             self._absolute[name] = self._sum(values.abs_())
             scores: dict[Reduction, Tensor] = {"sum": signed, "sum_of_abs": self._reduce(scored.unit, values)}
             if scored.group is None:
-                yield name, _with_all(scores)
+                yield name, with_all(scores)
             elif scored.group in groups:
                 for reduction, score in groups[scored.group].items():
                     score.add_(scores[reduction])
             else:
                 groups[scored.group] = scores
         for name, scores in groups.items():
-            yield name, _with_all(scores)
+            yield name, with_all(scores)
 
     def totals(self) -> Totals:
         """The sums over all parameters, after the last `per_unit` has come to its end."""
@@ -136,6 +136,7 @@ def _double_copy(units: Tensor, weights: Tensor) -> Tensor:
     return units.clone() if units.data_ptr() == weights.data_ptr() and units.dtype == torch.float64 else units.double()
 
 
-def _with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:
+def with_all(scores: dict[Reduction, Tensor]) -> dict[Reduction, Tensor]:
+    """Add what follows from the signed scores of units."""
     known: dict[Reduction, Tensor] = {"abs_of_sum": scores["sum"].abs(), **scores}
     return {reduction: known[reduction] for reduction in REDUCTIONS}

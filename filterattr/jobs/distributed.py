@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filterattr.errors import DistributedError, SettingError
+from filterattr.errors import DistributedError, FilterAttrError, SettingError
 
 T = TypeVar("T")
 Message: TypeAlias = Mapping[str, Any]
 
 _MESSAGE_BYTES = 4096
 _TEXT_LIMIT = 600
+_SIGNS = "gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting"
 
 
 class ProcessGroup:
@@ -30,21 +31,26 @@ class ProcessGroup:
     Attributes:
         rank: Number of this process.
         size: Number of processes.
+        n_shares: Into how many shares the samples are split.
+        share: Which of them this process works on.
 
     Args:
         rank: Number of this process.
         size: Number of processes.
         device: Where tensors must be for the backend to send them.
+        group: The processes, as `torch.distributed` knows them; ``None`` for all.
 
     Example:
         >>> ProcessGroup().run_on_all(lambda: ("done", {"steps": 3}))
         ('done', [{'steps': 3}])
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu", group: Any = None) -> None:
         self.rank = rank
         self.size = size
+        self.share, self.n_shares = rank, size
         self._device = device
+        self._group = group
 
     @classmethod
     def joined(cls) -> ProcessGroup:
@@ -61,8 +67,7 @@ class ProcessGroup:
                 "distributed=True needs a process group: start the script with torchrun and call "
                 "torch.distributed.init_process_group first."
             )
-        device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
-        return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(dist.get_rank(), dist.get_world_size(), _device_of(None))
 
     def run_on_all(self, work: Callable[[], tuple[T, Message]]) -> tuple[T, list[Message]]:
         """Do a piece of work on every rank, and go on only if it went well on all of them.
@@ -93,6 +98,8 @@ class ProcessGroup:
             told = "; ".join(f"rank {rank}: {text}" for rank, text in list(failures.items())[:3])
             raise DistributedError(f"{len(failures)} of {self.size} ranks failed, so that all of them stop: {told}")
         return result, [answer["message"] for answer in answers]
+
+    run_round = run_on_all  # for the samples of a round
 
     def agree(self, answers: list[Message], purpose: str) -> None:
         """Make sure that all ranks told the same; every rank finds the same.
@@ -128,7 +135,7 @@ class ProcessGroup:
         if self.size == 1:
             return tensor
         sent = tensor.detach().to(self._device, copy=True)
-        _call(lambda: dist.broadcast(sent, src=source))
+        _call(lambda: dist.broadcast(sent, src=self._global_rank(source), group=self._group))
         return sent.cpu()
 
     def add_up(self, tensor: Tensor) -> Tensor:
@@ -150,6 +157,9 @@ class ProcessGroup:
             total += self.from_rank(source, tensor)
         return total
 
+    def _global_rank(self, rank: int) -> int:
+        return rank if self._group is None else dist.get_global_rank(self._group, rank)
+
     def _report(self, error: Exception) -> None:
         """Tell the others that this rank failed; that they cannot be told does not hide why."""
         try:
@@ -166,8 +176,72 @@ class ProcessGroup:
         sent[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         sent = sent.to(self._device)
         gathered = [torch.empty_like(sent) for _ in range(self.size)]
-        _call(lambda: dist.all_gather(gathered, sent))
+        _call(lambda: dist.all_gather(gathered, sent, group=self._group))
         return [json.loads(bytes(part.cpu().numpy()).rstrip(b"\0")) for part in gathered]
+
+
+class LockstepGroup(ProcessGroup):
+    """Processes that work on the same samples together, because each holds a part of the model.
+
+    The backward pass of one waits for those of the others. An error that all come to is raised by all. What only one
+    comes to is raised there at once; the others wait for it in the middle of a pass, until its process ends or the
+    timeout of the group is over.
+
+    Args:
+        group: The processes, as `torch.distributed` knows them.
+    """
+
+    def __init__(self, group: Any) -> None:
+        super().__init__(dist.get_rank(group), dist.get_world_size(group), _device_of(group), group)
+        self.share, self.n_shares = 0, 1
+
+    def run_round(self, work: Callable[[], tuple[T, Message]]) -> tuple[T, list[Message]]:
+        """Work on the samples of a round; nothing is told after it, as its passes need all processes anyway.
+
+        Args:
+            work: As for `run_on_all`.
+
+        Returns:
+            Its result, and what it told.
+
+        Raises:
+            DistributedError: Another rank died or did not answer in time.
+        """
+        try:
+            result, message = work()
+        except FilterAttrError:
+            raise
+        except RuntimeError as error:
+            if _is_lost(error):
+                raise _lost(error) from error
+            raise
+        return result, [message]
+
+    def before_round(self, work: Callable[[], tuple[T, Message]]) -> T:
+        """Take the samples of a round; all go on together, if they have taken the same ones.
+
+        Args:
+            work: Returns them, and what the other ranks shall know of them.
+
+        Returns:
+            The samples.
+
+        Raises:
+            DistributedError: Another rank has failed, or has taken others.
+        """
+        samples, answers = self.run_on_all(work)
+        self.agree(answers, "data")
+        return samples
+
+
+def _device_of(group: Any) -> str:
+    """Where tensors must be for the backend to send them."""
+    return f"cuda:{torch.cuda.current_device()}" if dist.get_backend(group) == "nccl" else "cpu"
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether an error in the middle of a pass is one of a backend, so that other ranks do not answer."""
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS)
 
 
 def _call(collective: Callable[[], object]) -> None:
@@ -175,7 +249,11 @@ def _call(collective: Callable[[], object]) -> None:
     try:
         collective()
     except RuntimeError as error:
-        raise DistributedError(
-            f"the other ranks do not answer ({str(error).splitlines()[0][:300]}): a process died, left or is stuck. "
-            "Start all of them again; a checkpoint keeps what was finished."
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> DistributedError:
+    return DistributedError(
+        f"the other ranks do not answer ({str(error).splitlines()[0][:300]}): a process died, left or is stuck. "
+        "Start all of them again; a checkpoint keeps what was finished."
+    )

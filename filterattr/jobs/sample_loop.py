@@ -14,7 +14,7 @@ from torch import Tensor
 from filterattr.errors import FilterAttrWarning, SettingError, StorageError
 from filterattr.files.fingerprint import fingerprint
 from filterattr.jobs.checkpoint import JobFile, StoredJob
-from filterattr.jobs.distributed import Message, ProcessGroup
+from filterattr.jobs.distributed import LockstepGroup, Message, ProcessGroup
 from filterattr.jobs.samples import Sample
 from filterattr.jobs.sums import SampleSums
 from filterattr.model.random_state import RandomState, Turn, derive_seed
@@ -91,10 +91,10 @@ class SampleLoop:
         self._share_random_state(stored, answers)
         seed = derive_seed(self._random_state)
         take = partial(next, iter([()]), None) if data is None else self._source(data)
-        round_size = self.ranks.size * self.estimator.samples_per_pass
+        round_size = self.ranks.n_shares * self.estimator.samples_per_pass
         begin, number = 0, round_size
         while number == round_size:
-            number, answers = self.ranks.run_on_all(partial(self._round, take, begin, seed))
+            number, answers = self.ranks.run_round(partial(self._round, take, begin, seed))
             self.ranks.agree(answers, "data")
             begin += number
             if self.estimator.is_due(begin - number, begin) and self._is_enough():
@@ -103,7 +103,7 @@ class SampleLoop:
             raise SettingError("data must hold at least one sample; it is empty.")
         if self._unwritten:
             self._write()
-        if self.ranks.size > 1:
+        if self.ranks.n_shares > 1:
             self.estimator.sums.merge(self.ranks.add_up)
 
     def _is_enough(self) -> bool:
@@ -164,25 +164,37 @@ class SampleLoop:
 
     def _round(self, take: Callable[[], tuple[Any, ...] | None], begin: int, seed: int) -> tuple[int, Message]:
         """Take samples for every process and work on the own ones."""
+        round_size = self.ranks.n_shares * self.estimator.samples_per_pass
+        collect = partial(self._collect, take, begin, seed, round_size)
+        digests, taken = self.ranks.before_round(collect) if isinstance(self.ranks, LockstepGroup) else collect()[0]
+        new = [(sample, digest) for sample, digest in taken if not self._is_done(sample, digest)]
+        if new:
+            self._keep([digest for _, digest in new], self.estimator.add_samples([sample for sample, _ in new]))
+        if len(digests) < round_size and self._met < len(self._digests):
+            raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
+        return len(digests), self._told(digests)
+
+    def _told(self, digests: list[str]) -> Message:
+        """What the other processes shall know of the samples of a round."""
+        if self.ranks.size == 1:
+            return {}
+        return {"number of samples": len(digests), "sample": fingerprint(digests)}
+
+    def _collect(
+        self, take: Callable[[], tuple[Any, ...] | None], begin: int, seed: int, round_size: int
+    ) -> tuple[tuple[list[str], list[tuple[Sample, str]]], Message]:
+        """Take samples for every process: digests of all, and the samples of this one."""
         digests: list[str] = []
         taken: list[tuple[Sample, str]] = []
-        round_size = self.ranks.size * self.estimator.samples_per_pass
         for place in range(round_size):
             arguments = take()
             if arguments is None:
                 break
             index = begin + place
             digests.append(self._digest(arguments, index))
-            if place % self.ranks.size == self.ranks.rank:
+            if place % self.ranks.n_shares == self.ranks.share:
                 taken.append((Sample(arguments, seed + index, index), digests[-1]))
-        new = [(sample, digest) for sample, digest in taken if not self._is_done(sample, digest)]
-        if new:
-            self._keep([digest for _, digest in new], self.estimator.add_samples([sample for sample, _ in new]))
-        if len(digests) < round_size and self._met < len(self._digests):
-            raise self._other_job(f"it holds {len(self._digests)} samples, data has only {self._met} (for this rank)")
-        if self.ranks.size == 1:
-            return len(digests), {}
-        return len(digests), {"number of samples": len(digests), "sample": fingerprint(digests)}
+        return (digests, taken), self._told(digests)
 
     def _source(self, data: Iterable[Any]) -> Callable[[], tuple[Any, ...] | None]:
         """Begin with the data; every call takes a sample, in the random stream of their own."""

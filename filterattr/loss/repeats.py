@@ -85,7 +85,7 @@ def _told(root: str, name: str) -> str:
 def _content(value: Any) -> bytes | None:
     """What a value holds itself, without what it refers to."""
     if isinstance(value, Tensor):
-        if value.layout is not torch.strided or value.is_meta:
+        if value.layout is not torch.strided or value.is_meta or hasattr(value, "placements"):
             return None
         return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, np.ndarray):

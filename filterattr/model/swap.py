@@ -85,7 +85,7 @@ class ParameterSwap:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        _refuse_unsupported(model)
+        self._refuse_unsupported(model)
         self.parameters: dict[str, nn.Parameter] = {}
         self.buffers: dict[str, Tensor] = {}
         self.owners: dict[str, Owner] = {}
@@ -191,6 +191,20 @@ class ParameterSwap:
         self._held = {}
         self._dirty = False
 
+    def _refuse_unsupported(self, model: nn.Module) -> None:
+        """Gather everything that cannot be swapped into one error."""
+        findings = []
+        for path, module in model.named_modules():
+            problem = _module_problem(module)
+            if problem:
+                findings.append((f"module '{path}' " if path else "the model ") + problem)
+            for local, tensor, _ in _entries(module):
+                problem = _tensor_problem(module, local, tensor)
+                if problem:
+                    findings.append(f"'{path}.{local}' {problem}" if path else f"'{local}' {problem}")
+        if findings:
+            raise UnsupportedModelError(f"the weights of the model must be exchangeable: {gathered(findings)}.")
+
     def _look_around(self) -> Holdings:
         """Find once, before anything is exchanged, what every exchange needs."""
         registered = {**self.parameters, **self.buffers}
@@ -250,6 +264,24 @@ class Holding:
                 self._slots.check()
             except ModelChangedError as cause:
                 raise cause from error  # what went wrong afterwards is a mere consequence
+
+
+def is_sharded_kind(kind: type[nn.Module]) -> bool:
+    """Whether `fully_shard` has made a class of modules."""
+    return any(base.__name__ == "FSDPModule" for base in kind.__mro__)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` has split the parameters of some module.
+
+    Args:
+        model: The model.
+
+    Example:
+        >>> is_sharded(nn.Linear(1, 1))
+        False
+    """
+    return any(map(is_sharded_kind, set(map(type, model.modules()))))
 
 
 def refuse_behind(value: Tensor, own: Mapping[str, nn.Parameter]) -> None:
@@ -312,21 +344,6 @@ def _entries(module: nn.Module) -> Iterator[tuple[str, Any, bool]]:
     for local, buffer in module._buffers.items():
         if buffer is not None:
             yield local, buffer, False
-
-
-def _refuse_unsupported(model: nn.Module) -> None:
-    """Gather everything that cannot be swapped into one error."""
-    findings = []
-    for path, module in model.named_modules():
-        problem = _module_problem(module)
-        if problem:
-            findings.append((f"module '{path}' " if path else "the model ") + problem)
-        for local, tensor, _ in _entries(module):
-            problem = _tensor_problem(module, local, tensor)
-            if problem:
-                findings.append(f"'{path}.{local}' {problem}" if path else f"'{local}' {problem}")
-    if findings:
-        raise UnsupportedModelError(f"the weights of the model must be exchangeable: {gathered(findings)}.")
 
 
 def _module_problem(module: nn.Module) -> str | None:

@@ -258,7 +258,7 @@ def test_case_64_parameters_that_were_frozen_or_replaced_after_wrapping_do_no_ha
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor"])
+@pytest.mark.parametrize("kind", ["FullyShardedDataParallel", "DeepSpeedEngine", "DTensor"])
 def test_case_65_sharded_models_are_refused_by_their_class(attribute, kind):
     inner, base, target = ends(lambda: nn.Sequential(nn.Linear(2, 3)))
     if kind == "FullyShardedDataParallel":
@@ -267,11 +267,23 @@ def test_case_65_sharded_models_are_refused_by_their_class(attribute, kind):
         model = type(kind, (nn.Module,), {})()
         model.module = inner
     else:
-        mesh = init_device_mesh("cpu", (1,))
-        model = fully_shard(inner, mesh=mesh) if kind == "FSDPModule" else distribute_module(inner, mesh)
+        model = distribute_module(inner, init_device_mesh("cpu", (1,)))
     message = attribute.refuses(model, base, target, squared(torch.ones(2, 2)))
-    told = {"FSDPModule": "FSDPSequential", "DTensor": "distributed tensor"}
-    assert told.get(kind, kind) in message
+    assert {"DTensor": "distributed tensor"}.get(kind, kind) in message
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore")
+def test_case_65_a_model_that_fully_shard_has_split_is_attributed(attribute):
+    model, base, target = ends(lambda: nn.Sequential(nn.Linear(2, 3)).double())
+    loss = squared(torch.ones(2, 2, dtype=torch.float64))
+    expected = by_hand(model, base, target, loss)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    before = [(id(parameter), parameter.detach().to_local().clone()) for parameter in model.parameters()]
+    assert_values(attribute(model, base, target, loss), expected)
+    for parameter, (identity, value) in zip(model.parameters(), before, strict=True):
+        assert id(parameter) == identity
+        assert torch.equal(parameter.detach().to_local(), value)
 
 
 class Containers(nn.Module):
