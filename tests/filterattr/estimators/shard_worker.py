@@ -308,7 +308,9 @@ def fingerprint(model: nn.Module) -> list[object]:
 def main(folder: Path, rank: int, size: int, names: list[str]) -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=TIMEOUT)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store-{size}", rank=rank, world_size=size, timeout=timeout
+    )
     model = sharded(0)
     squared(model, samples()[0]).backward()  # gradients of the user's own, and a lazy start that is over
     model.heads["q"].weight.register_post_accumulate_grad_hook(
