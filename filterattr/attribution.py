@@ -59,20 +59,20 @@ Weights: TypeAlias = StateLike | str | PathLike[str]
 class FilterAttributor:
     """Attribute the change of a loss between two sets of weights to the filters of a network.
 
-    The model is never written to: it computes with copies while the loss runs, and gets its own objects back whatever
-    happens. The exception is a model that `torch.distributed.fsdp.fully_shard` has split over processes: other values
-    are written into its parameters for every pass, and its own are written back, bit for bit.
+    The model is never written to: it computes with copies while the loss runs, and gets its own objects back even if
+    the call raises. The exception is a model that `torch.distributed.fsdp.fully_shard` has split over processes: other
+    values are written into its parameters for every pass, and its own are written back, bit for bit.
 
     Args:
-        model: Any module that the loss uses. Data-parallel wrappers and `torch.compile` are looked through.
-        unit: What is scored: ``"kernel"`` (one 2-D slice, an input-output pair; the default, but for linear layers with
-            more than ten million weights in all, which are scored by filter), ``"filter"`` (an output channel),
-            ``"input"`` (an input channel), ``"layer"``, ``"weight"``, an einops pattern such as
-            ``"(heads d) i -> heads"``, a `Unit` with sizes, or a mapping from name globs to these. A `Group` in the
+        model: Any module that the loss uses. Data-parallel wrappers and `torch.compile` are unwrapped.
+        unit: What gets one score. ``"kernel"`` is one 2-D slice, an input-output pair, and the default. ``"filter"`` is
+            an output channel, and the default for linear layers with more than ten million weights in total.
+            ``"input"`` is an input channel; ``"layer"`` and ``"weight"`` are what they say. Or an einops pattern such
+            as ``"(heads d) i -> heads"``, a `Unit` with sizes, or a mapping from name globs to these. A `Group` in the
             mapping makes units that span several parameters; its key is a glob of module names.
         select: Which parameters are scored: a glob, several, or a predicate on name, module and parameter. The default
             is every parameter of two or more dimensions and every member of a group; the latter alone if ``unit`` maps
-            to nothing but groups. Everything floating moves along the path either way.
+            to groups only. All floating parameters move along the path, whatever is selected.
 
     Raises:
         UnsupportedModelError: The weights of the model cannot be exchanged.
@@ -136,16 +136,16 @@ class FilterAttributor:
     ) -> FilterAttribution:
         """Integrate from base to target.
 
-        The model computes with the weights of every node on the line from base to target, and each sample is
-        integrated by itself. Before the scores of the result, look at its ``concerns``, which ``print`` shows: they say
-        whether to believe them. A `FilterAttrWarning` tells of a completeness error, a barrier on the way, changes that
-        round away in the model's type, and modules in train mode.
+        The model computes with the weights of every node on the line from base to target, and each sample is integrated
+        by itself. Look at the ``concerns`` of the result, which ``print`` shows, before you look at its scores. A
+        `FilterAttrWarning` names a completeness error, a barrier on the path, changes that round away in the model's
+        type, and modules in train mode.
 
         Args:
             base: Weights that lack the function: a module or a state dict (wrappers, ``"params_ema"`` and ``module.``
-                are looked through), or a path: a file of `torch.save` or safetensors, or a folder as Hugging Face
-                libraries write it. Safetensors are mapped into memory, so that no copy of them is held. Weights in the
-                type, device and layout of the model are used where they lie, and must stay as they are meanwhile.
+                are unwrapped). Or a path: a file of `torch.save` or safetensors, or a folder as Hugging Face libraries
+                write it. Safetensors are mapped into memory, so that no copy of them is held. Weights in the type,
+                device and layout of the model are used where they lie, and must stay as they are meanwhile.
             target: Weights that have it.
             loss: ``loss(model)``, or ``loss(model, sample)`` if ``data`` is given; returns one real scalar. Sum
                 or average as you like: scores are linear in the loss. The paper's is the squared error summed over
@@ -158,32 +158,32 @@ class FilterAttributor:
             n_steps: Number of nodes on the path, 16 by default; each costs one forward-backward pass per sample. With
                 waypoints, the number in every segment. For ``"adaptive"`` the largest number that a sample may take,
                 127 by default. For ``aggregate="pooled"`` the number of drawn nodes per sample, 1 by default.
-            tolerance: For ``"adaptive"``, 0.01 by default: a sample is done when its completeness error is at most
-                this, and at most this part of its top 1 % of units (by ``"sum_of_abs"``) would still change with more
-                nodes, which is taken as half of what changed with the last refinement.
+            tolerance: For ``"adaptive"``, 0.01 by default. A sample is done when its completeness error is at most
+                this, and at most this share of its top 1% of units (by ``"sum_of_abs"``) would still change with more
+                nodes. Half of what changed with the last refinement is the estimate of that share.
             aggregate: ``"per_sample"`` takes absolute values for every sample before the mean over samples (the
                 paper's). ``"pooled"`` takes them after it: then one drawn node per sample is enough, at a sixteenth of
                 the time, but weights whose attributions have different signs in different samples get lower scores.
                 Losses and completeness error are NaN then, as no sample but the first is seen at the ends.
             until: For ``"pooled"``, when to stop before the data end; asked after 16, 24, 32, 48, 64, 96, ... samples.
-                ``"settled"`` stops when 95 % of the top 1 % of units are expected to be those of infinitely many
-                samples (`FilterAttribution.agreement`). A function is given the attribution so far and returns whether
-                it is good enough; with ``distributed`` every rank calls it with the same one.
+                ``"settled"`` stops when 95% of the top 1% of units are expected to be those of infinitely many samples
+                (`FilterAttribution.agreement`). A function is given the attribution so far and returns whether it is
+                good enough; with ``distributed`` every rank calls it with the same one.
             waypoints: Weights that the path passes through on its way from base to target, such as those that a
                 `PathRecorder` kept of the training. The signed contributions of the straight segments add up before
-                absolute values are taken; completeness holds as ever, and the places t are spread evenly over the
+                absolute values are taken; completeness still holds, and the places t are spread evenly over the
                 segments.
             buffers: Whose buffers (running statistics) to use where base and target differ; needed if floating ones do.
             allow_unused: Globs of parameters that may differ although the loss does not use them; they count 0.
             precision: ``"bf16"`` evaluates the loss under autocast to bfloat16; gradients arrive in the parameters' own
                 type and are added up in float64. ``None`` leaves the precision to you.
             internal_batch_size: How many points may share a pass, as in Captum; a point is one sample at one node. Here
-                the samples of a pass are at the same node, and each gets its own gradient: faster where samples and
-                network are small, and the same scores but for rounding. Shared are those that are tuples,
-                lists and mappings of tensors of the same shapes, and of the same numbers and texts; others are
-                evaluated by themselves. Costs memory: for every sample, its part of the pass and two copies of what
-                moves along the path. Where that does not suffice, the number is halved, with a warning. The
-                loss stays that of one sample; `torch.func.vmap` must be able to map it over samples.
+                the samples of a pass are at the same node, and each gets its own gradient: faster if samples and
+                network are small, with the same scores except for rounding. Shared are those that are tuples, lists and
+                mappings of tensors of the same shapes, and of the same numbers and texts; others are evaluated by
+                themselves. Costs memory: for every sample, its part of the pass and two copies of what moves along the
+                path. Where that does not suffice, the number is halved, with a warning. The loss stays that of one
+                sample; `torch.func.vmap` must be able to map it over samples.
             keep: Which scores are kept. ``"all"`` keeps every reduction of `FilterAttribution.scores`; the paper's,
                 ``"sum_of_abs"``, needs a number for every weight. ``"signed"`` keeps ``"sum"`` and ``"abs_of_sum"``:
                 gradients are reduced to units while the backward pass runs, no memory is needed for every weight, and
@@ -211,24 +211,24 @@ class FilterAttributor:
             DistributedError: Another rank failed, died, or was given something else.
 
         Note:
-            With ``checkpoint``, the sums are put on the disk after every sample, in one atomic step. A call that was
-            killed at any moment and is made again skips what is done, loses at most the sample it was working on (with
-            ``aggregate="pooled"``, whose sums are as large as the weights and put away more rarely, at most 16), and
-            returns the same bits as an uninterrupted call (with ``internal_batch_size``, it loses at most those of one
-            pass, and as many must go into a pass as before for the same bits); a finished job returns at once, and
-            goes on if data has got more samples. The file knows its job: other weights, settings, units, train flags
-            or samples, or another loss at base, are refused; another PyTorch version, processor, or number of threads
-            or of samples in a pass is warned about. The randomness is that of the job's first start. Writing takes
-            about 15 ms, and 50 ms more per million numbers (6 for every unit): it pays where a sample takes longer
-            than that. Samples must be made of tensors, arrays, pictures, numbers, texts, bytes, paths and ``None``, in
-            tuples, lists, mappings and dataclasses; the loss itself is only known by its value.
+            With ``checkpoint``, the sums are written to the disk after every sample, in one atomic step. To resume a
+            call that was killed, make it again: it skips what is done and returns the same bits as an uninterrupted
+            call. It loses at most the sample it was working on; with ``aggregate="pooled"``, whose sums are as large as
+            the weights and are written more rarely, at most 16; with ``internal_batch_size``, those of one pass. For
+            the same bits, as many samples must share a pass as before. A finished job returns at once, and continues if
+            data has more samples. A file belongs to one job: other weights, settings, units, train flags or samples, or
+            another loss at base, are refused. Another PyTorch version, processor, number of threads or number of
+            samples in a pass is warned about. The randomness is that of the job's first start. Writing takes about 15
+            ms, and 50 ms more per million numbers (6 per unit): it is worth it if a sample takes longer than that.
+            Samples must be made of tensors, arrays, pictures, numbers, texts, bytes, paths and ``None``, in tuples,
+            lists, mappings and dataclasses; the loss itself is only known by its value.
 
             With ``distributed``, the processes of `torch.distributed` share the samples out: rank r of n computes
-            samples r, r + n, and so on. Every rank makes the same call with the same data, which it passes through as
-            a whole, and gets the same bits, within 1e-10 of those of a single process (within the rounding of the
-            network, if samples share passes). The ranks speak after every sample: if one raises, all raise; if one
-            dies, the others raise at the latest after the timeout of the process group. Other weights, settings or
-            samples on some rank are refused. The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
+            samples r, r + n, and so on. Every rank makes the same call with the same data, iterates over all of it, and
+            gets the same bits. They are within 1e-10 of those of a single process (within the rounding of the network,
+            if samples share passes). The ranks speak after every sample: if one raises, all raise; if one dies, the
+            others raise at the latest after the timeout of the process group. Other weights, settings or samples on
+            some rank are refused. The checkpoint of rank r is kept at ``<stem>.rank<r><suffix>``.
 
             All processes of the mesh of a model that ``fully_shard`` has split make the same call with the same data,
             without ``distributed``, and get the same scores. Each holds its part of base, target and the sums. Base and
@@ -404,7 +404,7 @@ class FilterAttributor:
 
 
 def _basis_of_units(model: nn.Module, swap: ParameterSwap, unit: UnitLike, select: Select | None) -> tuple[object, ...]:
-    """Everything that decides what is scored, but for a predicate, to be compared with that of an earlier call.
+    """Everything that decides what is scored, except for a predicate, to be compared with that of an earlier call.
 
     Modules are compared by identity, class, and the attributes that are numbers, texts and flags: these say how a layer
     stores its weights.

@@ -22,7 +22,7 @@ DEFAULT_LIMIT = 127
 class AdaptiveEstimator(WeightEstimator):
     """Refine the nodes of every sample by itself; every gradient that was computed counts in the end.
 
-    A sample is done when its completeness error is at most the tolerance, and at most that share of its top 1 % would
+    A sample is done when its completeness error is at most the tolerance, and at most that share of its top 1% would
     change with more nodes. The latter is taken as half of what the last refinement has changed: with twice the nodes
     the error falls at least by half, also where the loss has kinks.
 

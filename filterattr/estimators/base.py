@@ -63,7 +63,7 @@ class AttributionTask:
         return next(iter(self.path.base.values())).device
 
     def identity(self, *, with_data: bool) -> dict[str, Any]:
-        """What makes this job the same as another: everything that its numbers depend on, but for samples and loss."""
+        """What makes this job the same as another: all that its numbers depend on, except for samples and loss."""
         modules = [
             (path, type(module).__module__, type(module).__qualname__, module.training)
             for path, module in self.model.named_modules(remove_duplicate=False)
@@ -170,7 +170,7 @@ class Estimator(ABC, Generic[G]):
         return float(self.node.evaluate(0.0)), float(self.node.evaluate(1.0))
 
     def identity(self, *, with_data: bool) -> dict[str, Any]:
-        """Everything that the numbers of this run depend on, but for samples and loss."""
+        """Everything that the numbers of this run depend on, except for samples and loss."""
         return {**self.job.identity(with_data=with_data), **self.settings()}
 
 
@@ -212,7 +212,7 @@ TOP = 0.01
 
 
 def top_set(scores: Tensor, n_units: int) -> Tensor:
-    """Mark the 1 % of the units with the highest scores, at least one; the earlier one wins among equals.
+    """Mark the 1% of the units with the highest scores, at least one; the earlier one wins among equals.
 
     Args:
         scores: One number per unit that can have a score.

@@ -273,7 +273,7 @@ class PooledEstimator(Estimator[PooledGradients]):
 
 
 def _agreement(scores: Mapping[str, Mapping[str, Tensor]]) -> float:
-    """Expected overlap of the top 1 % with that of infinitely many samples.
+    """Expected overlap of the top 1% with that of infinitely many samples.
 
     The top sets of both halves differ by the noise of two estimates from half of the samples each, which is twice the
     noise of the whole estimate: so the whole one differs from what it converges to by half as much.

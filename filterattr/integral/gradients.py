@@ -104,8 +104,8 @@ class GradientAccumulator(ABC):
 class GradientSums(GradientAccumulator):
     r"""Add up :math:`\sum_j c_j\, \partial L / \partial \gamma_j`, one tensor per parameter.
 
-    A float32 gradient has a relative error of about 1e-6 already; adding up n of them in float32 adds at most n times
-    6e-8 of the largest, so that finer sums would cost memory and time for digits that are not there.
+    A float32 gradient has a relative error of about 1e-6 already. Adding n of them in float32 adds at most n times
+    6e-8 of the largest, so finer sums would cost memory and time for digits that are not there.
 
     Args:
         parameters: Name to a tensor whose shape and device the sums take; their type is its `sum_type`.

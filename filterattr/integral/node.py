@@ -290,9 +290,7 @@ class PathNode(Generic[G]):
         is_same_draw = state.is_untouched()
         self.visit.losses[t] = known
         if changed:
-            return (
-                f"Every evaluation changes {name_some(changed)}. Keep it as it is, or make it anew inside of the loss."
-            )
+            return f"Every evaluation changes {name_some(changed)}. Keep it as it is, or create it inside of the loss."
         if not is_same_draw:
             return "Every evaluation draws another number of random numbers. Draw the same ones every time."
         return (

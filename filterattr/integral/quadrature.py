@@ -105,11 +105,10 @@ def _cached(method: str, n_steps: int) -> Rule:
 class NestedQuadrature:
     r"""A rule that is refined again and again, and keeps every node and the ratios of their coefficients.
 
-    The trapezoid rule in s, after the substitution :math:`t = s^3 (10 - 15 s + 6 s^2)`: the derivative of t vanishes
-    at both ends with its own derivative, so that the ends drop out and the error falls with the fourth power of the
-    number of cells where f is smooth. Halving the cells keeps all nodes and halves all coefficients, so that one sum
-    over the nodes is enough for every refinement. Where f has kinks, as with ReLU, it needs as many nodes as any other
-    rule.
+    The trapezoid rule in s, after the substitution :math:`t = s^3 (10 - 15 s + 6 s^2)`: the derivative of t and its own
+    derivative vanish at both ends. So the ends drop out, and the error falls with the fourth power of the number of
+    cells if f is smooth. Halving the cells keeps all nodes and halves all coefficients, so that one sum over the nodes
+    is enough for every refinement. Where f has kinks, as with ReLU, it needs as many nodes as any other rule.
 
     Attributes:
         nodes: For each refinement the places that it adds, ascending.

@@ -46,7 +46,7 @@ def series(data: Any, role: str = "data") -> Iterable[Any]:
 
 
 class _Items:
-    """The items of a data set, anew in every loop."""
+    """The items of a data set, from the beginning in every loop."""
 
     def __init__(self, data: Any) -> None:
         self._data = data

@@ -24,7 +24,7 @@ class SampleSums:
         shapes: Name to a tensor whose shape and device the sum takes; it may be on the meta device for its shape
             alone, which puts the sum on the CPU.
         single: Names of sums that are kept in float32, because few digits of them are needed.
-        later: Names of sums that files of older versions lack; what was not put away is NaN.
+        later: Names of sums that files of older versions lack; what was not written is NaN.
 
     Example:
         >>> sums = SampleSums({"loss": torch.zeros(2)})
@@ -60,7 +60,7 @@ class SampleSums:
         self.count += count
 
     def load(self, tensors: Mapping[str, Tensor], count: object) -> None:
-        """Take up sums that were put away.
+        """Take up sums that were written.
 
         Args:
             tensors: Name to sum; further names are ignored.

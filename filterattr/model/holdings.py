@@ -114,7 +114,7 @@ class _Place(NamedTuple):
 
 
 class _Setter:
-    """Lets what cannot be indexed be assigned to all the same: cells, ``__slots__``, arguments of partial functions."""
+    """Lets what cannot be indexed be assigned to anyway: cells, ``__slots__``, arguments of partial functions."""
 
     def __init__(self, assign: Callable[[Any, Any], object]) -> None:
         self._assign = assign
@@ -369,7 +369,7 @@ def _rebuilt(value: Any, new: Mapping[int, Any]) -> Any:
 
 
 def _is_frozen(value: Any) -> bool:
-    """Whether it is a plain or named tuple, or a frozen set: it has to be made anew to hold something else."""
+    """Whether it is a plain or named tuple, or a frozen set: it has to be made again to hold something else."""
     return type(value) in (tuple, frozenset) or (isinstance(value, tuple) and hasattr(value, "_make"))
 
 
@@ -474,8 +474,8 @@ def _copies(values: Mapping[int, Any]) -> dict[int, Any]:
         memory, tensor = _memory(value), value.detach()  # inside of torch.func only the value itself has a memory
         if memory and shared[memory] > 1:
             if memory not in storages:
-                storage = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-                storages[memory] = storage.clone()
+                memory_bytes = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+                storages[memory] = memory_bytes.clone()
             storage = storages[memory].untyped_storage()
             copies[key] = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
                 storage, tensor.storage_offset(), tensor.shape, tensor.stride()

@@ -232,6 +232,7 @@ class CallersRandomness:
         self.state: RandomState
         self._thread = threading.get_ident()
         self._turn = Turn()
+        self._is_leaving = False
 
     def enter(self) -> None:
         """Take note of the present state, or of that before another thread began."""
@@ -246,7 +247,8 @@ class CallersRandomness:
         """Set the generators back, unless another thread goes on with them; doing it twice does no harm."""
         if id(self) not in _CALLERS:
             return
-        others = [caller for caller in [*_CALLERS.values()] if caller is not self]
+        self._is_leaving = True  # before others are looked for: of two that leave at once, one must set them back
+        others = [caller for caller in [*_CALLERS.values()] if not caller._is_leaving]
         if not others or any(caller._thread == self._thread for caller in others):
             try:
                 if self._turn.take(wait=False):

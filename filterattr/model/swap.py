@@ -298,7 +298,7 @@ def refuse_behind(value: Tensor, own: Mapping[str, nn.Parameter]) -> None:
     if used:
         raise LossError(
             "the loss must compute with the weights that the model holds while it runs, but it uses the model's own "
-            f"{name_some(used)}: something keeps {'it' if len(used) == 1 else 'them'} where nothing can be put in its "
+            f"{name_some(used)}. Something keeps {'it' if len(used) == 1 else 'them'} where nothing can be put in its "
             "place, such as a global, a class or a weak reference. Take the weight from the model whenever it is "
             "needed; what is meant as a constant must be a copy, weight.detach().clone()."
         )

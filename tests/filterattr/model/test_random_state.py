@@ -20,7 +20,7 @@ from filterattr import ChannelAttributor, FilterAttributor, ModelChangedError
 from filterattr.analysis.gradients import taylor
 from filterattr.analysis.masking import Masking
 from filterattr.model import random_state as randomness
-from filterattr.model.random_state import Turn
+from filterattr.model.random_state import CallersRandomness, Turn
 from tests.reliability.fingerprint import Fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* in train mode:filterattr.FilterAttrWarning")
@@ -225,3 +225,34 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for():
     for thread in threads:
         thread.join()
     assert order == [0, 1, 2, 3]
+
+
+def test_of_two_threads_that_leave_at_once_one_sets_the_generators_back():
+    """Neither may think that the other one goes on."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, second = CallersRandomness(), CallersRandomness()
+    first.enter()
+    second.enter()
+    second._thread = -1  # as if another thread had made it
+    torch.rand(3)
+    known = first._turn.take
+
+    def take(*, wait: bool = True) -> bool:
+        second.leave()  # in between
+        return known(wait=wait)
+
+    first._turn.take = take
+    first.leave()
+    second.leave()
+    assert torch.equal(torch.get_rng_state(), before)
+
+    first, second = CallersRandomness(), CallersRandomness()
+    first.enter()
+    second.enter()
+    second._thread = -1
+    torch.rand(3)
+    first._is_leaving = True  # has looked for others, and seen the second
+    second.leave()
+    first.leave()
+    assert torch.equal(torch.get_rng_state(), before)
