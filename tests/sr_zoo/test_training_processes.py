@@ -212,7 +212,7 @@ class TestDryRun:
         assert "2 to train on, 1 to validate on" in printed
         assert re.search(r"iteration    0\.\d+ s, \d+ patches a second \(2 of 16x16, bf16, cpu, 1 process\)", printed)
         assert "4 times" in printed
-        assert re.search(r"in all       \d+:\d\d:\d\d for 1,000 iterations", printed)
+        assert re.search(r"in total     \d+:\d\d:\d\d for 1,000 iterations", printed)
         assert f"{20 * parameters / 1e6:.1f} MB for the checkpoint" in printed
 
     def test_the_checkpoint_is_as_large_as_it_says(self, photographs, tmp_path):
