@@ -82,12 +82,12 @@ class PathRecorder:
 
     @property
     def base(self) -> dict[str, Tensor]:
-        """State dict from before the training, parameters only: a copy."""
+        """A copy of the state dict from before the training, parameters only."""
         return copied(self._base)
 
     @property
     def waypoints(self) -> list[dict[str, Tensor]]:
-        """State dicts of the parameters, in the order of the training: copies, which share what has not moved."""
+        """Copies of the state dicts of the parameters, in the order of the training; they share what has not moved."""
         base = self.base
         return [
             {name: self._restored(name, kept[name]) if name in kept else value for name, value in base.items()}

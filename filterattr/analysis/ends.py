@@ -62,12 +62,12 @@ class Ends:
 
     @property
     def base(self) -> dict[str, Tensor]:
-        """Weights of base: a copy."""
+        """A copy of the weights of base."""
         return copied(self._base)
 
     @property
     def target(self) -> dict[str, Tensor]:
-        """Weights of target: a copy."""
+        """A copy of the weights of target."""
         return copied(self._target)
 
     def _share_buffers(self, side: Side) -> None:

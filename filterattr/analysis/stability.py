@@ -69,7 +69,7 @@ class SampleScores:
 
     @property
     def values(self) -> Tensor:
-        """The scores, shape ``(samples, units)``: a copy."""
+        """A copy of the scores, shape ``(samples, units)``."""
         return self._values.clone()
 
     def scores(self, samples: Sequence[int] | None = None) -> FilterScores:
