@@ -24,9 +24,6 @@ GALLERIES = ("docs/tutorials/*.py", "examples/*.py")
 PACKAGES = ("filterattr/**/*.py", "sr_zoo/**/*.py")
 MADE_BY_PROGRAMS = ("docs/_build", "docs/reference/generated", "docs/learn", "docs/gallery")
 
-# wording of these is being worked on elsewhere: take them out of this list one by one
-LEFT_OUT: tuple[str, ...] = ()
-
 NOT_PROSE = (
     re.compile(r"\A---\n.*?\n---\n", re.DOTALL),  # front matter
     re.compile(r"<!--.*?-->", re.DOTALL),
@@ -154,7 +151,7 @@ def passages_of_gallery(path: Path) -> Iterator[Passage]:
 
 def files(patterns: Iterable[str]) -> list[Path]:
     found = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    return sorted(path for path in found if not str(path.relative_to(ROOT)).startswith(MADE_BY_PROGRAMS + LEFT_OUT))
+    return sorted(path for path in found if not str(path.relative_to(ROOT)).startswith(MADE_BY_PROGRAMS))
 
 
 def passages() -> Iterator[Passage]:
