@@ -66,7 +66,7 @@ from filterattr.analysis.results import (
     bounded,
     spread,
 )
-from filterattr.analysis.search import Searched, SearchHistory, SearchStep, search
+from filterattr.analysis.set_search import Searched, SearchHistory, SearchStep, search
 from filterattr.analysis.stability import (
     Differences,
     Rank,

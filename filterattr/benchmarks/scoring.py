@@ -13,7 +13,7 @@ from torch import Tensor
 from filterattr.analysis.gradients import fisher, taylor
 from filterattr.analysis.outputs import Outputs
 from filterattr.analysis.rankings import magnitude, random_ranking, weight_change
-from filterattr.analysis.search import search
+from filterattr.analysis.set_search import search
 from filterattr.benchmarks.planting import FUNCTIONS, GENERAL, PlantedPair, loss
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection, Scale, contrast

@@ -24,7 +24,7 @@ from filterattr import (
 )
 from filterattr.analysis import Outputs, magnitude, random_ranking
 from filterattr.analysis.masks import MaskObjective
-from filterattr.analysis.search import SearchHistory, search
+from filterattr.analysis.set_search import SearchHistory, search
 from filterattr.benchmarks import Judge, families, loss, plant
 from tests.reference import slow_outputs, slow_search
 from tests.reliability.fingerprint import Fingerprint
