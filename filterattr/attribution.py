@@ -27,6 +27,7 @@ from filterattr.estimators.base import AttributionTask, Estimator, Precision, ch
 from filterattr.estimators.pooled import Until
 from filterattr.estimators.settings import DEFAULT_STEPS, EstimatorSettings
 from filterattr.estimators.sharded import ShardedPath
+from filterattr.estimators.signed import SAMPLES_AT_A_NODE
 from filterattr.files.lazy import mapped_state
 from filterattr.integral.path import Path, sum_type
 from filterattr.jobs.checkpoint import JobFile
@@ -339,7 +340,7 @@ class FilterAttributor:
             n_units=n_units,
             weight_bytes=sum(sizes.values()),
             engine_bytes=sum(sizes.values()) + (largest if found.is_signed else sum(sums.values()) + largest),
-            score_bytes=8 * kept * n_units,
+            score_bytes=8 * (kept + (SAMPLES_AT_A_NODE if found.is_signed else 0)) * n_units,
         )
 
     def _ranks(self, *, distributed: bool, checkpoint: object) -> ProcessGroup:

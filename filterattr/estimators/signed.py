@@ -21,7 +21,7 @@ from filterattr.jobs.samples import Sample
 from filterattr.results.attribution import FilterAttribution
 from filterattr.units.unit import SIGNED, Reduction, ScoredParameter, add_members
 
-_BLOCK = 8  # samples
+SAMPLES_AT_A_NODE = 8  # so many visit a node before the next one is written
 
 
 class UnitSums(GradientAccumulator):
@@ -122,7 +122,7 @@ class SignedEstimator(PerSampleEstimator[UnitSums]):
         quadrature: The nodes of every straight segment.
     """
 
-    samples_per_pass = _BLOCK
+    samples_per_pass = SAMPLES_AT_A_NODE
     reductions: Sequence[Reduction] = SIGNED
 
     def __init__(self, job: AttributionTask, quadrature: Quadrature) -> None:

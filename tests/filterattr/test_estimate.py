@@ -14,7 +14,7 @@ from tests.memory import allocated, needs_glibc, peak_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::filterattr.FilterAttrWarning")
 
-WIDTH = 200
+WIDTH = 400
 
 
 def network() -> nn.Module:
@@ -34,7 +34,7 @@ def test_counts_passes_units_and_bytes(keep: str) -> None:
     weights = 6 * WIDTH * WIDTH * 4
     assert (cost.n_samples, cost.n_passes, cost.n_units, cost.weight_bytes) == (5, 35, 6 * WIDTH, weights)
     assert cost.engine_bytes == weights + (weights if keep == "all" else 0) + weights // 6
-    assert cost.score_bytes == (5 if keep == "all" else 3) * 8 * cost.n_units
+    assert cost.score_bytes == (5 if keep == "all" else 3 + 8) * 8 * cost.n_units
     assert cost.seconds == cost.n_passes * cost.seconds_per_pass > 0
     assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
     assert all(parameter.grad is None for parameter in base.parameters())
