@@ -139,8 +139,8 @@ class TestCommandLine:
         assert main(["demo", "--search", "photos"]) == 2
         assert "--search and --test belong together" in capsys.readouterr().err
 
-    def test_unknown_weights_are_named(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["demo", "--base", "nowhere"]) == 2
+    def test_unknown_weights_are_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["demo", "--base", "nowhere", "--out", str(tmp_path / "out")]) == 2
         assert "weights must be a file or one of" in capsys.readouterr().err
 
     def test_target_needs_the_weights_of_base(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
