@@ -202,6 +202,48 @@ class WeightEstimator(PerSampleEstimator[GradientSums]):
         yield from self.row(totals, losses)
 
 
+class FixedNodes:
+    """The same nodes in every straight segment of a path, and what follows from them for any scores.
+
+    Args:
+        path: The path.
+        quadrature: The nodes of a segment.
+
+    Attributes:
+        segments: The straight parts of the path.
+        places: Every place that a sample visits, with the ends of all segments.
+        passes: Forward-backward passes of one sample.
+    """
+
+    def __init__(self, path: Path, quadrature: Quadrature) -> None:
+        self._path, self._quadrature = path, quadrature
+        self.segments = path.segments
+        count = len(self.segments)
+        inside = sorted({0.0, 1.0, *quadrature.nodes})
+        self.places = tuple(sorted({(number + s) / count for number in range(count) for s in inside}))
+        self.passes = count * len(quadrature.nodes)
+
+    def settings(self) -> dict[str, Any]:
+        """What was chosen about them, for `Estimator.settings`."""
+        settings = {"method": self._quadrature.method, "n_steps": len(self._quadrature.nodes)}
+        waypoints = self._path.waypoints
+        return {**settings, "list of waypoints": fingerprint(waypoints)} if waypoints else settings
+
+    def result(self, averages: Mapping[str, Any]) -> FilterAttribution:
+        """Turn means over the samples into what the user gets.
+
+        Args:
+            averages: From `PerSampleEstimator.averages`.
+        """
+        return FilterAttribution(
+            **averages,
+            n_passes=averages["n_samples"] * self.passes,
+            method=self._quadrature.method,
+            n_steps=len(self._quadrature.nodes),
+            n_segments=len(self.segments),
+        )
+
+
 class FixedEstimator(WeightEstimator):
     r"""The same nodes in every straight segment of the path, for every sample.
 
@@ -220,19 +262,16 @@ class FixedEstimator(WeightEstimator):
     def __init__(self, job: AttributionTask, quadrature: Quadrature) -> None:
         self.quadrature = quadrature
         self.coefficients = dict(zip(quadrature.nodes, quadrature.coefficients, strict=True))
-        self.segments = job.path.segments
-        count = len(self.segments)
-        inside = sorted({0.0, 1.0, *quadrature.nodes})
-        super().__init__(job, tuple(sorted({(number + s) / count for number in range(count) for s in inside})))
-        self.passes = count * len(quadrature.nodes)
-        sums = self.node.gradients.sums if count > 1 else {}
+        self.nodes = FixedNodes(job.path, quadrature)
+        self.segments = self.nodes.segments
+        super().__init__(job, self.nodes.places)
+        self.passes = self.nodes.passes
+        sums = self.node.gradients.sums if len(self.segments) > 1 else {}
         self._signed = {name: torch.zeros_like(total.real) for name, total in sums.items()}
 
     def settings(self) -> dict[str, Any]:
         """See `Estimator.settings`."""
-        settings = {"method": self.quadrature.method, "n_steps": len(self.quadrature.nodes)}
-        waypoints = self.job.path.waypoints
-        return {**settings, "list of waypoints": fingerprint(waypoints)} if waypoints else settings
+        return self.nodes.settings()
 
     def integrate(self) -> dict[str, Tensor]:
         """See `WeightEstimator.integrate`."""
@@ -273,13 +312,7 @@ class FixedEstimator(WeightEstimator):
 
     def result(self) -> FilterAttribution:
         """See `Estimator.result`."""
-        return FilterAttribution(
-            **self.averages(),
-            n_passes=self.sums.count * len(self.segments) * len(self.quadrature.nodes),
-            method=self.quadrature.method,
-            n_steps=len(self.quadrature.nodes),
-            n_segments=len(self.segments),
-        )
+        return self.nodes.result(self.averages())
 
     def _finish(self, segment: Path) -> None:
         """Add the contributions of a segment, and start the next integral from zero."""

@@ -148,7 +148,7 @@ class ShardedUnitSums(_TakesShards, UnitSums):
 
     def share(self) -> None:
         """Add up the sums of the present sample over all processes."""
-        for total in self._flat:
+        for total in self.flat:
             total.copy_(self.add_up(total))
 
 

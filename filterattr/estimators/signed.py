@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr.estimators.base import AttributionTask
-from filterattr.estimators.fixed import PerSampleEstimator
-from filterattr.files.fingerprint import fingerprint
+from filterattr.estimators.fixed import FixedNodes, PerSampleEstimator
 from filterattr.integral.contributions import Totals
 from filterattr.integral.gradients import GradientAccumulator
 from filterattr.integral.node import Visit
@@ -36,6 +35,7 @@ class UnitSums(GradientAccumulator):
 
     Attributes:
         segment: The straight part of the path that the present node lies in.
+        flat: The sums of the present sample: one flat tensor for every device.
         sums: Parameter name to one float64 number per unit, of the present sample.
     """
 
@@ -67,7 +67,7 @@ class UnitSums(GradientAccumulator):
         Args:
             flat: From `zeros`.
         """
-        self._flat = flat
+        self.flat = flat
         self.sums: dict[str, Tensor] = {}
         for total, shapes in zip(flat, self._shapes.values(), strict=True):
             parts = torch.split(total, list(map(math.prod, shapes.values())))
@@ -90,7 +90,7 @@ class UnitSums(GradientAccumulator):
 
     def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:  # noqa: ARG002
         """See `GradientAccumulator.collect`: one operation adds what all units have of a node."""
-        for total, shapes in zip(self._flat, self._shapes.values(), strict=True):
+        for total, shapes in zip(self.flat, self._shapes.values(), strict=True):
             if len(self._parts) == len(self._reduce):
                 total.add_(torch.cat([self._parts[name].reshape(-1) for name in shapes]), alpha=coefficient)
                 continue
@@ -127,12 +127,10 @@ class SignedEstimator(PerSampleEstimator[UnitSums]):
 
     def __init__(self, job: AttributionTask, quadrature: Quadrature) -> None:
         self.quadrature = quadrature
-        self.segments = job.path.segments
-        count = len(self.segments)
-        inside = sorted({0.0, 1.0, *quadrature.nodes})
-        places = tuple(sorted({(number + s) / count for number in range(count) for s in inside}))
-        super().__init__(job, self.gradients_for(job), places)
-        self.passes = count * len(quadrature.nodes)
+        self.nodes = FixedNodes(job.path, quadrature)
+        self.segments = self.nodes.segments
+        super().__init__(job, self.gradients_for(job), self.nodes.places)
+        self.passes = self.nodes.passes
         self.node.keeps_points = True
         self._order = list(self._nodes())
 
@@ -142,9 +140,7 @@ class SignedEstimator(PerSampleEstimator[UnitSums]):
 
     def settings(self) -> dict[str, Any]:
         """See `Estimator.settings`."""
-        settings = {"method": self.quadrature.method, "n_steps": len(self.quadrature.nodes), "keep": "signed"}
-        waypoints = self.job.path.waypoints
-        return {**settings, "list of waypoints": fingerprint(waypoints)} if waypoints else settings
+        return {**self.nodes.settings(), "keep": "signed"}
 
     def _nodes(self) -> Iterator[tuple[float, float | None, Path]]:
         """Yield place, coefficient and segment: the ends first, as what is wrong with the loss shows there."""
@@ -162,7 +158,7 @@ class SignedEstimator(PerSampleEstimator[UnitSums]):
         visits = []
         for sample in samples:
             self.node.start(*sample)
-            visits.append((self.node.visit, self.node.gradients.zeros()))
+            visits.append((self.node.visit, self.node.gradients.flat))
         for t, coefficient, segment in self._order:
             self.node.gradients.segment = segment
             for visit, sums in visits:
@@ -203,13 +199,7 @@ class SignedEstimator(PerSampleEstimator[UnitSums]):
 
     def result(self) -> FilterAttribution:
         """See `Estimator.result`."""
-        return FilterAttribution(
-            **self.averages(),
-            n_passes=self.sums.count * len(self.segments) * len(self.quadrature.nodes),
-            method=self.quadrature.method,
-            n_steps=len(self.quadrature.nodes),
-            n_segments=len(self.segments),
-        )
+        return self.nodes.result(self.averages())
 
 
 def _largest(path: Path) -> dict[tuple[torch.device, torch.dtype], int]:
