@@ -89,7 +89,7 @@ class DemoResult:
         selections: Function to the kernels that carry it.
         attributions: Function to its attribution on the search crops.
         p_values: Function to null (``"random"``, ``"layer-matched"``) to p-value of its set.
-        nulls: Function to null to the share of its own function that is gone, one number a draw.
+        nulls: Function to null to the share of its own function that is gone, one number per draw.
         seconds: Wall time of the attribution and of the whole.
     """
 
@@ -155,7 +155,7 @@ def find_and_mask(
         The result.
 
     Raises:
-        SettingError: A number makes no sense, or the networks differ in scale; all findings are in one message.
+        SettingError: A number is out of range, or the networks differ in scale; all findings are in one message.
         ImageError: A network does not map colours to colours.
     """
     _check_settings(base, target, fraction, crops, draws, n_steps)

@@ -157,11 +157,11 @@ class LinePasses:
         return value
 
     def differentiate(self, places: Sequence[float], see: See = lambda *_: None) -> Iterator[tuple[Call, Tensor]]:
-        """Run the model at some places; yield each call and the derivatives of what it puts out, one row a place.
+        """Run the model at some places; yield each call and the derivatives of what it puts out, one row per place.
 
         Args:
             places: Where.
-            see: Called with each call, what it put out and what it was given, one row a place, before any derivative.
+            see: Called with each call, what it put out and what it was given, one row per place, before any derivative.
         """
 
         def seen(call: Call) -> None:
@@ -215,7 +215,7 @@ class LinePasses:
         return products
 
     def replace(self, call: Call, places: Sequence[float], replacement: Tensor) -> Tensor:
-        """Let one call put out something else at the inputs; return the derivatives, one row a place."""
+        """Let one call put out something else at the inputs; return the derivatives, one row per place."""
         values, _ = self._forward(places, replaced=call, replacement=replacement)
         return next(derivatives for _, derivatives in self._backward(values, len(places)))
 

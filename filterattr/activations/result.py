@@ -245,7 +245,7 @@ class ChannelAttribution(Mapping[str, Tensor], Immutable):
         """Summarise every layer.
 
         Returns:
-            One row a layer, in the order of the network.
+            One row per layer, in the order of the network.
         """
         return [
             ChannelSummary(

@@ -1,6 +1,6 @@
-"""What a result means: what a score has to beat.
+"""Tests of scores and selections: ablations, null distributions, intervals, and other rankings to compare with.
 
-Everything here is imported from here: ``from filterattr.analysis import Masking, mask_curve``.
+Import every name from this package: ``from filterattr.analysis import Masking, mask_curve``.
 """
 
 from filterattr.activations.result import ChannelMethod

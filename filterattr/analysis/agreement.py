@@ -1,4 +1,4 @@
-"""Does a cheap ranking order the units as the oracle does? Rank correlations on the units that the oracle knows."""
+"""Rank correlations of cheap rankings with an oracle, on the units that the oracle knows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AgreementRow:
     """How well one ranking agrees with the oracle.
 
     Attributes:
-        ranking: Its name.
+        ranking: Name of the ranking.
         spearman: Spearman's rank correlation.
         kendall: Kendall's tau-b.
         top_overlap: Share of the oracle's upper tenth that is in the upper tenth of the ranking.
@@ -37,10 +37,10 @@ class Agreement(Record):
     """Rankings compared with an oracle on the units that it knows.
 
     Attributes:
-        oracle: Its name.
-        function: The function.
+        oracle: Name of the oracle.
+        function: Name of the function.
         n_units: Number of units that were compared.
-        entries: One per ranking; the intervals are over the units.
+        entries: One row per ranking; the intervals are over the units.
     """
 
     oracle: str
@@ -49,7 +49,7 @@ class Agreement(Record):
     entries: tuple[AgreementRow, ...]
 
     def rows(self) -> list[Row]:
-        """One row a ranking."""
+        """One row per ranking."""
         return [
             {
                 "ranking": row.ranking,
@@ -81,7 +81,7 @@ def agreement(
         oracle: Scores of the oracle, such as `filterattr.analysis.knockout.KnockOut.scores`.
         rankings: Name to scores of the same units.
         units: The units that the oracle knows.
-        function: The function.
+        function: Name of the function.
         name: Name of the oracle.
         draws: Bootstrap draws over the units.
         confidence: Share of the draws inside the intervals.
@@ -92,7 +92,7 @@ def agreement(
         with a ranking that scores all units alike is not a number.
 
     Raises:
-        SettingError: There are fewer than three units, or they differ, or scipy is not installed.
+        SettingError: There are fewer than three units, the rankings score other units, or scipy is not installed.
 
     Example:
         >>> import torch
@@ -158,7 +158,7 @@ def _correlation(measure: Callable[[Array, Array], Any], first: Array, second: A
 
 
 def _top_overlap(first: Array, second: Array) -> float:
-    """Share of the upper tenth of one that is in that of the other; at least one unit."""
+    """Share of the upper tenth of one ranking that is in the upper tenth of the other; a tenth is at least one unit."""
     count = max(1, round(0.1 * len(first)))
     tops = (set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (first, second))
     return len(set.intersection(*tops)) / count

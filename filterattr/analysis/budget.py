@@ -1,4 +1,4 @@
-"""From diagnosis to design: which layers deserve the parameters, and masks for pruning."""
+"""Budgets of parameters per layer from an attribution, and masks for pruning."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from filterattr.results.scores import FilterScores, FilterSelection
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """What one layer gets.
+    """The budget of one layer.
 
     Attributes:
-        name: The parameter.
+        name: Name of the parameter.
         share: Its share of the contribution of all layers, in [0, 1].
-        step: Parameters that one more costs: of one rank, or of one unit.
-        amount: What it gets: a rank, or a number of units.
-        uniform: What it would get if all layers were treated alike.
+        step: Number of parameters that one more rank, or one more unit, costs.
+        amount: The budget: a rank, or a number of units.
+        uniform: The budget that all layers would have if they were treated alike.
     """
 
     name: str
@@ -35,17 +35,17 @@ class LayerBudget:
 
     @property
     def parameters(self) -> int:
-        """Parameters that it gets."""
+        """Number of parameters in the budget of this layer."""
         return self.step * self.amount
 
 
 @dataclass(frozen=True)
 class Budget(Record):
-    """How many parameters to spend where, with no more in all than a uniform budget has.
+    """A budget of parameters for every layer, with no more parameters in total than a uniform budget.
 
     Attributes:
         what: ``"rank"`` of low-rank adapters, or ``"units"`` to train.
-        entries: One per layer.
+        entries: One row per layer.
     """
 
     what: Literal["rank", "units"]
@@ -53,32 +53,32 @@ class Budget(Record):
 
     @property
     def total(self) -> int:
-        """Parameters of this budget."""
+        """Number of parameters of this budget."""
         return sum(entry.parameters for entry in self.entries)
 
     @property
     def uniform_total(self) -> int:
-        """Parameters of the uniform budget."""
+        """Number of parameters of the uniform budget."""
         return sum(entry.step * entry.uniform for entry in self.entries)
 
     def amounts(self) -> dict[str, int]:
-        """What every layer gets, for a library of adapters: parameter name to rank or number of units."""
+        """The budget of every layer, for a library of adapters: parameter name to rank or number of units."""
         return {entry.name: entry.amount for entry in self.entries}
 
     def rows(self) -> list[Row]:
-        """One row a layer."""
+        """One row per layer."""
         return [{**vars(entry), "parameters": entry.parameters} for entry in self.entries]
 
 
 def layer_shares(contribution: FilterAttribution | FilterScores) -> dict[str, float]:
-    """Share of every parameter in the contribution of all.
+    """Share of every parameter in the contribution of all parameters.
 
     Args:
-        contribution: An attribution, which counts with its ``sum_of_abs`` scores, or any scores, such as a contrast;
-            negative scores count nothing.
+        contribution: An attribution, whose ``sum_of_abs`` scores are used, or any scores, such as a contrast.
+            Negative scores count as 0.
 
     Returns:
-        Parameter name to share, of sum 1; all alike if nothing contributes.
+        Parameter name to share. The shares sum to 1; they are equal if no parameter contributes.
 
     Example:
         >>> import torch
@@ -98,21 +98,21 @@ def lora_ranks(
 ) -> Budget:
     """Ranks of low-rank adapters by contribution, with at most as many parameters as one rank for all layers.
 
-    A rank of a weight of shape ``(out, in, ...)`` costs ``out + in * ...`` parameters. Ranks are given one by one. Each
-    goes to the layer with the largest contribution per parameter that it would then have (d'Hondt's rule). So
-    parameters are as nearly in proportion to contributions as whole ranks allow.
+    A rank of a weight of shape ``(out, in, ...)`` costs ``out + in * ...`` parameters. Ranks are given one by one,
+    each to the layer that then has the largest contribution per parameter (d'Hondt's rule). The parameters are
+    therefore as nearly proportional to the contributions as integer ranks allow.
 
     Args:
         contribution: See `layer_shares`.
         uniform_rank: The rank of the uniform budget.
-        least: Smallest rank of every layer.
-        most: Largest rank; the full rank of a layer limits it in any case.
+        least: Smallest rank of a layer.
+        most: Largest rank of a layer. No layer gets more than its full rank.
 
     Returns:
         The budget.
 
     Raises:
-        SettingError: A number makes no sense, or a parameter has fewer than two dimensions.
+        SettingError: A number is out of range, or a parameter has fewer than two dimensions.
 
     Example:
         >>> import torch
@@ -142,7 +142,7 @@ def units_to_train(contribution: FilterAttribution | FilterScores, fraction: flo
 
     Args:
         contribution: See `layer_shares`.
-        fraction: The same fraction of every layer's units, rounded, is the uniform budget.
+        fraction: The uniform budget is this fraction of the units of every layer, rounded.
 
     Returns:
         The budget; `select_units` turns it into a selection.
@@ -172,13 +172,13 @@ def select_units(scores: FilterScores, budget: Budget) -> FilterSelection:
 
     Args:
         scores: The scores.
-        budget: Of `units_to_train`.
+        budget: The budget that `units_to_train` returned.
 
     Returns:
         The selection.
 
     Raises:
-        SettingError: The budget is of ranks, or of other layers.
+        SettingError: The budget holds ranks, or other layers.
 
     Example:
         >>> import torch
@@ -235,7 +235,7 @@ def _budget(
     uniform: Mapping[str, int],
     least: int,
 ) -> Budget:
-    """Give out whole steps one by one until none fits any more."""
+    """Give the steps to the layers one by one, until no further step fits."""
     total = sum(steps[name] * count for name, count in uniform.items())
     amounts = {name: min(least, limits[name]) for name in shares}
     spent = sum(steps[name] * count for name, count in amounts.items())

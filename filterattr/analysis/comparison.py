@@ -1,4 +1,4 @@
-"""All rankings of the same units at once, each with what it costs."""
+"""All rankings of the same units, each with its cost."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Judge: TypeAlias = Callable[[Any, Any], Tensor]
 
 
 class Ranking(NamedTuple):
-    """One ranking.
+    """One ranking and its cost.
 
     Attributes:
-        scores: Its scores.
-        n_passes: Forward-backward passes that it took.
+        scores: The scores.
+        n_passes: Number of forward-backward passes that the ranking took.
     """
 
     scores: FilterScores
@@ -48,24 +48,24 @@ def all_rankings(
     output: Loss | None = None,
     n_steps: int = 16,
 ) -> dict[str, Ranking]:
-    """Compute every cheap ranking, and the attribution beside them, on the same samples.
+    """Compute every cheap ranking, and the attribution, on the same samples.
 
-    The knock-out oracle is not among them, as it costs a pass per unit (`filterattr.analysis.knockout`), nor are the
-    layer methods of Captum, which need a path of tensors (`channel_ranking`).
+    Two rankings are not included: the knock-out oracle, which costs a pass per unit (`filterattr.analysis.knockout`),
+    and the layer methods of Captum, which need a path of tensors (`channel_ranking`).
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         base: Weights that lack the function.
         target: Weights that have it.
         loss: ``loss(model, sample)``.
         data: Samples.
         generator: Source of the random ranking.
-        along: Path of the input, as in `filterattr.analysis.gradients.input_path`; leaves its rankings out if ``None``.
-        output: The sum of the output, for the published form of the input path; leaves it out if ``None``.
+        along: Path of the input, as in `filterattr.analysis.gradients.input_path`. ``None`` omits its rankings.
+        output: The sum of the output, for the published form of the input path. ``None`` omits this ranking.
         n_steps: Nodes of the attribution and of the input paths.
 
     Returns:
-        Name to ranking, the attribution first, in its three reductions.
+        Name to ranking. The attribution comes first, with its three reductions.
 
     Raises:
         SettingError: There are no samples.
@@ -121,16 +121,17 @@ def channel_ranking(
 ) -> Ranking:
     """Score units by Captum's layer methods along a path of the input, with the weights at target.
 
-    Per sample, the attribution of every output channel is summed over its places, and the absolute value taken; with
-    units of kernels it is split over the input channels first.
+    For each sample, the attribution of every output channel is summed over its positions, and the absolute value is
+    taken. For kernels, the attribution is divided among the input channels first.
 
     Args:
-        attributor: Says which units there are: ``unit="filter"`` or ``"kernel"``, of convolutions and linear layers.
+        attributor: Defines the units: ``unit="filter"`` or ``"kernel"``, of convolutions and linear layers.
         target: The weights.
         data: Samples.
-        ends: From a sample to ``(inputs, baselines)``: what the model is given at the end that calls on the function,
-            and at the other; batches of one or more.
-        judge: From what the model returns and the sample to one number per row of the inputs, such as the loss.
+        ends: A function of a sample that returns ``(inputs, baselines)``: the input of the model that needs the
+            function, and the input that does not. Batches of one or more rows.
+        judge: A function of the output of the model and the sample that returns one number per row of the inputs, such
+            as the loss.
         attribution: ``"conductance"`` (the default), ``"integrated_gradients"``, ``"internal_influence"`` (no kernels)
             or ``"gradient_x_activation"``.
         n_steps: Steps on the path.
@@ -141,7 +142,7 @@ def channel_ranking(
         The ranking, a mean over the samples.
 
     Raises:
-        UnitError: The units are neither filters nor kernels of layers that can be attributed to.
+        UnitError: The units are neither filters nor kernels of convolutions and linear layers.
         SettingError: There are no samples, or a method is unknown.
 
     Example:
@@ -190,5 +191,5 @@ def channel_ranking(
 
 
 def _are_kernels(attributor: FilterAttributor) -> bool:
-    """Whether scores are wanted per kernel."""
+    """Whether the units are kernels."""
     return attributor.unit == "kernel"

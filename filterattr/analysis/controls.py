@@ -1,4 +1,4 @@
-"""Controls for a selection: is it the places, the values in them, or how the places are connected?"""
+"""Controls for a selection: they keep the places and change the values, or keep the degrees and change the edges."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def scrambled(
     how: Literal["permute", "flip"],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Keep the places of a selection and spoil the values in them.
+    """Keep the places of a selection and scramble the values in them.
 
     Args:
         target: The weights.
         selection: The units.
-        how: ``"permute"`` gives every chosen unit the values of another chosen unit of the same parameter and size; a
-            parameter with a single chosen unit keeps it. ``"flip"`` changes the sign of each chosen unit with
-            probability one half.
+        how: ``"permute"`` gives every selected unit the values of another selected unit of the same parameter and
+            size; a parameter with a single selected unit keeps it. ``"flip"`` changes the sign of each selected unit
+            with probability one half.
         generator: Source of randomness, on the CPU.
 
     Returns:
-        A state dict; all other weights stay as they are, bit for bit.
+        A state dict, in which all other weights keep their bits.
 
     Raises:
         SettingError: ``how`` is unknown.
-        StateMismatchError: A selected parameter is missing or misshapen.
+        StateMismatchError: A selected parameter is missing or has another shape.
 
     Example:
         >>> from filterattr import ScoredParameter
@@ -77,15 +77,15 @@ def scrambled(
 
 
 def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tries: int = 20) -> FilterSelection:
-    """Keep how many chosen kernels every channel has, and shuffle which channels they connect.
+    """Keep the number of selected kernels of every channel, and shuffle which channels they connect.
 
-    A kernel is an edge from an input channel to an output channel. Pairs of edges of one layer exchange their ends as
-    long as no edge would be there twice, so that all in- and out-degrees stay what they are.
+    A kernel is an edge from an input channel to an output channel. Two edges of one layer exchange their ends, unless
+    the exchange would duplicate an edge. So all in-degrees and out-degrees are kept.
 
     Args:
-        selection: Kernels; parameters whose scores do not have two axes stay as they are.
+        selection: Kernels. Parameters whose scores do not have two axes are not changed.
         generator: Source of randomness, on the CPU.
-        tries: Exchanges that are tried per edge.
+        tries: Number of exchanges to try per edge.
 
     Returns:
         A selection with the same number of kernels in every row and column of every layer.
@@ -123,17 +123,17 @@ def shuffled_edges(selection: FilterSelection, generator: torch.Generator, *, tr
 
 
 def with_biases(selection: FilterSelection, model: nn.Module) -> FilterSelection:
-    """Add the biases of the chosen output channels, so that whole channels are masked.
+    """Add the biases of the selected output channels, so that complete channels are masked.
 
     Args:
-        selection: Of ``unit="filter"``: one entry per output channel.
+        selection: A selection of output channels (``unit="filter"``).
         model: The network.
 
     Returns:
-        The same selection with the parameter ``bias`` beside every chosen ``weight`` that has one.
+        The same selection, with the ``bias`` of every selected ``weight`` that has a bias.
 
     Raises:
-        SettingError: The selection is not of output channels.
+        SettingError: The units of the selection are not output channels.
 
     Example:
         >>> from filterattr import FilterAttributor

@@ -1,4 +1,4 @@
-"""What is different between two checkpoints, parameter by parameter, read from the disk in parts."""
+"""The difference between two checkpoints, parameter by parameter, read from the disk in parts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _WIDE = (torch.float64, torch.complex64, torch.complex128, torch.int32, torch.in
 
 @dataclass(frozen=True)
 class ParameterChange:
-    """How one parameter, or a group of them, differs.
+    """The difference in one parameter, or in a group of parameters.
 
     Attributes:
-        name: The parameter, or what the names of the group begin with.
-        n_weights: Its number of weights.
-        changed: Share of its weights that are not equal, in [0, 1].
-        relative: Length of the difference over the length of the first checkpoint's weights; infinite where they
+        name: Name of the parameter, or the common beginning of the names in the group.
+        n_weights: Number of weights.
+        changed: Share of the weights that are not equal, in [0, 1].
+        relative: Norm of the difference divided by the norm of the weights of the first checkpoint; infinite if these
             are 0.
-        share: Its part of the squared length of the difference of all, in [0, 1].
+        share: Its share of the squared norm of the difference of all parameters, in [0, 1].
         largest: The largest change of one weight.
     """
 
@@ -44,15 +44,16 @@ class ParameterChange:
 
 @dataclass(frozen=True)
 class CheckpointDifference(Record):
-    """What is different between two checkpoints.
+    """The difference between two checkpoints.
 
     Attributes:
-        entries: One per parameter that both have in one shape, from the largest share to the smallest.
-        only_first: Names that only the first one has.
-        only_second: Names that only the second one has.
-        other_shapes: Name to both shapes, in words, where they differ.
-        relative: Length of the whole difference over the length of the first checkpoint's weights.
-        n_bytes: Number of bytes of both that were compared.
+        entries: One row per parameter that both checkpoints have in the same shape, from the largest share to the
+            smallest.
+        only_first: Names that only the first checkpoint has.
+        only_second: Names that only the second checkpoint has.
+        other_shapes: Name to both shapes, as text, where the shapes differ.
+        relative: Norm of the difference of all weights divided by the norm of the weights of the first checkpoint.
+        n_bytes: Number of bytes that were compared, of both files together.
     """
 
     entries: tuple[ParameterChange, ...]
@@ -64,12 +65,12 @@ class CheckpointDifference(Record):
 
     @property
     def is_equal(self) -> bool:
-        """Whether both hold the same names, shapes and values."""
+        """Whether both checkpoints hold the same names, shapes and values."""
         is_same = not self.only_first and not self.only_second and not self.other_shapes
         return is_same and all(not entry.changed for entry in self.entries)
 
     def rows(self) -> list[Row]:
-        """One row a parameter."""
+        """One row per parameter."""
         return [dict(vars(entry)) for entry in self.entries]
 
 
@@ -83,21 +84,21 @@ def compare_checkpoints(
 ) -> CheckpointDifference:
     """Compare two checkpoints weight by weight.
 
-    Of safetensors, in one file or in shards, a part at a time is held; files of `torch.save` are read as a whole.
+    Safetensors files and shards are read part by part. Files of `torch.save` are read completely.
 
     Args:
         first: A file, or a folder as Hugging Face libraries write it.
-        second: The same.
-        key: Where in files of `torch.save` the weights are, as for `filterattr.load_state`.
-        depth: Parameters whose names begin with the same so many parts are one entry; ``None`` keeps each apart.
-        progress: As for `FilterAttributor.attribute`; a step is a parameter.
+        second: The file or folder to compare it with.
+        key: The entry of `torch.save` files that holds the weights, as for `filterattr.load_state`.
+        depth: Group the parameters by this many leading parts of their names; ``None`` does not group them.
+        progress: As for `FilterAttributor.attribute`, counted in parameters.
 
     Returns:
-        The differences, the largest first. Weights are equal if their values are: -0 is 0, and NaN is NaN.
+        The differences, the largest first. Values are compared, not bits: -0 equals 0, and NaN equals NaN.
 
     Raises:
-        StorageError: A file is missing, damaged or holds anything but tensors.
-        StateMismatchError: The checkpoints have no parameter of one shape in common.
+        StorageError: A file is missing or damaged, or holds something other than tensors.
+        StateMismatchError: The checkpoints have no parameter of the same shape in common.
 
     Example:
         >>> import pathlib, tempfile
@@ -133,7 +134,7 @@ def compare_checkpoints(
 
 
 class _Sums:
-    """What is added up over the parts of parameters."""
+    """Sums over the parts of the parameters."""
 
     def __init__(self) -> None:
         self.count = self.changed = 0
@@ -160,7 +161,7 @@ class _Sums:
             self.largest = max(self.largest, float(most), -float(least))
 
     def _without_oddities(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Count weights that are infinite or NaN by themselves: lengths cannot be taken of them."""
+        """Count infinite and NaN weights separately, as they have no norm."""
         odd = ~(first.isfinite() & second.isfinite())
         odd_first, odd_second = first[odd], second[odd]
         changed = int(((odd_first != odd_second) & ~(odd_first.isnan() & odd_second.isnan())).sum())
@@ -182,7 +183,7 @@ class _Sums:
 
 
 def _as_numbers(values: Tensor, *, wide: bool) -> Tensor:
-    """Real numbers in which differences are exact enough; no copy where they are float32 already."""
+    """The values as real numbers of sufficient precision; float32 is not copied."""
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj()).reshape(-1)
     return values.to(torch.float64 if wide else torch.float32)

@@ -1,4 +1,4 @@
-"""Base and target of one network, held-out samples of the functions between them, and every mixture of the two."""
+"""Base and target of one network, held-out samples of its functions, and mixtures of the two."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from filterattr.units.unit import ScoredParameter, read_only
 
 
 class Ends:
-    """A network, its weights before and after, and the samples on which both are looked at.
+    """A network, its weights before and after fine-tuning, and samples to evaluate both on.
 
     Args:
-        model: The network that both end points fit.
-        base: Weights that lack the functions.
-        target: Weights that have them.
-        data: Name of a function (an input, a task) to its samples, which are kept.
-        buffers: Whose buffers (running statistics) both ends compute with; without it, each end has its own.
+        model: The network of both checkpoints.
+        base: Weights before the fine-tuning.
+        target: Weights after it.
+        data: Name of a function (a degradation, a task) to its samples. The samples are kept in memory.
+        buffers: ``"base"`` or ``"target"``: whose buffers (running statistics) both use; by default each uses its own.
 
     Raises:
         SettingError: A function has no samples, or ``buffers`` is unknown.
@@ -80,11 +80,11 @@ class Ends:
                 taker[name] = giver[name].clone()
 
     def masked(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, Tensor]:
-        """Weights of target with the selected units put back to base.
+        """Weights of target with the selected units set back to base.
 
         Args:
             selection: The units.
-            strength: 0 puts them to base, 1 leaves them; see `filterattr.blend`.
+            strength: 0 sets them to base, 1 leaves them at target; see `filterattr.blend`.
 
         Returns:
             A state dict.
@@ -92,7 +92,7 @@ class Ends:
         return blend(self._target, self._base, selection, strength)
 
     def grafted(self, selection: FilterSelection) -> dict[str, Tensor]:
-        """Weights of base with the selected units taken from target: what they can do alone.
+        """Weights of base with the selected units set to target.
 
         Args:
             selection: The units.
@@ -105,13 +105,13 @@ class Ends:
     def bootstrap(
         self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0, paired: bool = True
     ) -> Bootstrap:
-        """Draws of the samples, for intervals.
+        """Make bootstrap draws of the samples, for intervals.
 
         Args:
             draws: Number of draws.
             confidence: Share of the draws inside an interval.
             seed: Seed of the draws.
-            paired: Draw sample i of all functions together; see ``data``.
+            paired: Draw sample i of all functions together.
 
         Returns:
             The bootstrap.
@@ -120,14 +120,14 @@ class Ends:
 
 
 class ChangingState:
-    """Weights whose selected units are those of the other end; from one selection to the next it writes what differs.
+    """Weights for many selections: from one selection to the next, only the units that differ are written.
 
-    A new state dict for every selection costs several passes over all weights. Here only the units that enter or leave
-    the selection are written, which is what many sets of a large network need.
+    A new state dict for every selection would cost several passes over all weights.
 
     Args:
-        ends: The end points.
-        intervention: ``"mask"`` puts selected units of target back to base, ``"graft"`` those of target into base.
+        ends: Base and target.
+        intervention: ``"mask"`` sets the selected units of target back to base; ``"graft"`` sets the selected units of
+            base to target.
 
     Example:
         >>> import torch
@@ -148,17 +148,17 @@ class ChangingState:
         self._last: FilterSelection | None = None
 
     def with_units(self, selection: FilterSelection) -> EditableState:
-        """The weights with these units changed.
+        """Return the weights with these units changed.
 
         Args:
-            selection: The units; of the same kind at every call.
+            selection: The units; every call needs the same kind of units.
 
         Returns:
-            The weights, for `filterattr.swapped`; the same object at every call.
+            The weights, for `filterattr.swapped`. Every call returns the same object.
 
         Raises:
             StateMismatchError: A selected parameter is missing or has another shape.
-            SettingError: The units are of another kind than those of the call before.
+            SettingError: The kind of units differs from that of the previous call.
         """
         if self._last is None:
             check_selection(selection, self._ends)
@@ -173,7 +173,7 @@ class ChangingState:
 
 
 def _places(scored: ScoredParameter, units: Tensor) -> Tensor:
-    """Where the weights of some units are: flat places if every weight is a unit, booleans else."""
+    """Places of the weights of some units: flat indices if every weight is a unit, else a boolean mask."""
     if _is_per_weight(scored):
         return units.reshape(-1).nonzero().reshape(-1)
     return scored.unit.expand(units, scored.shape)

@@ -1,8 +1,7 @@
-r"""Does a selection carry a function? Curves, nulls, matrices and tables of masked networks.
+r"""Tests of whether a selection carries a function: curves, nulls, matrices and tables of masked networks.
 
-Everything is measured on the same samples, so that intervals of differences are paired: the bootstrap draws samples,
-and every network is seen on the same draws. The units themselves are fixed: `filterattr.analysis.stability` says how
-they depend on the samples of the search.
+All networks are measured on the same samples and bootstrap draws, so the intervals of their differences are paired. The
+intervals do not cover the choice of the units; `filterattr.analysis.stability` measures how it depends on the samples.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ def mask_curve(
     bootstrap: Bootstrap | None = None,
     progress: Progress = None,
 ) -> Curve:
-    """Mask (or graft) more and more units of a ranking.
+    """Mask (or graft) the first units of a ranking, for several sizes of the set.
 
     Args:
         masking: The networks and held-out samples.
         scores: The ranking.
-        ranking: Its name.
-        intervention: ``"mask"`` puts units of target back to base; ``"graft"`` puts units of target into base.
-        order: ``"most"`` important units first, or the ``"least"``.
+        ranking: Name of the ranking.
+        intervention: ``"mask"`` sets units of target back to base; ``"graft"`` sets units of base to target.
+        order: ``"most"`` or ``"least"`` important units first.
         fractions: Shares of all units; each costs one forward pass per sample.
         bootstrap: For the intervals; `Masking.bootstrap` by default.
         progress: As in `FilterAttributor.attribute`.
@@ -119,18 +118,18 @@ def null_curve(
     draws: int = 30,
     progress: Progress = None,
 ) -> NullCurve:
-    """Mask (or graft) random units, as many as a ranking takes.
+    """Mask (or graft) random sets of the same sizes as those of a ranking.
 
     Args:
         masking: The networks and held-out samples.
         scores: The ranking whose numbers of units are matched.
         generator: Source of randomness, on the CPU.
-        ranking: Its name.
-        null: ``"random"`` matches the number of units, ``"layer-matched"`` that in every parameter. Beating the first
-            may only mean having found the right layers.
+        ranking: Name of the ranking.
+        null: ``"random"`` draws the same number of units; ``"layer-matched"`` draws the same number in every
+            parameter. A ranking that beats only the first may have found no more than the right layers.
         intervention: ``"mask"`` or ``"graft"``.
         fractions: Shares of all units.
-        draws: Random sets per fraction; ``draws * len(fractions)`` forward passes per sample in all.
+        draws: Random sets per fraction; ``draws * len(fractions)`` forward passes per sample in total.
         progress: As in `FilterAttributor.attribute`.
 
     Returns:
@@ -188,17 +187,17 @@ def null_curve(
 def specificity(
     masking: Masking, sets: Mapping[str, FilterSelection], *, bootstrap: Bootstrap | None = None
 ) -> SpecificityMatrix:
-    """Mask the set of every function and see what every function loses.
+    """Mask the set of every function, and measure how much of each function is removed.
 
     Args:
         masking: The networks and held-out samples.
-        sets: Function to the units found for it; functions of ``masking`` without a set are columns only, and take no
-            part in the test of the diagonal.
-        bootstrap: For the intervals; `Masking.bootstrap` by default. The intervals are not widened for the number of
-            margins that are looked at.
+        sets: Function to the units found for it. Functions of ``masking`` without a set are columns only; the test of
+            the diagonal ignores them.
+        bootstrap: For the intervals; `Masking.bootstrap` by default. The intervals are not corrected for the number of
+            margins.
 
     Returns:
-        The matrix, with the margins by which its diagonal leads.
+        The matrix, with the margins of its diagonal.
 
     Raises:
         SettingError: A set belongs to no function of ``masking``, or there are fewer than two.
@@ -256,13 +255,13 @@ def modulation(
     strengths: Sequence[float] = STRENGTHS,
     bootstrap: Bootstrap | None = None,
 ) -> Modulation:
-    r"""Dial the units of one function: :math:`W = s\,\theta + (1 - s)\,\bar\theta` on the selection.
+    r"""Modulate the units of one function: :math:`W = s\,\theta + (1 - s)\,\bar\theta` on the selection.
 
     Args:
         masking: The networks and held-out samples.
         selection: The units.
         function: The function they were found for.
-        strengths: The s, ascending: 0 masks the units, 1 leaves them, more goes beyond.
+        strengths: The values of s, ascending: 0 is base, 1 is target, larger values extrapolate.
         bootstrap: For the intervals; `Masking.bootstrap` by default.
 
     Returns:
@@ -315,14 +314,14 @@ def compare_rankings(
     bootstrap: Bootstrap | None = None,
     progress: Progress = None,
 ) -> RankingTable:
-    """Mask as many units by every ranking and see who removes most of a function.
+    """Mask the same number of units by every ranking, and measure how much of each function is removed.
 
     Args:
         masking: The networks and held-out samples.
         rankings: Name to function to scores, all of the same units.
         reference: Name of the ranking that the others are compared with.
         fractions: Shares of all units.
-        n_passes: Name to the number of forward-backward passes that it took; 0 where it is not said.
+        n_passes: Name to the number of forward-backward passes of the ranking; 0 if it is not given.
         bootstrap: For the intervals; `Masking.bootstrap` by default.
         progress: As in `FilterAttributor.attribute`.
 

@@ -1,4 +1,4 @@
-r"""Rankings from gradients at one place in weight space: Taylor and SNIP, Fisher, and paths of the input.
+r"""Rankings from gradients at one point in weight space: Taylor, SNIP, Fisher, and paths of the input.
 
 Each takes the gradient :math:`g(x)` of the loss of one sample at fixed weights, turns it into one number per unit, and
 averages over the samples, as the attribution does. The attribution adds the path of the weights.
@@ -34,11 +34,11 @@ def taylor(
 ) -> FilterScores:
     r"""Score a unit by the gradient times the weight: :math:`\sum_k |g_k \theta_k|`, at any weights.
 
-    The first-order estimate of what the loss changes by if the unit is deleted; at an untrained network it is SNIP.
-    Costs one forward-backward pass per sample.
+    This is the first-order estimate of the change of the loss if the unit is deleted. On an untrained network it is
+    SNIP. It costs one forward-backward pass per sample.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         state: The weights, usually target.
         loss: As in `FilterAttributor.attribute`.
         data: As there.
@@ -48,7 +48,7 @@ def taylor(
 
     Raises:
         SettingError: There are no samples.
-        LossError: The loss is no scalar that depends on the model.
+        LossError: The loss is no scalar, or does not depend on the model.
         NonFiniteError: A gradient is infinite or not a number.
 
     Example:
@@ -79,21 +79,22 @@ def fisher(
 ) -> FilterScores:
     r"""Score a unit by its squared gradients: the mean over samples of :math:`\sum_k g_k^2`.
 
-    Squares are taken for every sample, not of a mean gradient. Costs one forward-backward pass per sample.
+    The gradient of every sample is squared, not the mean gradient. It costs one forward-backward pass per sample.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         target: The weights at which gradients are taken.
-        loss: As in `FilterAttributor.attribute`; for the Fisher information proper, a negative log-likelihood.
+        loss: As in `FilterAttributor.attribute`. The result is the Fisher information if the loss is a negative
+            log-likelihood.
         data: As there.
-        base: With it, the gradients are multiplied by the change: :math:`\sum_k (g_k\,(\theta_k - \bar\theta_k))^2`.
+        base: If given, the gradients are multiplied by the change: :math:`\sum_k (g_k\,(\theta_k - \bar\theta_k))^2`.
 
     Returns:
         The scores.
 
     Raises:
         SettingError: There are no samples.
-        LossError: The loss is no scalar that depends on the model.
+        LossError: The loss is no scalar, or does not depend on the model.
         NonFiniteError: A gradient is infinite or not a number.
 
     Example:
@@ -130,19 +131,20 @@ def input_path(
 
     .. math:: \sum_k \Bigl| c_k \int_0^1 \frac{\partial L(\theta, x(t))}{\partial \theta_k}\, dt \Bigr|
 
-    The "integrated gradients" of the published code are those without ``base``, :math:`c_k = 1`, and with the sum of
-    the output for a loss: ``loss=lambda model, pair: model(pair[0]).sum()``. With ``base`` and the loss of the
-    attribution, :math:`c_k = \theta_k - \bar\theta_k`, the unit is that of the loss and the numbers can be compared.
-    Neither is complete: the input moves, not the weights. Costs ``n_steps`` forward-backward passes per sample.
+    Without ``base``, :math:`c_k = 1`. With the sum of the output as the loss
+    (``loss=lambda model, pair: model(pair[0]).sum()``), these are the "integrated gradients" of the published code.
+    With ``base``, :math:`c_k = \theta_k - \bar\theta_k`. With the loss of the attribution, the scores then have the
+    unit of the loss and can be compared with the attribution. Neither form is complete, because the input moves and not
+    the weights. It costs ``n_steps`` forward-backward passes per sample.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         target: The weights.
         loss: ``loss(model, sample)``.
         data: Samples.
-        along: From a sample and t to the sample at this place of the path: at 0 the input that does not call on the
-            function, at 1 the one that does.
-        base: Weights before; multiplies with the change.
+        along: A function of a sample and t that returns the sample at this place of the path. At t = 0 the input does
+            not need the function; at t = 1 it does.
+        base: Weights before the fine-tuning; if given, the gradients are multiplied by the change.
         method: As in `FilterAttributor.attribute`.
         n_steps: As there.
 
@@ -151,7 +153,7 @@ def input_path(
 
     Raises:
         SettingError: There are no samples, or a rule is unknown.
-        LossError: The loss is no scalar that depends on the model.
+        LossError: The loss is no scalar, or does not depend on the model.
         NonFiniteError: A gradient is infinite or not a number.
 
     Example:
@@ -209,18 +211,18 @@ def _averaged(
 def sample_gradient(
     model: nn.Module, state: StateLike, loss: Loss, arguments: tuple[Any, ...], names: Iterable[str], seed: int = 0
 ) -> dict[str, Tensor]:
-    """Gradient of the loss of one sample at fixed weights; the model and the caller's randomness are untouched.
+    """Gradient of the loss of one sample at fixed weights. The model and the caller's randomness are not changed.
 
     Args:
         model: The model, not wrapped.
-        state: The weights; what it does not name stays as in the model.
+        state: The weights. Parameters that it does not name keep the weights of the model.
         loss: The loss.
-        arguments: What the loss gets after the model.
-        names: Parameters whose gradients are wanted.
+        arguments: Arguments of the loss after the model.
+        names: Parameters to take gradients of.
         seed: Seed of the randomness inside the loss.
 
     Returns:
-        Parameter name to gradient, in double precision; 0 where the loss does not depend on it.
+        Parameter name to gradient, in double precision; 0 if the loss does not depend on the parameter.
 
     Raises:
         LossError: The loss is no real scalar, or depends on none of the parameters.
@@ -298,10 +300,10 @@ def direction_of(gradient: Tensor, change: Tensor) -> Tensor:
 
     Args:
         gradient: The gradient.
-        change: How far every weight goes; the same shape.
+        change: The change of every weight; the same shape.
 
     Returns:
-        The product, real also of complex weights.
+        The product. It is real for complex weights, too.
 
     Example:
         >>> direction_of(torch.tensor([1 + 2j]), torch.tensor([3 + 4j]))

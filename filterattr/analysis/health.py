@@ -1,4 +1,4 @@
-"""Checks of an attribution: how healthy its path is, and whether it behaves as it must."""
+"""Checks of an attribution: the health of its path, and properties that every attribution must have."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from filterattr.results.scores import FilterScores
 
 @dataclass(frozen=True)
 class PathHealth(Record):
-    """What the path of an attribution looks like, in numbers and in words.
+    """The path of an attribution, in numbers and in words.
 
     Attributes:
         loss_base: Mean loss at base.
         loss_target: Mean loss at target.
-        places: Places on the path where the loss was seen, 0 base, 1 target.
-        losses: The losses there.
-        barrier: Height above the higher end, in parts of what the ends differ by; 0 without a barrier.
-        monotony: Change of the loss from end to end over all its ups and downs, in [0, 1]; 1 for a loss that only
-            falls, or only rises.
+        places: Places on the path where the loss was computed; 0 is base, 1 is target.
+        losses: The losses at these places.
+        barrier: Height of the loss above its higher end, as a share of the difference of the ends; 0 without a barrier.
+        monotony: Change of the loss from end to end divided by the sum of all its changes, in [0, 1]; 1 for a loss that
+            only falls, or only rises.
         cosine: Cosine of the angle between all weights of base and target.
-        completeness_error: As of `FilterAttribution`.
-        remainder_share: Part of all absolute attributions that belongs to what is not scored, such as biases.
+        completeness_error: As in `FilterAttribution`.
+        remainder_share: Share of the absolute attributions that belongs to parameters without scores, such as biases.
         concerns: Reasons to doubt the attribution, in words; empty if there are none.
-        true_loss_base: Loss of base with its own buffers, where the path has others; else ``None``.
+        true_loss_base: Loss of base with its own buffers, if the path uses others; else ``None``.
         true_loss_target: The same for target.
     """
 
@@ -60,7 +60,7 @@ class PathHealth(Record):
 
     @property
     def is_seen(self) -> bool:
-        """Whether the losses along the path are known; a pooled attribution has not looked at them."""
+        """Whether the losses along the path are known; a pooled attribution does not compute them."""
         return not math.isnan(self.loss_base)
 
     @property
@@ -78,22 +78,22 @@ class PathHealth(Record):
         )
 
     def rows(self) -> list[Row]:
-        """One row a place on the path."""
+        """One row per place on the path."""
         return [{"t": t, "loss": loss} for t, loss in zip(self.places, self.losses, strict=True)]
 
 
 def path_health(attribution: FilterAttribution) -> PathHealth:
-    """Judge the path of an attribution.
+    """Check the path of an attribution.
 
-    The bounds are a barrier of 5% of the difference of the ends, a monotony of 0.9, a completeness error of 1%, and 20%
-    that is not scored. The bound of the cosine is 0.9: below it, masking tends to damage networks rather than to remove
-    functions.
+    Concerns begin at a barrier of 5% of the difference of the ends, a monotony below 0.9, a completeness error of 1%,
+    and 20% of the attributions without scores. The bound of the cosine is 0.9: below it, masking tends to damage
+    networks rather than to remove functions.
 
     Args:
         attribution: The attribution.
 
     Returns:
-        The numbers, and what they mean.
+        The numbers, and the concerns that follow from them.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -125,10 +125,10 @@ class SanityRow:
     """One check.
 
     Attributes:
-        check: What was done.
-        expected: What must come out, in words.
-        measured: What came out, as one number.
-        bound: It must not be larger than this.
+        check: The change that was made.
+        expected: The expected result, in words.
+        measured: The result, as one number.
+        bound: The largest result that passes.
     """
 
     check: str
@@ -138,16 +138,16 @@ class SanityRow:
 
     @property
     def holds(self) -> bool:
-        """Whether the number is inside its bound; one that is not a number is not."""
+        """Whether the result is within its bound; NaN is not."""
         return self.measured <= self.bound
 
 
 @dataclass(frozen=True)
 class SanityTable(Record):
-    """Checks that an attribution of this model, these ends and this loss behaves as it must.
+    """Checks of properties that every attribution must have, for one model, base, target and loss.
 
     Attributes:
-        entries: One per check.
+        entries: One row per check.
     """
 
     entries: tuple[SanityRow, ...]
@@ -158,7 +158,7 @@ class SanityTable(Record):
         return all(row.holds for row in self.entries)
 
     def rows(self) -> list[Row]:
-        """One row a check."""
+        """One row per check."""
         return [{**vars(row), "holds": row.holds} for row in self.entries]
 
 
@@ -175,23 +175,24 @@ def sanity_checks(
     seed: int = 0,
     **options: Any,
 ) -> SanityTable:
-    """Check what must hold for every attribution, on the user's own model and loss.
+    """Check properties that every attribution must have, with your own model and loss.
 
-    Six attributions are computed: as it is, with ends swapped, with equal ends, with three times the loss, with both
-    networks rescaled, and with the weights of target shuffled inside every scored parameter. Rescaled means that every
-    parameter is stored as a power of two of itself, while the loss computes with the parameter. The rule must be
-    symmetric, as the default is.
+    It computes six attributions. The first is the given one. The others swap base and target, set base equal to target,
+    take three times the loss, rescale both networks, and shuffle the weights of target inside every scored parameter.
+    A rescaled network stores every parameter multiplied by a power of two, and the loss divides by it. The quadrature
+    must be symmetric, as the default is.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         base: Weights that lack the function.
         target: Weights that have it.
         loss: ``loss(model, sample)``.
         data: A few samples.
-        amount: Size of the set that must change when target is randomised.
-        labelled: Scores per sample of two functions: adds the check that shuffled labels make the contrast vanish.
-        tolerance: Relative rounding that is allowed, for single precision.
-        seed: Seed of what is shuffled.
+        amount: Size of the set that must change when target is shuffled.
+        labelled: Scores per sample of two functions. If given, one more check shuffles the labels of the samples; the
+            contrast must then vanish.
+        tolerance: Largest relative rounding error, for single precision.
+        seed: Seed of the shuffling.
         **options: Further arguments of `FilterAttributor.attribute`.
 
     Returns:
@@ -283,7 +284,7 @@ def _times(loss: Loss, factor: float) -> Loss:
 
 
 class _Rescaled:
-    """A loss that computes with the parameters of the model divided by factors."""
+    """A loss that divides the parameters of the model by factors before it computes."""
 
     def __init__(self, loss: Loss, factors: Mapping[str, float]) -> None:
         self.loss = loss

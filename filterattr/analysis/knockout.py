@@ -1,4 +1,4 @@
-"""The oracle: put every unit back to base by itself and see what the loss does; a forward pass per unit and sample."""
+"""The knock-out oracle: set each unit back to base alone and measure the loss; one forward pass per unit and sample."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _ONE_BY_ONE = 16  # units for which the weights of target are put into the model
 
 @dataclass(frozen=True)
 class KnockOutCost:
-    """What a knock-out will cost.
+    """The cost of a knock-out.
 
     Attributes:
-        n_units: Units that are still to be knocked out.
-        n_forwards: Forward passes for them, one per unit and sample.
-        seconds: About how long they take one by one.
+        n_units: Number of units that are still to be knocked out.
+        n_forwards: Number of forward passes for them, one per unit and sample.
+        seconds: Estimated duration, if the passes run one after another.
     """
 
     n_units: int
@@ -53,15 +53,15 @@ class KnockOutCost:
 
 @dataclass(frozen=True, eq=False)
 class KnockOut:
-    """What single units are worth.
+    """The effect of single units on the loss.
 
     Attributes:
-        scores: Loss with the unit put back to base minus loss of target, mean over the samples; minus infinity for
+        scores: Loss with the unit set back to base minus loss of target, mean over the samples; minus infinity for
             units that were not knocked out.
-        units: The units that were.
+        units: The units that were knocked out.
         loss_target: Mean loss of target.
-        n_forwards: Forward passes that this call took.
-        is_complete: Whether all wanted units are done; not if the time was up.
+        n_forwards: Number of forward passes of this call.
+        is_complete: Whether all requested units are done. It is false if the time was up first.
     """
 
     scores: FilterScores
@@ -74,25 +74,25 @@ class KnockOut:
 class KnockOutJob:
     """A knock-out that reports its cost before it starts, resumes, and stops when its time is up.
 
-    Units are taken in a random order (in groups of one parameter), so that an unfinished job knows a fair sample of
-    them.
+    The units are knocked out in random order, in groups of one parameter. So an unfinished job has a representative
+    sample of them.
 
     Args:
-        attributor: Says which units there are.
-        base: Weights to put units back to.
+        attributor: Defines the units.
+        base: Weights to set units back to.
         target: Weights of the intact network.
         loss: ``loss(model, sample)``; randomness inside is the same for every unit.
-        data: Samples; a few are enough, and one batch of them is one sample.
-        units: Which units; all of them by default.
-        batch_units: How many units of one parameter to knock out in one pass, with `torch.func.vmap`: what lies in
-            front of the parameter is computed once, and small layers fill the machine. The model and loss must be
-            batchable (no ``.item()``, no branches on values), and activations need as much more memory.
-        checkpoint: File that keeps what is done; needs safetensors, and samples whose content can be compared.
+        data: Samples; a few are enough, and a batch counts as one sample.
+        units: The units to knock out; all units by default.
+        batch_units: Number of units of one parameter to knock out in one pass, with `torch.func.vmap`. The layers in
+            front of the parameter are computed once, and small layers use the hardware better. The model and loss must
+            be batchable (no ``.item()``, no branches on values). Activations need this many times the memory.
+        checkpoint: File to save progress to; needs samples whose content can be compared.
         seed: Seed of the order.
 
     Raises:
-        SettingError: There are no samples or units, or a number makes no sense.
-        StateMismatchError: An end point lacks a scored parameter; all are named.
+        SettingError: There are no samples or units, or a number is out of range.
+        StateMismatchError: Base or target lacks scored parameters; the message names all of them.
         StorageError: The checkpoint is damaged or belongs to another job.
 
     Example:
@@ -147,7 +147,7 @@ class KnockOutJob:
         self._file = self._taken_up(checkpoint)
 
     def cost(self) -> KnockOutCost:
-        """What is still to be done, from the time that the loss of target took.
+        """Estimate the remaining cost from the duration of the loss of target.
 
         Returns:
             The cost.
@@ -156,14 +156,14 @@ class KnockOutJob:
         return KnockOutCost(left, left * len(self._samples), left * self._seconds)
 
     def run(self, *, seconds: float | None = None, progress: Progress = None) -> KnockOut:
-        """Knock out what is left.
+        """Knock out the remaining units.
 
         Args:
-            seconds: Stop after about this time; ``None`` means when all is done.
+            seconds: Stop after about this time; ``None`` runs to the end.
             progress: As in `FilterAttributor.attribute`, counted in groups of units.
 
         Returns:
-            What is known by then.
+            The effects that are known when it stops.
 
         Raises:
             SettingError: ``batch_units`` is above 1 and the model or loss cannot be batched.
@@ -255,7 +255,7 @@ class KnockOutJob:
 
     @torch.no_grad()
     def _losses_with(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Losses of target with other values of some parameters, one a row."""
+        """Losses of target with other values of some parameters, one per row."""
         with swapped(self._model, completed(self._target, self._model), seed=0) as model:
             parameters = ParameterSwap(model).parameters
             held = [parameters[name] for name in values]  # copies, which may be written to
@@ -348,13 +348,13 @@ class KnockOutJob:
 
 
 def unit_labels(scored: ScoredParameter) -> Tensor:
-    """Which unit every weight of a parameter belongs to.
+    """Return the unit of every weight of a parameter.
 
     Args:
         scored: How the parameter is scored.
 
     Returns:
-        ``int64`` of the parameter's shape: flat places of the units.
+        Flat indices of the units, ``int64``, in the shape of the parameter.
 
     Example:
         >>> from filterattr import ScoredParameter, Unit

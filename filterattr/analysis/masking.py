@@ -1,4 +1,4 @@
-r"""Networks with some units put back to base, or taken from target, and their losses on held-out samples.
+r"""Networks with some units set back to base, or set to target, and their losses on held-out samples.
 
 .. math:: \mathrm{rem}_d(S) =
    \frac{L_d(\mathrm{masked}) - L_d(\mathrm{target})}{L_d(\mathrm{base}) - L_d(\mathrm{target})}
@@ -30,21 +30,20 @@ from filterattr.units.unit import read_only
 
 
 class Masking(Ends):
-    """Losses of masked networks on several functions, measured against those of base and target.
+    """Losses of masked networks on several functions, relative to those of base and target.
 
     Args:
-        model: The network that both end points fit.
-        base: Weights that lack the functions.
-        target: Weights that have them.
-        loss: ``loss(model, sample)``, one scalar; the same as for the attribution. With batches for samples it may
-            return one number per row, shape ``(N,)``, and each row counts as a sample. Randomness inside is the same
-            for all networks and does not touch the caller's.
-        data: Name of a function (an input, a task) to its samples, which are kept and walked through repeatedly. Use
-            other samples than those that the selection was found with. Intervals are over the samples: a batch with a
-            scalar loss is a single one. If sample i of every function comes from one source, differences of functions
-            are paired.
-        buffers: Whose buffers (running statistics) both ends compute with, as in `FilterAttributor.attribute`; without
-            it, each end has its own.
+        model: The network of both checkpoints.
+        base: Weights before the fine-tuning.
+        target: Weights after it.
+        loss: ``loss(model, sample)``, the loss of the attribution. It returns one scalar. If the samples are batches,
+            it may return one number per row, shape ``(N,)``; each row then counts as a sample. All networks see the
+            same random numbers, and the caller's generators are not changed.
+        data: Name of a function (a degradation, a task) to its samples, which are kept in memory. Use held-out samples.
+            The intervals are over the samples, and a batch with a scalar loss is one sample. If sample i of every
+            function comes from one source, such as one photograph, differences of functions are paired.
+        buffers: ``"base"`` or ``"target"``: whose buffers (running statistics) all networks use, as in
+            `FilterAttributor.attribute`. By default base and target use their own.
 
     Attributes:
         loss_base: Function to mean loss of base.
@@ -93,13 +92,13 @@ class Masking(Ends):
 
     @torch.no_grad()
     def sample_losses(self, state: Mapping[str, Tensor] | EditableState) -> dict[str, Array]:
-        """Loss of any weights of the network on every sample.
+        """Compute the loss of any weights on every sample.
 
         Args:
             state: The weights.
 
         Returns:
-            Function to one loss a sample, float64.
+            Function to one loss per sample, float64.
         """
         with swapped(self.model, state, seed=0) as model:
             losses = {}
@@ -112,7 +111,7 @@ class Masking(Ends):
             return losses
 
     def losses_of(self, state: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean loss of any weights of the network, per function.
+        """Compute the mean loss of any weights on every function.
 
         Args:
             state: The weights.
@@ -123,50 +122,50 @@ class Masking(Ends):
         return _means(self.sample_losses(state))
 
     def changing(self, intervention: Intervention = "mask") -> ChangingNetwork:
-        """A network for many selections, of which only what differs from the one before is written.
+        """Make a network for many selections; from one selection to the next, only the units that differ are written.
 
         Args:
-            intervention: ``"mask"`` puts selected units of target back to base, ``"graft"`` those of target into base.
+            intervention: ``"mask"`` sets the selected units of target back to base; ``"graft"`` sets the selected units
+                of base to target.
 
         Returns:
-            The network, without any unit changed yet.
+            The network, in which no unit is changed yet.
         """
         return ChangingNetwork(self, intervention)
 
     def removed(self, selection: FilterSelection, strength: float = 0.0) -> dict[str, float]:
-        """How much of every function masking takes away.
+        """Measure how much of every function an ablation removes.
 
         Args:
-            selection: The units to put back to base.
-            strength: 0 puts them to base, 1 leaves them at target.
+            selection: The units to set back to base.
+            strength: 0 sets them to base, 1 leaves them at target.
 
         Returns:
-            Function to the share of it that is gone: 0 intact, 1 gone, above 1 damaged, below 0 improved. Where target
-            is not better than base (such as clean inputs of a restorer) the number has no such meaning; look at the
-            losses there.
+            Function to the removed share: 0 intact, 1 gone, above 1 damaged, below 0 improved. If target is not better
+            than base, as on clean inputs of a restoration network, the share has no meaning; look at the losses.
         """
         losses = self.losses_of(self.masked(selection, strength))
         return {name: self.share_removed(name, losses[name]) for name in losses}
 
     def share_removed(self, name: str, loss: float) -> float:
-        """Turn a loss on one function into the share of it that is gone.
+        """Convert a loss on one function into the removed share of this function.
 
         Args:
             name: The function.
-            loss: The loss of some weights on it.
+            loss: The loss of some weights on the function.
 
         Returns:
-            The share, 0 at target and 1 at base; not a number if base and target have the same loss.
+            The share: 0 for the loss of target, 1 for the loss of base, NaN if both have the same loss.
         """
         learnt = self.loss_base[name] - self.loss_target[name]
         return (loss - self.loss_target[name]) / learnt if learnt else float("nan")
 
 
 class ChangingNetwork:
-    """A network whose selected units are those of the other end; see `filterattr.analysis.ends.ChangingState`.
+    """A network for many selections; see `filterattr.analysis.ends.ChangingState`.
 
     Args:
-        masking: The end points and samples.
+        masking: Base, target and samples.
         intervention: As in `Masking.changing`.
 
     Example:
@@ -187,29 +186,29 @@ class ChangingNetwork:
         self._state = ChangingState(masking, intervention)
 
     def sample_losses(self, selection: FilterSelection) -> dict[str, Array]:
-        """Loss of the network with these units changed, on every sample.
+        """Compute the loss of the network with these units changed, on every sample.
 
         Args:
-            selection: The units; of the same kind at every call.
+            selection: The units; every call needs the same kind of units.
 
         Returns:
-            Function to one loss a sample, float64.
+            Function to one loss per sample, float64.
 
         Raises:
             StateMismatchError: A selected parameter is missing or has another shape.
-            SettingError: The units are of another kind than those of the call before.
+            SettingError: The kind of units differs from that of the previous call.
         """
         return self._masking.sample_losses(self._state.with_units(selection))
 
 
 class Measured:
-    """One network on all samples, in every draw of the bootstrap.
+    """The losses of one network on all samples, in every draw of the bootstrap.
 
     Args:
-        masking: The end points and samples.
-        losses: Function to the loss of the network on every sample, as `Masking.sample_losses` gives it.
+        masking: Base, target and samples.
+        losses: Function to the loss of the network on every sample, as `Masking.sample_losses` returns it.
         bootstrap: The draws.
-        intervention: Where shares start: at target for ``"mask"``, at base for ``"graft"``.
+        intervention: ``"mask"`` measures shares from target to base, ``"graft"`` from base to target.
 
     Example:
         >>> from torch import nn
@@ -252,13 +251,13 @@ class Measured:
         return self._bootstrap.estimate(float(values.mean()), self._bootstrap.means(name, values))
 
     def share(self, name: str) -> Estimate:
-        """What is removed of a function, or brought.
+        """Share of a function that is removed, or recovered.
 
         Args:
             name: The function.
 
         Returns:
-            The share with its interval; 0 nothing, 1 all of it.
+            The share with its interval; 0 is nothing, 1 the complete function.
         """
         return self._bootstrap.estimate(*self._shares[name])
 
@@ -277,13 +276,13 @@ class Measured:
         return self._bootstrap.estimate(value - other_value, drawn - other_drawn)
 
     def minus_largest_other(self, name: str) -> Estimate:
-        """Difference to the largest share of the functions that target has learnt, draw by draw.
+        """Difference to the largest share of all other functions that target learned, draw by draw.
 
         Args:
             name: A function.
 
         Returns:
-            The difference with its interval; not a number if there is no other function.
+            The difference with its interval; NaN if there is no other function.
         """
         others = [self._shares[other] for other in self._better if other != name]
         if not others:
@@ -294,13 +293,13 @@ class Measured:
 
 
 def _ratio(value: Any, start: Any, end: Any) -> Any:
-    """Way from start to value as a part of the way from start to end; not a number if that has no length."""
+    """Distance from start to value, divided by the distance from start to end; NaN if the latter is 0."""
     apart = np.asarray(end - start, dtype=np.float64)
     return (value - start) / np.where(apart == 0, np.nan, apart)
 
 
 def _numbers(loss: Any) -> list[float]:
-    """One loss, or one per row of a batch."""
+    """The losses of a sample: one, or one per row of a batch."""
     if isinstance(loss, Tensor) and loss.ndim > 1:
         raise LossError(
             f"loss must return one scalar, or one number per row of a batch; got shape {tuple(loss.shape)}. Sum or "

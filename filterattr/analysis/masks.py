@@ -1,11 +1,12 @@
-r"""Masks with any number per unit: the weights that they give, and derivatives of where the outputs go.
+r"""Continuous masks: the weights for a number per unit, and the derivatives of the outputs for these numbers.
 
 A mask :math:`m \in [0, 1]` per unit gives the weights :math:`\theta(m) = \theta + m\,(\bar\theta - \theta)`, from
 target to base, and
 
 .. math:: J(m) = \mathrm{reverted}_D(m) - \sum_{D' \ne D} \lambda_{D'}\, \mathrm{moved}_{D'}(m)
 
-is worth its reversion less a price for all that it moves. A derivative costs one forward-backward pass a sample.
+is the objective: what the mask reverts, less a price for what it moves. A derivative costs one forward-backward pass
+per sample.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ Places = Mapping[str, Sequence[int]]
 
 
 class Worth(NamedTuple):
-    """What a mask is worth.
+    """The value of a mask.
 
     Attributes:
-        objective: What is reverted less the prices of what is moved.
-        reverted: Of the function in question.
-        moved: Of every other function that has a price.
+        objective: The reverted share less the prices of the moved shares.
+        reverted: The reverted share of the function.
+        moved: The moved share of every other function that has a price.
     """
 
     objective: float
@@ -45,20 +46,21 @@ class Worth(NamedTuple):
 
 
 class MaskObjective:
-    """What masks of one function are worth, and the derivatives of it.
+    """The objective of masks of one function, and its derivatives.
 
     Args:
         outputs: The networks and the samples of the search.
-        like: Scores or a selection of the units in question.
-        of: The function that is to be reverted.
-        collateral: The price of what is moved, one for all other functions or one for each by name.
+        like: Scores or a selection of the units.
+        of: The function to revert.
+        collateral: The price of moved outputs: one for all other functions, or a mapping from their names.
 
     Attributes:
-        prices: Other function to its price; functions that cost nothing are left out.
+        prices: Other function to its price; functions with a price of 0 are left out.
 
     Raises:
-        SettingError: The function is unknown, a price is negative, or base and target say the same to its samples.
-        StateMismatchError: The units do not fit the end points.
+        SettingError: The function is unknown, a price is negative, or base and target return the same outputs for its
+            samples.
+        StateMismatchError: The units do not fit base and target.
 
     Example:
         >>> from filterattr import FilterAttributor
@@ -84,7 +86,9 @@ class MaskObjective:
         self._scales = {of: float(outputs.apart_from_base[of].sum())}
         self._scales |= {name: float(outputs.apart_from_target[name].sum()) for name in prices}
         if not self._scales[of] > 0:
-            raise SettingError(f"base and target say the same to the samples of {of!r}: there is nothing to revert.")
+            raise SettingError(
+                f"base and target return the same outputs for the samples of {of!r}: there is nothing to revert."
+            )
         # what says the same at both ends has no scale to be moved on
         counted = {name: price for name, price in prices.items() if price and self._scales[name] > 0}
         self.prices = read_only(counted)
@@ -92,30 +96,30 @@ class MaskObjective:
 
     @property
     def everything(self) -> dict[str, list[int]]:
-        """All samples of the functions that count."""
+        """All samples of the function and of those with a price."""
         return {name: list(range(len(self._outputs.data[name]))) for name in (self._of, *self.prices)}
 
     def worth(self, mask: Tensor) -> Worth:
-        """Look at a mask on all samples; one forward pass each.
+        """Evaluate a mask on all samples, with one forward pass per sample.
 
         Args:
-            mask: Flat, one number per unit.
+            mask: One number per unit, flat.
 
         Returns:
-            What it is worth.
+            The value of the mask.
         """
         distances = self._outputs.sample_distances(self._weights(mask), (self._of, *self.prices))
         return self._worth({name: float(self._away(distances, name).sum()) for name in (self._of, *self.prices)})
 
     def derivatives(self, mask: Tensor, places: Places) -> tuple[Worth, Tensor]:
-        """What a mask is worth on some samples, and the derivative for every unit; one forward-backward pass each.
+        """Evaluate a mask on some samples, with its derivative for every unit; one forward-backward pass per sample.
 
         Args:
-            mask: Flat, one number per unit.
-            places: Function to the numbers of the samples; as estimates for all of them.
+            mask: One number per unit, flat.
+            places: Function to the indices of the samples to use.
 
         Returns:
-            What it is worth there, and the derivatives, shape ``(n_units,)``, float64.
+            The estimated value of the mask, and the derivatives, shape ``(n_units,)``, float64.
 
         Raises:
             LossError: The output has no derivatives for any scored parameter.
@@ -143,18 +147,18 @@ class MaskObjective:
         return self._worth(distances), flat
 
     def weights(self, mask: Tensor) -> dict[str, Tensor]:
-        """The weights that a mask gives: exactly target at 0, exactly base at 1.
+        """Return the weights for a mask: exactly target at 0, exactly base at 1.
 
         Args:
-            mask: Flat, one number per unit.
+            mask: One number per unit, flat.
 
         Returns:
-            A state dict; nothing in it shares memory with target or base.
+            A state dict that shares no memory with target or base.
         """
         return copied(self._weights(mask))
 
     def _weights(self, mask: Tensor) -> dict[str, Tensor]:
-        """The same; tensors that no unit changes are those of target themselves."""
+        """The same weights; unchanged tensors are those of target, not copies."""
         state = dict(self._outputs._target)
         with torch.no_grad():
             for key, part in self._like._split(mask).items():
@@ -175,7 +179,7 @@ class MaskObjective:
         return torch.where(marked == 1, base.to(target.dtype), mixed)
 
     def _change(self, name: str, like: Tensor) -> Tensor:
-        """From target to base, in double precision."""
+        """Base minus target, in double precision."""
         ends = (self._outputs._base[name], self._outputs._target[name])
         wide = torch.complex128 if like.is_complex() else torch.float64
         base, target = (end.to(device=like.device, dtype=wide) for end in ends)

@@ -1,4 +1,4 @@
-"""Where the outputs go as more and more units of a ranking are put back, and for the sets of several functions."""
+"""Tables of masked outputs: for several sizes of a ranking, and for the sets of several functions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SIZES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class OutputCurve(Record):
-    """What more and more units of a ranking revert of their function, and move of all others.
+    """The reverted and moved shares of a ranking, for several sizes of the set.
 
     Attributes:
-        ranking: What chose the units.
-        function: The function that it was made for.
+        ranking: Name of the ranking.
+        function: The function of the ranking.
         fractions: Shares of all units.
         counts: Numbers of units.
-        reverted: How far the outputs of the function come back to base, at every size.
-        moved: Every other function to how far its outputs leave target, at every size.
+        reverted: Reverted share of the function, for every size.
+        moved: Every other function to its moved share, for every size.
         n_samples: Function to number of samples.
     """
 
@@ -39,14 +39,14 @@ class OutputCurve(Record):
     n_samples: Mapping[str, int]
 
     def smallest(self, until: float, *, moved: float | None = None) -> int | None:
-        """Number of units of the smallest set that reverts enough.
+        """Size of the smallest set that reverts enough.
 
         Args:
             until: The share that must be reverted.
-            moved: The most that any other function may be moved; anything by default.
+            moved: The largest moved share of any other function; no limit by default.
 
         Returns:
-            The number, for `filterattr.FilterScores.top`; ``None`` if no set of the curve does.
+            The number of units, for `filterattr.FilterScores.top`; ``None`` if no set of the curve fulfils both.
         """
         for place, (count, share) in enumerate(zip(self.counts, self.reverted, strict=True)):
             most = max((shares[place].value for shares in self.moved.values()), default=0.0)
@@ -55,7 +55,7 @@ class OutputCurve(Record):
         return None
 
     def rows(self) -> list[Row]:
-        """One row a size and function."""
+        """One row per size and function."""
         shares = {self.function: ("reverted", self.reverted)}
         shares |= {name: ("moved", values) for name, values in self.moved.items()}
         return [
@@ -84,22 +84,22 @@ def output_curve(
     bootstrap: Bootstrap | None = None,
     progress: Progress = None,
 ) -> OutputCurve:
-    """Mask more and more units of a ranking and see where the outputs go.
+    """Mask the first units of a ranking, for several sizes of the set, and measure the outputs.
 
-    The expected share of `filterattr.FilterScores.top` (``until=``) costs nothing and is right as long as units do not
-    depend on each other; this measures it, at one forward pass a sample and size.
+    The expected share of `filterattr.FilterScores.top` (``until=``) takes no pass and is right if units do not depend
+    on each other. This function measures the share, with one forward pass per sample and size.
 
     Args:
-        outputs: The networks and samples: those of the search to choose a size, others to report it.
+        outputs: The networks and samples: the samples of the search to choose a size, held-out samples to report it.
         scores: The ranking.
-        of: The function that it was made for.
-        ranking: Its name.
+        of: The function of the ranking.
+        ranking: Name of the ranking.
         fractions: Shares of all units, ascending.
         bootstrap: For the intervals; `Outputs.bootstrap` by default.
         progress: As in `FilterAttributor.attribute`, counted in sets.
 
     Returns:
-        The curve; `OutputCurve.smallest` reads the smallest sufficient set from it.
+        The curve; `OutputCurve.smallest` returns the size of the smallest sufficient set.
 
     Raises:
         SettingError: The function is unknown, or the fractions do not ascend.
@@ -141,12 +141,12 @@ def output_curve(
 
 @dataclass(frozen=True)
 class OutputMatrix(Record):
-    """Where all outputs go when the set of every function is masked.
+    """The reverted and moved shares of the sets of several functions.
 
     Attributes:
         counts: Function to the number of units in its set.
-        reverted: Function whose set is masked to what that reverts of it.
-        moved: Function whose set is masked to every other function to how far it is moved.
+        reverted: Function to the share of it that its set reverts.
+        moved: Function to every other function to the share that the set of the first moves.
         n_samples: Function to number of samples.
     """
 
@@ -156,7 +156,7 @@ class OutputMatrix(Record):
     n_samples: Mapping[str, int]
 
     def rows(self) -> list[Row]:
-        """One row a set and function."""
+        """One row per set and function."""
         return [
             {"masked": name, "count": self.counts[name], "measure": measure, "on": on, **spread("share", share)}
             for name in self.counts
@@ -170,12 +170,12 @@ class OutputMatrix(Record):
 def output_matrix(
     outputs: Outputs, sets: Mapping[str, FilterSelection], *, bootstrap: Bootstrap | None = None
 ) -> OutputMatrix:
-    """Mask the set of every function and see where the outputs of all of them go.
+    """Mask the set of every function, and measure the outputs on all functions.
 
     Args:
         outputs: The networks and held-out samples.
-        sets: Function to the units found for it; functions of ``outputs`` without a set, such as clean inputs, are only
-            looked at.
+        sets: Function to the units found for it. Functions of ``outputs`` without a set, such as clean inputs, are
+            measured as well.
         bootstrap: For the intervals; `Outputs.bootstrap` by default.
 
     Returns:
@@ -202,7 +202,7 @@ def output_matrix(
     unknown = [name for name in sets if name not in outputs.data]
     if unknown or not sets:
         raise SettingError(
-            f"every set must be of a function of {name_some(outputs.data)}; got {name_some(sets) or 'none'}."
+            f"every set must belong to a function of {name_some(outputs.data)}; got {name_some(sets) or 'none'}."
         )
     bootstrap = bootstrap or outputs.bootstrap()
     distances_of = outputs.changing()

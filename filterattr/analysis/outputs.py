@@ -1,11 +1,12 @@
-r"""Where the outputs of a masked network go: back to base on its own inputs, and nowhere on all others.
+r"""Outputs of a masked network: how far they return to base on one function, and leave target on all others.
 
 .. math:: \mathrm{reverted}_D(S) = 1 - \frac{\sum_x d(f_S(x), f_{\mathrm{base}}(x))}
                                             {\sum_x d(f_{\mathrm{target}}(x), f_{\mathrm{base}}(x))}, \qquad
           \mathrm{moved}_{D'}(S) = \frac{\sum_x d(f_S(x), f_{\mathrm{target}}(x))}
                                         {\sum_x d(f_{\mathrm{base}}(x), f_{\mathrm{target}}(x))}
 
-The share of a loss that is `removed` cannot tell the way back from damage, as both raise the loss. Outputs can.
+The `removed` share of a loss cannot distinguish a return to base from damage, because both raise the loss. The
+reverted and moved shares of the outputs can.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ NULLS: tuple[Null, ...] = get_args(Null)
 
 
 class SampleDistances(NamedTuple):
-    """How far the outputs of a network are from those of both ends.
+    """Distances of the outputs of a network from those of base and target.
 
     Attributes:
-        to_base: Function to distance from base, one a sample, shape ``(n_samples,)``.
-        to_target: Function to distance from target.
+        to_base: Function to the distance from base for every sample, shape ``(n_samples,)``.
+        to_target: Function to the distance from target for every sample.
     """
 
     to_base: Mapping[str, Array]
@@ -53,31 +54,32 @@ class Outputs(Ends):
     """Outputs of masked networks, compared with those of base and target.
 
     Args:
-        model: The network that both end points fit.
-        base: Weights that lack the functions.
-        target: Weights that have them.
-        output: ``output(model, sample)`` returns what the network says to a sample, such as an image or logits: one
-            tensor. Randomness inside is the same for all networks and does not touch the caller's.
-        data: Name of a function to its samples, as for `filterattr.analysis.masking.Masking`. Inputs that need no
-            function (clean images, general text) belong to it, too: no set should move them.
+        model: The network of both checkpoints.
+        base: Weights before the fine-tuning.
+        target: Weights after it.
+        output: ``output(model, sample)`` returns the output of the network for a sample, such as an image or logits, as
+            one tensor. All networks see the same random numbers, and the caller's generators are not changed.
+        data: Name of a function to its samples, as for `filterattr.analysis.masking.Masking`. Add inputs that need no
+            function (clean images, general text) as a function, too: no set should move their outputs.
         distance: ``"squared"`` sums squared differences. For logits, with the classes on the last axis, ``"kl"`` is the
-            Kullback-Leibler divergence from the end to the network, and ``"js"`` the Jensen-Shannon divergence, which
-            is at most log 2. Or a function of the network's output and that of the end to one number.
-        per_row: The first axis of an output holds samples of their own; a function for ``distance`` then returns one
-            number a row, shape ``(N,)``.
+            Kullback-Leibler divergence of the network from base or target, and ``"js"`` the Jensen-Shannon divergence,
+            which is at most log 2. Or a function of two outputs, of the network and of base or target, that returns one
+            number.
+        per_row: Count every row of an output, along its first axis, as a sample. A function for ``distance`` then
+            returns one number per row, shape ``(N,)``.
         buffers: As for `filterattr.analysis.masking.Masking`.
-        keep: Keep the outputs of both ends, where they were computed. ``False`` computes them again for every network,
+        keep: Keep the outputs of base and target, on their device. ``False`` computes them again for every network,
             which takes three passes instead of one, and no memory.
 
     Attributes:
-        apart_from_base: Function to the distance of target from base, one a sample: what `reverted` is a part of.
-        apart_from_target: Function to the distance of base from target: what `moved` is a part of. The same numbers, if
-            the distance is symmetric.
+        apart_from_base: Function to the distance of target from base for every sample: the denominator of `reverted`.
+        apart_from_target: Function to the distance of base from target for every sample: the denominator of `moved`.
+            Both are equal if the distance is symmetric.
         n_samples: Function to number of samples.
 
     Raises:
         SettingError: A function has no samples, or the distance is unknown.
-        LossError: The output is no tensor, or the distance has another shape than one number, or one a row.
+        LossError: The output is no tensor, or the distance is neither one number nor one number per row.
         NonFiniteError: An output of base or target is infinite or not a number.
 
     Example:
@@ -124,14 +126,14 @@ class Outputs(Ends):
     def sample_distances(
         self, state: Mapping[str, Tensor] | EditableState, functions: Iterable[str] | None = None
     ) -> SampleDistances:
-        """Distances of the outputs of any weights of the network from those of both ends.
+        """Compute the distances of the outputs of any weights from those of base and target.
 
         Args:
             state: The weights.
-            functions: On whose samples; all by default.
+            functions: Functions whose samples are used; all by default.
 
         Returns:
-            One distance a sample, float64; infinite where it is not a number.
+            One distance per sample, float64; infinite instead of NaN.
         """
         names = tuple(self.data if functions is None else functions)
         distances: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
@@ -152,59 +154,60 @@ class Outputs(Ends):
         return SampleDistances(*({name: both[side] for name, both in known.items()} for side in (0, 1)))
 
     def changing(self) -> Callable[..., SampleDistances]:
-        """A function from selections to distances of the masked network; it writes what differs from the one before.
+        """Make a function that returns the distances for a selection, for many selections of the same units.
 
         Returns:
-            The function, for many selections of the same units; a second argument names the functions to look at.
+            The function. Its second argument names the functions to measure. From one selection to the next it writes
+            only the units that differ.
         """
         state = ChangingState(self)
         return lambda selection, functions=None: self.sample_distances(state.with_units(selection), functions)
 
     def measure(self, selection: FilterSelection, bootstrap: Bootstrap | None = None) -> MeasuredOutputs:
-        """Mask a selection and see where the outputs go, with intervals over the samples.
+        """Mask a selection and measure the outputs, with intervals over the samples.
 
         Args:
-            selection: The units to put back to base.
+            selection: The units to set back to base.
             bootstrap: Draws of the samples; `bootstrap` by default.
 
         Returns:
-            What is reverted and moved of every function.
+            The reverted and moved shares of every function.
         """
         distances = self.sample_distances(self.masked(selection))
         return MeasuredOutputs(self, distances, bootstrap or self.bootstrap())
 
     def reverted(self, selection: FilterSelection) -> dict[str, float]:
-        """How far masking brings the outputs back to base.
+        """Measure how far an ablation returns the outputs to base.
 
         Args:
-            selection: The units to put back to base.
+            selection: The units to set back to base.
 
         Returns:
-            Function to share: 1 exactly base, 0 no nearer than target, below 0 further away than target, which is
-            damage; not a number where base and target say the same.
+            Function to share: 1 is exactly base; 0 is as far from base as target; below 0 is damage, further from base
+            than target. NaN if the outputs of base and target are equal.
         """
         distances = self.sample_distances(self.masked(selection))
         return {name: float(1 - _part(distances.to_base[name], self.apart_from_base[name])) for name in self.data}
 
     def moved(self, selection: FilterSelection) -> dict[str, float]:
-        """How far masking takes the outputs away from target.
+        """Measure how far an ablation moves the outputs away from target.
 
         Args:
-            selection: The units to put back to base.
+            selection: The units to set back to base.
 
         Returns:
-            Function to share: 0 exactly target, 1 as far away as base is, above 1 damaged; not a number where base and
-            target say the same.
+            Function to share: 0 is exactly target; 1 is as far from target as base; above 1 is damage. NaN if the
+            outputs of base and target are equal.
         """
         distances = self.sample_distances(self.masked(selection))
         return {name: float(_part(distances.to_target[name], self.apart_from_target[name])) for name in self.data}
 
     def ends_at(self, name: str, place: int) -> tuple[Tensor, Tensor]:
-        """What base and target say to a sample; computed again if it was not kept.
+        """Outputs of base and target for a sample; computed again if they were not kept.
 
         Args:
             name: The function.
-            place: Number of the sample.
+            place: Index of the sample.
 
         Returns:
             The outputs of base and of target.
@@ -213,13 +216,13 @@ class Outputs(Ends):
         return base.clone(), target.clone()
 
     def distance_from(self, end: Tensor, model: nn.Module, name: str, place: int) -> Tensor:
-        """How far what a network says to a sample is from what an end says, with its graph.
+        """Distance of the output of a network from that of base or target, with its autograd graph.
 
         Args:
-            end: The output of the end.
-            model: The network, with the weights in question.
+            end: The output of base or target.
+            model: The network, with the weights to measure.
             name: The function.
-            place: Number of the sample.
+            place: Index of the sample.
 
         Returns:
             One number: the sum over the rows of a batch.
@@ -227,7 +230,7 @@ class Outputs(Ends):
         return self._values(self._said(model, name, place), end).sum()
 
     def _said(self, model: nn.Module, name: str, place: int) -> Tensor:
-        """What a network says to a sample of a function."""
+        """The output of a network for a sample of a function."""
         seed_all(place)
         said = self.output(model, self.data[name][place])
         if not isinstance(said, Tensor):
@@ -236,7 +239,7 @@ class Outputs(Ends):
 
     @torch.no_grad()
     def _ends_at(self, name: str, place: int) -> tuple[Tensor, Tensor]:
-        """What base and target say to a sample of a function."""
+        """The outputs of base and target for a sample of a function."""
         ends = []
         for role, state in (("base", self._base), ("target", self._target)):
             with swapped(self.model, state, seed=0) as model:
@@ -252,12 +255,12 @@ class Outputs(Ends):
         said: Tensor,
         ends: tuple[Tensor, Tensor],
     ) -> None:
-        """Put the distances of an output from both ends to those of its function."""
+        """Append the distances of an output from base and target to those of its function."""
         for values, end in zip(distances[place[0]], ends, strict=True):
             values += [float(value) for value in self._values(said, end).reshape(-1).tolist()]
 
     def _values(self, said: Tensor, end: Tensor) -> Tensor:
-        """The distance of an output from that of an end: one number, or one a row."""
+        """The distance of an output from that of base or target: one number, or one per row."""
         if callable(self._distance):
             values = torch.as_tensor(self._distance(said, end))
         else:
@@ -265,17 +268,17 @@ class Outputs(Ends):
             values = values.flatten(1).sum(1) if self._per_row and values.ndim > 1 else values
             values = values if self._per_row else values.sum()
         if values.ndim != int(self._per_row):
-            expected = "one number a row, shape (N,)" if self._per_row else "one number"
+            expected = "one number per row, shape (N,)" if self._per_row else "one number"
             raise LossError(f"the distance must be {expected}; got shape {tuple(values.shape)}.")
         return values
 
 
 class MeasuredOutputs:
-    """Where the outputs of one network go, in every draw of the bootstrap.
+    """The reverted and moved shares of one network, in every draw of the bootstrap.
 
     Args:
-        outputs: The end points and samples.
-        distances: Of the network, as `Outputs.sample_distances` gives them.
+        outputs: Base, target and samples.
+        distances: Distances of the network, as `Outputs.sample_distances` returns them.
         bootstrap: The draws.
 
     Example:
@@ -296,36 +299,36 @@ class MeasuredOutputs:
             self._moved[name] = _parts(bootstrap, name, distances.to_target[name], outputs.apart_from_target[name])
 
     def reverted(self, name: str) -> Estimate:
-        """How far the outputs of a function are back at base.
+        """Reverted share of a function.
 
         Args:
             name: The function.
 
         Returns:
-            The share with its interval, as of `Outputs.reverted`.
+            The share with its interval, as in `Outputs.reverted`.
         """
         return self._bootstrap.estimate(*self._reverted[name])
 
     def moved(self, name: str) -> Estimate:
-        """How far the outputs of a function are away from target.
+        """Moved share of a function.
 
         Args:
             name: The function.
 
         Returns:
-            The share with its interval, as of `Outputs.moved`.
+            The share with its interval, as in `Outputs.moved`.
         """
         return self._bootstrap.estimate(*self._moved[name])
 
     def more_reverted(self, name: str, other: MeasuredOutputs) -> Estimate:
-        """Difference of two networks in what is reverted, draw by draw.
+        """Difference of two networks in the reverted share, draw by draw.
 
         Args:
             name: The function.
             other: The network to compare with, on the same draws.
 
         Returns:
-            The difference with its interval; positive if this network is nearer to base.
+            The difference with its interval; positive if this network is closer to base.
         """
         (value, drawn), (other_value, other_drawn) = self._reverted[name], other._reverted[name]
         return self._bootstrap.estimate(value - other_value, drawn - other_drawn)
@@ -333,15 +336,15 @@ class MeasuredOutputs:
 
 @dataclass(frozen=True)
 class Reversion(Record):
-    """Whether a set puts one function back and leaves all others where they are.
+    """The effect of a set on its function and on all others, with null distributions.
 
     Attributes:
-        function: The function that the set was found for.
-        count: Number of its units.
-        reverted: How far its outputs come back to base.
-        moved: Every other function to how far its outputs leave target.
-        null_reverted: Kind of null to what its random sets revert of the function.
-        null_moved: Kind of null to other function to how far the same sets move it, if that was looked at.
+        function: The function of the set.
+        count: Number of units in the set.
+        reverted: Reverted share of the function.
+        moved: Every other function to its moved share.
+        null_reverted: Kind of null to the shares of the function that its random sets revert.
+        null_moved: Kind of null to other function to the shares that the same sets move, if they were measured.
         n_samples: Function to number of samples.
     """
 
@@ -355,11 +358,11 @@ class Reversion(Record):
 
     @property
     def p_values(self) -> dict[str, float]:
-        """Kind of null to the chance that a random set reverts as much; its draws are all counted."""
+        """Kind of null to the p-value: the chance that a random set reverts as much."""
         return {null: p_value(self.reverted.value, drawn) for null, drawn in self.null_reverted.items()}
 
     def rows(self) -> list[Row]:
-        """One row a function; the p-values stand in that of the set's own."""
+        """One row per function; the row of the function of the set holds the p-values."""
         shares = [("reverted", self.function, self.reverted), *(("moved", *pair) for pair in self.moved.items())]
         return [
             {
@@ -387,21 +390,21 @@ def reversion(
     bootstrap: Bootstrap | None = None,
     progress: Progress = None,
 ) -> Reversion:
-    """Mask the set of one function, see where all outputs go, and hold it against random sets.
+    """Mask the set of one function, measure all outputs, and compare with random sets.
 
     Args:
         outputs: The networks and held-out samples.
         selection: The set.
-        of: The function that it was found for; all other functions of ``outputs`` should stay at target.
+        of: The function of the set; all other functions of ``outputs`` should stay at target.
         generator: Source of the random sets, on the CPU; without it there is no null.
-        nulls: ``"random"`` matches the number of units, ``"layer-matched"`` that in every parameter.
-        draws: Random sets of every kind; each costs a forward pass per sample.
-        null_moves: Look at what random sets move of other functions, too; ``False`` spares their samples.
+        nulls: ``"random"`` draws the same number of units, ``"layer-matched"`` the same number in every parameter.
+        draws: Random sets of each kind; each set costs one forward pass per sample.
+        null_moves: Measure the moved shares of the random sets, too; ``False`` saves their passes.
         bootstrap: For the intervals; `Outputs.bootstrap` by default.
         progress: As in `FilterAttributor.attribute`, counted in sets.
 
     Returns:
-        What is reverted and moved, with intervals and p-values.
+        The reverted and moved shares, with intervals and p-values.
 
     Raises:
         SettingError: The function or a null is unknown, or there are fewer than two draws.
@@ -454,13 +457,13 @@ def reversion(
 
 
 def _part(values: Array, apart: Array) -> float:
-    """A sum of distances as a part of another one; not a number if that is nothing."""
+    """The quotient of two sums of distances; NaN if the second is 0."""
     total = float(apart.sum())
     return float(values.sum()) / total if total else float("nan")
 
 
 def _parts(bootstrap: Bootstrap, name: str, values: Array, apart: Array) -> tuple[float, Array]:
-    """The same for all samples, and for every draw of them."""
+    """The same quotient for all samples, and for every draw."""
     drawn = bootstrap.means(name, apart)
     return _part(values, apart), bootstrap.means(name, values) / np.where(drawn == 0, np.nan, drawn)
 
@@ -485,7 +488,7 @@ def _log_shares(logits: Tensor) -> Tensor:
 
 
 def _divergence(first: Tensor, second: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the second from the first; a class without a share counts 0."""
+    """Kullback-Leibler divergence of the second from the first; a class with probability 0 adds 0."""
     return torch.where(first.isneginf(), 0.0, first.exp() * (first - second)).sum(-1)
 
 

@@ -1,16 +1,15 @@
-r"""Which function an input needs, from the network alone, without labels.
+r"""Predict which function an input needs, from the network alone, without labels.
 
-The target's own answer is the reference: the loss of one sample is the distance of what the network at
-:math:`\gamma(t)` returns to what target returns, :math:`\lVert F(\gamma(t), x) - F(\theta, x) \rVert^2`. It falls from
-what base gets wrong to 0, and its attribution says which units do the work for this one input. Three read-outs compare
-that with the discovered set of every function:
+The output of target is the reference. The loss of one sample is the distance of the output at :math:`\gamma(t)` from
+the output of target, :math:`\lVert F(\gamma(t), x) - F(\theta, x) \rVert^2`. It falls to 0 at target, and its
+attribution scores the units for this one input. Three read-outs compare these scores with the set of every function:
 
 overlap
     share of the set among the top units of the sample.
 mass
     share of all scores of the sample that lies in the set.
 response
-    how far the output moves when the set is set back to base, as a share of the distance between base and target.
+    distance that the output moves when the set is set back to base, as a share of the distance between base and target.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ UNSURE = "unsure"
 
 
 def squared_distance(output: Any, reference: Any) -> Tensor:
-    r"""The default distance of two answers: :math:`\lVert a - b \rVert^2`.
+    r"""The default distance of two outputs: :math:`\lVert a - b \rVert^2`.
 
     Args:
         output: A tensor.
-        reference: Another one of the same shape.
+        reference: A tensor of the same shape.
 
     Returns:
         A scalar.
@@ -60,12 +59,12 @@ def squared_distance(output: Any, reference: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Signals(Record):
-    """What the units say about one sample.
+    """The read-outs of one sample.
 
     Attributes:
         overlap: Function to share of its set among the top units of the sample, in [0, 1].
         mass: Function to share of the sample's scores in its set, in [0, 1].
-        response: Function to how far masking its set moves the answer; 1 is as far as base is from target.
+        response: Function to the distance that masking its set moves the output; 1 is the distance of base from target.
     """
 
     overlap: Mapping[str, float]
@@ -73,7 +72,7 @@ class Signals(Record):
     response: Mapping[str, float]
 
     def rows(self) -> list[Row]:
-        """One row a function."""
+        """One row per function."""
         return [
             {"function": name, **{read_out: getattr(self, read_out)[name] for read_out in READ_OUTS}}
             for name in self.overlap
@@ -82,11 +81,11 @@ class Signals(Record):
 
 @dataclass(frozen=True)
 class Prediction(Immutable):
-    """An answer.
+    """The prediction for one sample.
 
     Attributes:
         answer: The function, or ``"unsure"``.
-        probabilities: Function to probability; without calibration only the read-outs as parts of their sum.
+        probabilities: Function to probability; without calibration, the read-outs as shares of their sum.
     """
 
     answer: str
@@ -98,14 +97,14 @@ class Calibration(Record):
     """A multinomial logistic regression from read-outs to labels.
 
     Attributes:
-        labels: What it can answer; these need not be functions with a set ("clean", say).
-        functions: The functions whose read-outs it sees.
-        read_outs: Which of them.
+        labels: The possible answers. A label need not be a function with a set; an example is "clean".
+        functions: The functions whose read-outs are features.
+        read_outs: The read-outs that are features.
         means: Mean of every feature on the labelled samples.
-        scales: Its standard deviation there.
-        weights: Label to one weight a feature.
+        scales: Standard deviation of every feature on the labelled samples.
+        weights: Label to one weight per feature.
         biases: Label to bias.
-        unsure_below: Answers less probable than this are ``"unsure"``.
+        unsure_below: Answers with a lower probability are ``"unsure"``.
     """
 
     labels: tuple[str, ...]
@@ -126,10 +125,11 @@ class Calibration(Record):
         penalty: float = 0.1,
         unsure_below: float = 0.6,
     ) -> Calibration:
-        r"""Learn from a small labelled set.
+        r"""Fit to a small labelled set.
 
-        Minimises the mean cross-entropy plus ``penalty`` times :math:`\lVert W \rVert^2 / 2` on standardised features,
-        which has one minimum and keeps probabilities away from 0 and 1 where few samples separate perfectly.
+        Minimises the mean cross-entropy plus ``penalty`` times :math:`\lVert W \rVert^2 / 2` on standardised features.
+        The penalty makes the minimum unique, and keeps probabilities away from 0 and 1 if few samples separate
+        perfectly.
 
         Args:
             labelled: Label to signals of its samples.
@@ -141,7 +141,7 @@ class Calibration(Record):
             The calibration.
 
         Raises:
-            SettingError: There are fewer than two labels, one has no samples, or a setting makes no sense.
+            SettingError: There are fewer than two labels, one has no samples, or a setting is out of range.
 
         Example:
             >>> near, far = ({"a": 0.9, "b": 0.1}, {"a": 0.2, "b": 0.8})
@@ -176,10 +176,10 @@ class Calibration(Record):
         )
 
     def predict(self, signals: Signals) -> Prediction:
-        """Answer for one sample.
+        """Predict the label of one sample.
 
         Args:
-            signals: What `FunctionPredictor.signals` gave.
+            signals: The read-outs that `FunctionPredictor.signals` returned.
 
         Returns:
             The most probable label, or ``"unsure"``.
@@ -196,7 +196,7 @@ class Calibration(Record):
         return _answer(dict(zip(self.labels, probabilities, strict=True)), self.unsure_below)
 
     def rows(self) -> list[Row]:
-        """One row a label and feature."""
+        """One row per label and feature."""
         names = [f"{read_out} {function}" for read_out in self.read_outs for function in self.functions]
         return [
             {"label": label, "feature": name, "weight": weight, "bias": self.biases[label]}
@@ -206,15 +206,15 @@ class Calibration(Record):
 
 
 def largest_wins(signals: Signals, read_out: ReadOut = "overlap", *, unsure_below: float = 0.0) -> Prediction:
-    """Answer with the function of the largest read-out; no labels are used.
+    """Predict the function with the largest read-out; no labels are used.
 
     Args:
-        signals: What `FunctionPredictor.signals` gave.
-        read_out: Which read-out.
-        unsure_below: Share of the sum of all read-outs that the largest must have.
+        signals: The read-outs that `FunctionPredictor.signals` returned.
+        read_out: Name of the read-out.
+        unsure_below: Smallest share of the sum of all read-outs that the largest must have.
 
     Returns:
-        The function; ``"unsure"`` also where two are equal.
+        The function; ``"unsure"`` also if two read-outs are equal.
 
     Raises:
         SettingError: The read-out is unknown.
@@ -232,22 +232,22 @@ def largest_wins(signals: Signals, read_out: ReadOut = "overlap", *, unsure_belo
 
 
 class FunctionPredictor:
-    """Say which function an input calls on, from the units that do the work for it.
+    """Read out which function an input needs, from the scores of its units.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         base: Weights that lack the functions.
         target: Weights that have them.
-        sets: Function to its discovered units, found on other samples.
-        respond: ``respond(model, sample)``: what the model answers; by default ``model(sample)``.
-        distance: ``distance(answer, reference)``: a scalar; by default the squared distance.
-        amount: Size of the top set of a sample; by default that of the largest discovered set.
+        sets: Function to the units that were found for it, on other samples.
+        respond: ``respond(model, sample)`` returns the output of the model; by default ``model(sample)``.
+        distance: ``distance(output, reference)`` returns a scalar; by default the squared distance.
+        amount: Size of the top set of a sample; by default the size of the largest set.
         reduction: As in `FilterAttribution.scores`.
         n_steps: Nodes of the integral; one forward-backward pass each per sample.
 
     Raises:
         SettingError: There are fewer than two sets, or one is empty.
-        StateMismatchError: An end point does not fit the sets.
+        StateMismatchError: Base or target does not fit the sets.
 
     Example:
         >>> layer = nn.Linear(2, 2, bias=False)
@@ -295,10 +295,10 @@ class FunctionPredictor:
         self._distance = distance
 
     def signals(self, sample: Any) -> Signals:
-        """Attribute one sample, and read out what its units say; no truth is needed.
+        """Attribute one sample and compute its read-outs; no label is needed.
 
         Args:
-            sample: What ``respond`` takes.
+            sample: A sample that ``respond`` takes.
 
         Returns:
             The three read-outs for every function.
@@ -332,7 +332,7 @@ class FunctionPredictor:
     def signals_of(
         self, samples: Mapping[str, Iterable[Any]], *, progress: Progress = None
     ) -> dict[str, tuple[Signals, ...]]:
-        """Read out many samples under their labels; the labels are only carried along.
+        """Compute the read-outs of many samples. The labels are keys only; they are not used.
 
         Args:
             samples: Label to samples.
@@ -360,10 +360,10 @@ class FunctionPredictor:
 
 @dataclass(frozen=True)
 class Confusion(Record):
-    """What was answered for samples whose function is known.
+    """A confusion matrix: predictions for samples whose function is known.
 
     Attributes:
-        method: What answered, such as ``"overlap"`` or ``"calibrated"``.
+        method: Name of the method, such as ``"overlap"`` or ``"calibrated"``.
         counts: True label to answer to number of samples; the answers include ``"unsure"``.
         confidence: Level of the intervals of accuracies, in (0, 1).
     """
@@ -379,7 +379,7 @@ class Confusion(Record):
 
     @property
     def accuracy(self) -> Estimate:
-        """Share of right answers among all samples, with Wilson's interval; ``"unsure"`` is not right."""
+        """Share of right answers among all samples, with Wilson's interval; ``"unsure"`` counts as wrong."""
         return wilson(self._right(), self.n_samples, self.confidence)
 
     @property
@@ -399,7 +399,7 @@ class Confusion(Record):
         return sum(row.get(UNSURE, 0) for row in self.counts.values())
 
     def rows(self) -> list[Row]:
-        """One row a true label and answer, with the share among the samples of the label."""
+        """One row per true label and answer, with the share among the samples of the label."""
         return [
             {
                 "method": self.method,
@@ -416,12 +416,12 @@ class Confusion(Record):
 def confusion(
     signals: Mapping[str, Sequence[Signals]], predict: Callable[[Signals], Prediction], *, method: str
 ) -> Confusion:
-    """Count the answers for labelled samples, which should be others than those of the calibration.
+    """Count the predictions for labelled samples. Use other samples than those of the calibration.
 
     Args:
         signals: True label to signals.
         predict: `largest_wins`, or `Calibration.predict`.
-        method: What it is called.
+        method: Name of the method.
 
     Returns:
         The matrix.
@@ -441,15 +441,15 @@ def confusion(
 
 
 def wilson(count: int, total: int, confidence: float = 0.95) -> Estimate:
-    """A share with Wilson's score interval, which is sound near 0 and 1, too.
+    """A share with Wilson's score interval, which is valid near 0 and 1, too.
 
     Args:
-        count: How many.
-        total: Of how many.
-        confidence: Of the interval.
+        count: The number of successes.
+        total: The number of trials.
+        confidence: Confidence level of the interval.
 
     Returns:
-        The share with its interval; not a number where ``total`` is 0.
+        The share with its interval; NaN if ``total`` is 0.
 
     Example:
         >>> print(wilson(99, 100))

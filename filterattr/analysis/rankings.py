@@ -1,4 +1,4 @@
-"""What an attribution has to beat: rankings of the same units by cheaper means."""
+"""Cheap rankings of the same units, to compare an attribution with."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from filterattr.units.unit import ScoredParameter, sum_over_units
 def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScores:
     """Score every unit uniformly at random.
 
-    For a null with as many units in every layer as a given selection has, use
+    For random sets with the same number of units in every layer as a selection, use
     ``FilterSelection.random(generator, layer_matched=True)``.
 
     Args:
-        like: Scores with the wanted units.
+        like: Scores that define the units.
         generator: Source of randomness, on the CPU.
 
     Returns:
@@ -46,20 +46,20 @@ def random_ranking(like: FilterScores, generator: torch.Generator) -> FilterScor
 def weight_change(
     attributor: FilterAttributor, base: StateLike, target: StateLike, *, relative: bool = False
 ) -> FilterScores:
-    r"""Score a unit by how much its weights changed: :math:`\sum_k |\theta_k - \bar\theta_k|`; costs no pass.
+    r"""Score a unit by the change of its weights: :math:`\sum_k |\theta_k - \bar\theta_k|`. It takes no pass.
 
     Args:
-        attributor: Says which units there are.
-        base: Weights before.
-        target: Weights after.
-        relative: Divide by :math:`\sum_k |\bar\theta_k|`, as the published code does; a unit that is all zero in base
-            scores 0 if it did not change and infinity if it did.
+        attributor: Defines the units.
+        base: Weights before the fine-tuning.
+        target: Weights after it.
+        relative: Divide by :math:`\sum_k |\bar\theta_k|`, as the published code does. If all weights of a unit are 0 in
+            base, its score is 0 if it did not change, and infinite if it did.
 
     Returns:
         The scores.
 
     Raises:
-        StateMismatchError: A scored parameter is missing or misshapen in one of the end points.
+        StateMismatchError: Base or target lacks a scored parameter, or has it in another shape.
 
     Example:
         >>> from torch import nn
@@ -84,10 +84,10 @@ def weight_change(
 def magnitude(attributor: FilterAttributor, target: StateLike, *, square: bool = False) -> FilterScores:
     r"""Score a unit by the size of its weights: :math:`\sum_k |\theta_k|` or :math:`\sum_k \theta_k^2`.
 
-    Costs no pass.
+    It takes no pass.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         target: The weights.
         square: Squares instead of absolute values.
 
@@ -95,7 +95,7 @@ def magnitude(attributor: FilterAttributor, target: StateLike, *, square: bool =
         The scores.
 
     Raises:
-        StateMismatchError: A scored parameter is missing or misshapen.
+        StateMismatchError: A scored parameter is missing or has another shape.
 
     Example:
         >>> from torch import nn
@@ -124,11 +124,10 @@ def gradient_times_change(
 ) -> FilterScores:
     r"""Score a unit by the gradient at one end times the change: :math:`\sum_k |g_k\,(\theta_k - \bar\theta_k)|`.
 
-    This is the attribution with a single node; what the whole path adds is the difference to it. Costs one
-    forward-backward pass per sample.
+    This is the attribution with a single node, at one end of the path. It costs one forward-backward pass per sample.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         base: Weights that lack the function.
         target: Weights that have it.
         loss: As in `FilterAttributor.attribute`.
@@ -140,7 +139,7 @@ def gradient_times_change(
         The scores, a mean over the samples.
 
     Raises:
-        SettingError: The end is neither.
+        SettingError: ``at`` is neither ``"target"`` nor ``"base"``.
 
     Example:
         >>> from torch import nn
@@ -158,7 +157,7 @@ def gradient_times_change(
 
 
 def _check_shapes(parameters: Mapping[str, ScoredParameter], *ends: Mapping[str, Tensor]) -> None:
-    """Make sure that all weights fit the scored parameters."""
+    """Check that all weights fit the scored parameters."""
     misfits = [
         name
         for name, scored in parameters.items()

@@ -1,4 +1,4 @@
-"""Results that a report can be made from alone: immutable, written as JSON and read back, shown as a table."""
+"""Records: immutable results that are saved as JSON, read back, and shown as a table."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf}
 
 @dataclass(frozen=True)
 class Record(Immutable, ABC):
-    """Base of all results of `filterattr.analysis`: frozen dataclasses of numbers, texts, tuples and fixed mappings.
+    """Base class of all results of `filterattr.analysis`: frozen dataclasses of numbers, texts, tuples and mappings.
 
-    `to_json` writes strict JSON, which browsers read, too: a number that is not one is ``null``, infinities are the
-    texts ``"inf"`` and ``"-inf"``. `from_json` gives an equal result back. Files have a digest beside the fields: a
-    number that was damaged is refused.
+    `to_json` writes strict JSON, which browsers can read: NaN is ``null``, and infinities are the texts ``"inf"`` and
+    ``"-inf"``. `from_json` returns an equal result. Files also hold a digest of the fields, so a damaged number is an
+    error.
     """
 
     @abstractmethod
     def rows(self) -> list[Row]:
-        """Spell the result out: one dictionary of plain numbers and texts a row, all with the same keys."""
+        """Return the result as rows: one dictionary of numbers and texts per row, all with the same keys."""
 
     def to_frame(self) -> pd.DataFrame:
-        """Table of `rows`; needs pandas.
+        """Return `rows` as a table; needs pandas.
 
         Returns:
             One column per key of `rows`.
@@ -69,8 +69,8 @@ class Record(Immutable, ABC):
             An equal result.
 
         Raises:
-            StorageError: It is no JSON, of another kind, does not match the digest that `save` writes (files of before
-                version 0.2 have none), or a field is missing, unknown or of another type.
+            StorageError: The text is no JSON, holds another kind of result, or does not match its digest (files from
+                before version 0.2 have none); or a field is missing, unknown or of another type.
         """
         try:
             content = json.loads(text)
@@ -91,10 +91,10 @@ class Record(Immutable, ABC):
         """Write the result as a JSON file with a digest, in one atomic step.
 
         Args:
-            path: Where to write.
+            path: The file to write.
 
         Raises:
-            StorageError: The disk refuses.
+            StorageError: The file cannot be written.
         """
         content = json.loads(self.to_json())
         kind = content.pop(_KIND)
@@ -112,7 +112,7 @@ class Record(Immutable, ABC):
             An equal result.
 
         Raises:
-            StorageError: The file is missing or damaged, or holds something else.
+            StorageError: The file is missing or damaged, or holds another kind of result.
         """
         with reading(path) as (stream, _):
             content = stream.read()
@@ -132,8 +132,8 @@ class Estimate:
 
     Attributes:
         value: The number.
-        low: Lower end of the interval; not a number where nothing is known about the spread (a single sample).
-        high: Upper end.
+        low: Lower end of the interval; NaN if the spread is not known (a single sample).
+        high: Upper end of the interval.
 
     Example:
         >>> Estimate(0.5, 0.4, 0.7).is_positive, Estimate(0.5, -0.1, 0.7).is_positive
@@ -148,12 +148,12 @@ class Estimate:
 
     @property
     def is_positive(self) -> bool:
-        """Whether the whole interval lies above 0."""
+        """Whether the interval lies above 0."""
         return self.low > 0
 
     @property
     def is_negative(self) -> bool:
-        """Whether the whole interval lies below 0."""
+        """Whether the interval lies below 0."""
         return self.high < 0
 
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ class Estimate:
 
 
 def _digest(kind: str, content: Mapping[str, Any]) -> str:
-    """SHA-256 of what a file says, however it is spaced."""
+    """SHA-256 of the fields of a file; white space does not matter."""
     return hashlib.sha256(json.dumps([kind, content], sort_keys=True).encode()).hexdigest()
 
 
@@ -170,7 +170,7 @@ def _encoded_fields(value: Any) -> dict[str, Any]:
 
 
 def _encoded(value: Any) -> Any:
-    """Turn a field into what strict JSON can hold."""
+    """Convert a field to types that strict JSON can hold."""
     if dataclasses.is_dataclass(value):
         return _encoded_fields(value)
     if isinstance(value, Mapping):
@@ -183,7 +183,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _decoded(value: Any, kind: Any, place: str) -> Any:
-    """Undo `_encoded` for a field of some type, or say what does not fit."""
+    """Undo `_encoded` for a field of some type, or report what does not fit."""
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _decoded_dataclass(value, kind, place)

@@ -1,7 +1,7 @@
-r"""How sure a number is: bootstrap over samples, paired over everything that the same samples went through.
+r"""Bootstrap intervals over samples, paired for all numbers that are computed on the same samples.
 
-A draw takes n of n samples with repetition. It is kept as how often each sample was drawn, so that every mean of a draw
-is a matrix product, and two numbers that share a draw can be compared.
+A draw takes n of n samples with replacement. It is stored as the number of times that each sample was drawn. So the
+mean of a draw is a matrix product, and two numbers of the same draw can be compared.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 class Bootstrap:
-    """Draws of samples, shared by everything that is compared.
+    """Bootstrap draws of the samples, shared by all numbers that are compared.
 
     Args:
-        sizes: Name of a function to its number of samples. Functions with the same number share their draws if
-            ``paired``: sample i of all of them should then come from one source (one photograph, one sentence).
+        sizes: Name of a function to its number of samples. With ``paired``, functions with the same number share their
+            draws; sample i of all of them should then come from one source (one photograph, one sentence).
         draws: Number of draws.
         confidence: Share of the draws inside an interval.
         seed: Seed of the draws.
         paired: See ``sizes``.
 
     Raises:
-        SettingError: A number makes no sense.
+        SettingError: A number is out of range.
 
     Example:
         >>> bootstrap = Bootstrap({"task": 4}, draws=500)
@@ -65,14 +65,14 @@ class Bootstrap:
             self._shares[name] = shared[size]
 
     def means(self, name: str, values: Sequence[float] | Array) -> Array:
-        """Mean of some values in every draw.
+        """Compute the mean of some values in every draw.
 
         Args:
-            name: Whose samples they belong to.
+            name: The function of the samples.
             values: One number per sample.
 
         Returns:
-            One mean per draw, shape ``(draws,)``; not a number if there is one sample only, which has no spread.
+            One mean per draw, shape ``(draws,)``; NaN for a single sample, which has no spread.
         """
         shares = self._shares[name]
         if shares.shape[1] < 2:
@@ -81,14 +81,14 @@ class Bootstrap:
         return result
 
     def estimate(self, value: float, drawn: Array) -> Estimate:
-        """Put an interval around a number.
+        """Compute the interval of a number.
 
         Args:
             value: The number, from all samples.
             drawn: The same number in every draw.
 
         Returns:
-            The estimate with its percentile interval, as of `interval`.
+            The number with its percentile interval, as `interval` computes it.
         """
         return interval(value, drawn, self.confidence)
 
@@ -97,12 +97,12 @@ def interval(value: float, drawn: Array, confidence: float) -> Estimate:
     """Percentile interval of draws.
 
     Args:
-        value: The number in question.
+        value: The number.
         drawn: Its draws, shape ``(draws,)``.
-        confidence: Share of the draws inside.
+        confidence: Share of the draws inside the interval.
 
     Returns:
-        The number with its interval; without ends if a draw is not a number.
+        The number with its interval; the ends are NaN if a draw is NaN.
 
     Example:
         >>> import numpy as np
@@ -116,10 +116,10 @@ def interval(value: float, drawn: Array, confidence: float) -> Estimate:
 
 
 def p_value(observed: float, null: Sequence[float]) -> float:
-    """Chance that a random draw does at least as well as what was observed.
+    """Chance that the statistic of a random draw is at least as large as the observed one.
 
     Args:
-        observed: The statistic of the selection, larger is more extreme.
+        observed: The statistic of the selection; larger is more extreme.
         null: The same statistic of random draws.
 
     Returns:

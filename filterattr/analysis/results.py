@@ -1,15 +1,15 @@
-r"""What the evaluation finds: curves, nulls, matrices and tables, without any weights in them.
+r"""Results of the evaluation: curves, nulls, matrices and tables. They hold no weights.
 
-A *share* is how much of a function an intervention changes, in parts of what base and target differ by. Masking puts
-units of target back to base, and the share is what it removes; a graft puts units of target into base, and the share
-is what it brings:
+A *share* is the change of a loss by an intervention, divided by the difference of the losses of base and target.
+Masking sets units of target back to base, and the share is removed. Grafting sets units of base to target, and the
+share is recovered:
 
 .. math:: \mathrm{removed} = \frac{L(\mathrm{masked}) - L(\mathrm{target})}{L(\mathrm{base}) - L(\mathrm{target})},
-   \qquad \mathrm{brought} = \frac{L(\mathrm{base}) - L(\mathrm{graft})}{L(\mathrm{base}) - L(\mathrm{target})}
+   \qquad \mathrm{recovered} = \frac{L(\mathrm{base}) - L(\mathrm{graft})}{L(\mathrm{base}) - L(\mathrm{target})}
 
-0: nothing happened; 1: the function is gone, or there; above 1 the masked network is damaged. Where target is not
-better than base, such as a restorer on clean inputs, a share says nothing: look at the losses. A share is not a number
-where both have the same loss.
+0: nothing changed. 1: the function is gone, or back. Above 1: the masked network is damaged. If target is not better
+than base, as a restoration network on clean inputs, a share has no meaning; look at the losses. A share is NaN if both
+have the same loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Estimates: TypeAlias = Mapping[str, tuple[Estimate, ...]]
 
 
 def bounded(share: float) -> float:
-    """Cut a share to [0, 1], so that destroying a network is worth no more than removing the function.
+    """Clip a share to [0, 1], so that a destroyed network counts no more than a removed function.
 
     Args:
         share: The share.
@@ -54,12 +54,12 @@ def area_under(fractions: Sequence[float], shares: Sequence[float], scale: Liter
 
     Args:
         fractions: Sizes of the sets, ascending.
-        shares: What they do; cut to [0, 1].
-        scale: ``"linear"`` gives every further per cent the same weight, ``"log"`` every doubling, so that the small
-            sets count; it leaves out the fraction 0.
+        shares: Shares of the sets; they are clipped to [0, 1].
+        scale: ``"linear"`` weights all fractions equally. ``"log"`` weights all doublings equally, so that small sets
+            count; it leaves out the fraction 0.
 
     Returns:
-        The trapezoid area over the range of the fractions; not a number with fewer than two of them.
+        The trapezoid area over the range of the fractions; NaN for fewer than two fractions.
 
     Example:
         >>> area_under([0.0, 0.5, 1.0], [0.0, 1.0, 1.0], "linear")
@@ -74,12 +74,12 @@ def area_under(fractions: Sequence[float], shares: Sequence[float], scale: Liter
 
 @dataclass(frozen=True)
 class Curve(Record):
-    """What masking or grafting more and more units does.
+    """The effect of masking or grafting the first units of a ranking, for several sizes of the set.
 
     Attributes:
-        ranking: What chose the units, such as ``"deblurring"`` or ``"magnitude"``.
+        ranking: Name of the ranking, such as ``"deblurring"`` or ``"magnitude"``.
         intervention: ``"mask"`` or ``"graft"``.
-        order: ``"most"`` important units first, or the ``"least"``.
+        order: ``"most"`` or ``"least"`` important units first.
         fractions: Shares of all units, ascending.
         counts: Numbers of units.
         losses: Function to the mean loss at every fraction, with its interval over the samples.
@@ -113,7 +113,7 @@ class Curve(Record):
         return area_under(self.fractions, [estimate.value for estimate in self.shares[function]], scale)
 
     def rows(self) -> list[Row]:
-        """One row a function and fraction."""
+        """One row per function and fraction."""
         return [
             {
                 "ranking": self.ranking,
@@ -132,13 +132,13 @@ class Curve(Record):
 
 
 class Band(NamedTuple):
-    """Where the draws of a null lie at one fraction.
+    """Summary of the draws of a null at one fraction.
 
     Attributes:
-        mean: Their mean, a share of the function removed.
-        sd: Their standard deviation.
-        low: Lower end of the band that holds most of them; `NullCurve.bands` is told how many.
-        high: Its upper end.
+        mean: Mean of the removed (or recovered) shares.
+        sd: Standard deviation of the shares.
+        low: Lower end of the band. `NullCurve.bands` takes the share of the draws inside.
+        high: Upper end of the band.
     """
 
     mean: float
@@ -149,15 +149,15 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True)
 class NullCurve(Record):
-    """What masking or grafting random units does.
+    """The effect of masking or grafting random units.
 
     Attributes:
-        null: ``"random"`` units, or ``"layer-matched"``: as many in every parameter as the ranking takes there.
-        ranking: Which ranking it is matched to.
+        null: ``"random"`` units, or ``"layer-matched"``: the same number in every parameter as in the ranking.
+        ranking: Name of the ranking whose sizes are matched.
         intervention: ``"mask"`` or ``"graft"``.
         fractions: Shares of all units, ascending.
         counts: Numbers of units.
-        shares: Function to fraction to one share a draw.
+        shares: Function to fraction to one share per draw.
     """
 
     null: Null
@@ -180,7 +180,7 @@ class NullCurve(Record):
             confidence: Share of the draws inside the band.
 
         Returns:
-            One band a fraction.
+            One band per fraction.
         """
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         bands = []
@@ -190,7 +190,7 @@ class NullCurve(Record):
         return tuple(bands)
 
     def p_values(self, curve: Curve, function: str) -> tuple[float, ...]:
-        """Chance that random units do at least as much as those of a curve.
+        """Chance that random units have at least the effect of the units of a curve.
 
         Args:
             curve: The curve, most important units first.
@@ -200,7 +200,7 @@ class NullCurve(Record):
             One p-value per fraction of this null, by `p_value`.
 
         Raises:
-            SettingError: The curve lacks a fraction of the null, or is of the other intervention.
+            SettingError: The curve lacks a fraction of the null, or has another intervention.
         """
         lacking = [fraction for fraction in self.fractions if fraction not in curve.fractions]
         if lacking or curve.intervention != self.intervention:
@@ -213,7 +213,7 @@ class NullCurve(Record):
         return tuple(p_value(observed[fraction].value, values) for fraction, values in drawn)
 
     def rows(self) -> list[Row]:
-        """One row a function and fraction, with mean, standard deviation and the band of 95%."""
+        """One row per function and fraction, with mean, standard deviation and the band of 95%."""
         return [
             {
                 "null": self.null,
@@ -232,17 +232,17 @@ class NullCurve(Record):
 
 @dataclass(frozen=True)
 class SpecificityMatrix(Record):
-    """What masking the set of every function removes from every function.
+    """The shares that masking the set of every function removes from every function.
 
     Attributes:
-        counts: Set to its number of units; the sets are named after the functions they were found for.
-        shares: Set to function to what masking the set removes of the function.
-        row_margins: Set d to other function e: removed of d minus removed of e, by the set of d. Positive: the set
-            does more to its own function.
-        column_margins: Function d to other set e: removed of d by its own set minus that by the set of e. Positive: no
-            other set does as much to the function.
+        counts: Set to its number of units. The sets have the names of the functions they were found for.
+        shares: Set to function to the share of the function that masking the set removes.
+        row_margins: Set d to other function e: removed of d minus removed of e, by the set of d. It is positive if the
+            set removes more of its function than of e.
+        column_margins: Function d to other set e: removed of d by the set of d, minus removed of d by the set of e. It
+            is positive if the set of d removes more of d.
         n_samples: Function to number of samples.
-        confidence: Of the intervals.
+        confidence: Confidence level of the intervals.
     """
 
     counts: Mapping[str, int]
@@ -254,12 +254,12 @@ class SpecificityMatrix(Record):
 
     @property
     def is_row_dominant(self) -> bool:
-        """Whether every set removes more of its own function than of any other, with intervals that exclude 0."""
+        """Whether every set removes more of its function than of any other, with intervals that exclude 0."""
         return all(margin.is_positive for row in self.row_margins.values() for margin in row.values())
 
     @property
     def is_column_dominant(self) -> bool:
-        """Whether every function loses more by its own set than by any other, with intervals that exclude 0."""
+        """Whether its own set removes more of every function than any other set, with intervals that exclude 0."""
         return all(margin.is_positive for column in self.column_margins.values() for margin in column.values())
 
     @property
@@ -268,7 +268,7 @@ class SpecificityMatrix(Record):
         return self.is_row_dominant and self.is_column_dominant
 
     def rows(self) -> list[Row]:
-        """One row a set and function; the margins of the diagonal are left out."""
+        """One row per set and function; the margins of the diagonal are left out."""
         nothing = Estimate(math.nan)
         return [
             {
@@ -286,17 +286,17 @@ class SpecificityMatrix(Record):
 
 @dataclass(frozen=True)
 class RankingRow(Immutable):
-    """What the top units of one ranking remove.
+    """The shares that the top units of one ranking remove.
 
     Attributes:
-        ranking: Its name.
-        function: The function it was made for.
+        ranking: Name of the ranking.
+        function: The function of the ranking.
         fraction: Share of all units.
         count: Number of units.
-        n_passes: Forward-backward passes that the ranking took.
-        shares: Function to what masking removes of it.
-        advantage: Removed of its own function minus what the reference ranking removes, on the same samples.
-        specificity: Removed of its own function minus the largest share removed of another.
+        n_passes: Number of forward-backward passes of the ranking.
+        shares: Function to the removed share.
+        advantage: Removed share of its function minus that of the reference ranking, on the same samples.
+        specificity: Removed share of its function minus the largest removed share of another function.
     """
 
     ranking: str
@@ -315,14 +315,14 @@ class RankingTable(Record):
 
     Attributes:
         reference: The ranking that the others are compared with.
-        entries: One per ranking, function and fraction.
+        entries: One row per ranking, function and fraction.
     """
 
     reference: str
     entries: tuple[RankingRow, ...]
 
     def not_beaten(self) -> tuple[RankingRow, ...]:
-        """Where the reference does not win: the other ranking is as good, better, or the interval holds 0."""
+        """Rows that the reference does not beat: the other ranking is as good or better, or the interval includes 0."""
         return tuple(row for row in self.entries if row.ranking != self.reference and not row.advantage.is_negative)
 
     def rows(self) -> list[Row]:
@@ -350,16 +350,16 @@ class RankingTable(Record):
 
 @dataclass(frozen=True)
 class Modulation(Record):
-    """What dialling the units of one function between base (0), target (1) and beyond does.
+    """The effect of modulating the units of one function from base (0) to target (1) and beyond.
 
     Attributes:
-        function: The function whose units are dialled.
+        function: The function of the units.
         count: Number of units.
-        strengths: Ascending.
+        strengths: The strengths, ascending.
         losses: Function to loss at every strength.
-        shares: Function to what is removed at every strength: 0 at strength 1.
-        steps: Function to the change of its share from each strength to the next, on the same samples; negative: the
-            function gets better.
+        shares: Function to the removed share at every strength; it is 0 at strength 1.
+        steps: Function to the change of its share from each strength to the next, on the same samples. A negative
+            change is an improvement.
         loss_base: Function to the mean loss of base.
         loss_target: Function to the mean loss of target.
     """
@@ -374,11 +374,11 @@ class Modulation(Record):
     loss_target: Mapping[str, float]
 
     def is_monotone(self, function: str | None = None, tolerance: float = 0.0) -> bool:
-        """Whether a function gets better, and never worse, at every step from strength 0 to 1.
+        """Whether a function never gets worse from strength 0 to 1.
 
         Args:
-            function: Which one; the own function by default.
-            tolerance: By how much its loss may rise at a step, in parts of what base and target differ by.
+            function: The function; by default the function of the units.
+            tolerance: Largest rise of the loss at a step, as a share of the difference of base and target.
 
         Returns:
             Whether no step between 0 and 1 rises by more than the tolerance.
@@ -389,20 +389,20 @@ class Modulation(Record):
         return all(sign * step.value <= tolerance for (low, high), step in steps if low >= 0 and high <= 1)
 
     def flatness(self, function: str) -> float:
-        """How far a function moves from its state in target while the strength goes from 0 to 1.
+        """Largest change of a function between strengths 0 and 1, relative to target.
 
         Args:
-            function: Which one.
+            function: The function.
 
         Returns:
-            The largest absolute share, with its interval: a bound, 0 if nothing moves.
+            The largest absolute share, with its interval; 0 if the function does not change.
         """
         inside = [share for s, share in zip(self.strengths, self.shares[function], strict=True) if 0 <= s <= 1]
         ends = [number for share in inside for number in (share.value, share.low, share.high)]
         return max((abs(number) for number in ends if not math.isnan(number)), default=math.nan)
 
     def rows(self) -> list[Row]:
-        """One row a function and strength."""
+        """One row per function and strength."""
         return [
             {
                 "dialled": self.function,
@@ -418,7 +418,7 @@ class Modulation(Record):
 
 
 def spread(name: str, estimate: Estimate) -> Row:
-    """Columns of a table for an estimate: its value and both ends.
+    """Columns of a table for an estimate: its value and both ends of its interval.
 
     Args:
         name: Name of the column; ``_low`` and ``_high`` are added for the ends.

@@ -1,4 +1,4 @@
-"""How much a set of units depends on the samples that it was found with, and which units differ between functions."""
+"""Dependence of a set of units on the samples of its search, and units whose scores differ between functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Rank: TypeAlias = Callable[[Mapping[str, FilterScores]], FilterScores]
 
 
 class SampleScores:
-    """The scores of every sample by itself, in single precision.
+    """The scores of every single sample, in single precision.
 
     Args:
         values: Shape ``(samples, units)``, units in the order of `FilterScores.flat`.
@@ -55,7 +55,7 @@ class SampleScores:
     def __init__(self, values: Tensor, like: FilterScores | FilterSelection) -> None:
         if values.ndim != 2 or values.shape[1] != like.n_units or not len(values):
             raise SettingError(
-                f"per-sample scores must have one row a sample and {like.n_units} units; got shape "
+                f"per-sample scores must have one row per sample and {like.n_units} units; got shape "
                 f"{tuple(values.shape)}."
             )
         self._values = values.detach().to(torch.float32, copy=True)
@@ -73,25 +73,25 @@ class SampleScores:
         return self._values.clone()
 
     def scores(self, samples: Sequence[int] | None = None) -> FilterScores:
-        """Mean scores over some samples.
+        """Compute the mean scores of some samples.
 
         Args:
-            samples: Numbers of the samples, with repetitions if wanted; all of them by default.
+            samples: Indices of the samples, with or without repetitions; all samples by default.
 
         Returns:
-            The mean, as `FilterAttribution.scores` gives it.
+            The mean, as `FilterAttribution.scores` returns it.
         """
         chosen = self._values if samples is None else self._values[torch.as_tensor(samples, device="cpu")]
         return FilterScores(self.like._split(chosen.mean(0, dtype=torch.float64)), self.like.parameters)
 
     def weighted(self, weights: Tensor) -> Iterator[FilterScores]:
-        """Weighted sums of the scores of all samples, several at a time, in single precision.
+        """Compute weighted sums of the scores of all samples, in single precision.
 
         Args:
-            weights: Shape ``(n, samples)``; rows that sum to 1 give means.
+            weights: Shape ``(n, samples)``; a row that sums to 1 gives a mean.
 
         Yields:
-            The scores of every row.
+            The scores of each row.
 
         Example:
             >>> from filterattr import ScoredParameter, Unit
@@ -106,19 +106,19 @@ class SampleScores:
                 yield FilterScores(self.like._split(row.double()), self.like.parameters)
 
     def save(self, path: str | Path) -> None:
-        """Write them to a file (safetensors with a digest).
+        """Write the scores to a file (safetensors with a digest).
 
         Args:
-            path: Where to write.
+            path: The file to write.
 
         Raises:
-            StorageError: The disk refuses, or the memory does not suffice.
+            StorageError: The file cannot be written, or the memory does not suffice.
         """
         write_tensors(path, _KIND, {"values": self._values}, {"parameters": described(self.like.parameters)})
 
     @classmethod
     def load(cls, path: str | Path) -> SampleScores:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Args:
             path: The file.
@@ -151,22 +151,22 @@ def per_sample_scores(
     progress: Progress = None,
     **options: Any,
 ) -> SampleScores:
-    """Attribute every sample by itself and keep all scores: what resampling needs.
+    """Attribute every sample separately and keep all scores, for resampling.
 
     Args:
-        attributor: Says which units there are.
+        attributor: Defines the units.
         base: Weights that lack the function.
         target: Weights that have it.
         loss: ``loss(model, sample)``.
         data: Samples.
         reduction: As in `FilterAttribution.scores`.
-        folder: Keeps the checkpoint of every sample, so that an interrupted call resumes and refuses what belongs to
-            another job; six numbers in double precision a unit and sample.
+        folder: Folder for the checkpoint of every sample, so that an interrupted call resumes. Checkpoints of another
+            job are refused. It needs six numbers in double precision per unit and sample.
         progress: As in `FilterAttributor.attribute`, counted in samples.
         **options: Further arguments of `FilterAttributor.attribute`.
 
     Returns:
-        One row a sample; their mean is what one call for all samples gives, in single precision.
+        One row per sample. The mean of the rows equals the scores of one call with all samples, in single precision.
 
     Raises:
         SettingError: There are no samples.
@@ -197,18 +197,18 @@ def per_sample_scores(
 
 @dataclass(frozen=True)
 class Stability(Record):
-    """How much a set of units depends on the samples that it was found with.
+    """Dependence of a set of units on the samples of its search.
 
     Attributes:
         n_units: Number of all units.
         n_samples: Number of samples.
-        count: Units in the set.
+        count: Number of units in the set.
         draws: Number of draws.
-        units: Flat places of the units that were in the set of any draw, most frequent first.
-        probabilities: In what share of the draws each of them was.
-        sizes: Numbers of samples, at most half of all.
+        units: Flat indices of the units that were in the set of any draw, most frequent first.
+        probabilities: Share of the draws whose set holds each of these units.
+        sizes: Numbers of samples, at most half of all samples.
         reproduced: For each size, the Jaccard index of the sets of two disjoint groups of that many samples.
-        overlap: The same as a share of the set.
+        overlap: The same agreement as a share of the set.
     """
 
     n_units: int
@@ -222,14 +222,14 @@ class Stability(Record):
     overlap: tuple[Estimate, ...]
 
     def enough(self, jaccard: float = 0.8) -> int | None:
-        """How many samples are enough to find nearly the same set with as many others.
+        """Number of samples that are enough to find nearly the same set again with other samples.
 
         Args:
-            jaccard: Mean Jaccard index that counts as nearly the same set, in [0, 1].
+            jaccard: Mean Jaccard index of nearly equal sets, in [0, 1].
 
         Returns:
-            The smallest number of samples from which on every mean Jaccard index is at least that, or ``None`` if half
-            of the samples is not enough.
+            The smallest number of samples from which on every mean Jaccard index is at least ``jaccard``; ``None`` if
+            half of the samples are not enough.
         """
         for place, size in enumerate(self.sizes):
             if all(estimate.value >= jaccard for estimate in self.reproduced[place:]):
@@ -266,8 +266,8 @@ class Differences(Record):
     """Units whose scores differ between two functions, with a bound on the share of false ones among them.
 
     Attributes:
-        of: The one function; positive differences are larger scores for it.
-        against: The other one.
+        of: The first function; a positive difference is a larger score for it.
+        against: The second function.
         n_units: Number of tests.
         n_samples: Number of paired samples.
         rate: Bound on the expected share of false discoveries.
@@ -275,7 +275,7 @@ class Differences(Record):
         units: Flat places of the discoveries, smallest p-value first.
         means: Their mean differences.
         p_values: Their p-values.
-        q_values: The smallest rate at which each would still be discovered.
+        q_values: For each discovery, the smallest rate at which it would still be a discovery.
     """
 
     of: str
@@ -296,7 +296,8 @@ class Differences(Record):
 
         Args:
             like: Scores or a selection with the same units.
-            sign: ``"positive"`` are the units that matter more for `of`, ``"negative"`` those that do for `against`.
+            sign: ``"positive"`` for units with larger scores for `of`, ``"negative"`` for those with larger scores for
+                `against`.
 
         Returns:
             The selection.
@@ -312,7 +313,7 @@ class Differences(Record):
         return FilterSelection(like._split(flat), like.parameters)
 
     def rows(self) -> list[Row]:
-        """One row a discovery."""
+        """One row per discovery."""
         return [
             {"unit": unit, "difference": mean, "p_value": p, "q_value": q}
             for unit, mean, p, q in zip(self.units, self.means, self.p_values, self.q_values, strict=True)
@@ -330,15 +331,15 @@ def stability(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Stability:
-    """Ask how much a set depends on its samples.
+    """Measure how much a set depends on its samples.
 
-    The inclusion probability of a unit is from a bootstrap: n of n samples with repetition, the same ones for every
-    function. How many samples are enough is asked with two groups that share no sample, as a group agrees with
-    the whole that it is part of for no good reason.
+    The inclusion probability of a unit comes from a bootstrap: n of n samples with replacement, the same samples for
+    every function. The required number of samples comes from pairs of groups without a common sample. (A group agrees
+    with all samples for a trivial reason: it is part of them.)
 
     Args:
         samples: Function to scores per sample; sample i of all functions belongs together.
-        rank: From the mean scores of every function to the ranking, such as
+        rank: A function of the mean scores of every function that returns the ranking, such as
             ``lambda scores: contrast(scores, "blur")``.
         amount: Size of the set, as in `FilterScores.top`.
         draws: Bootstrap draws.
@@ -351,8 +352,8 @@ def stability(
         Inclusion probabilities, and the agreement of disjoint groups.
 
     Raises:
-        SettingError: The functions have different numbers of samples, there are fewer than two, or a size or number
-            of draws cannot be used.
+        SettingError: The functions have different numbers of samples or fewer than two, or a size or number of draws
+            is out of range.
     """
     n = _paired_length(samples)
     wanted = [2**k for k in range(n.bit_length()) if 2 * 2**k <= n] if sizes is None else list(sizes)
@@ -403,23 +404,22 @@ def differences(
     procedure: Literal["bh", "by"] = "bh",
     scale: Literal["loss", "share"] = "loss",
 ) -> Differences:
-    """Find the units whose scores differ between two functions, with few false ones among them; needs scipy.
+    """Find units whose scores differ between two functions, with a bound on false discoveries; needs scipy.
 
-    A two-sided t-test of the paired differences for every unit, then a bound on the expected share of false
-    discoveries. **Assumptions:** the samples are independent draws of the inputs in question (crops of one photograph
-    are not). There are enough of them for the mean difference to be nearly normal: 20 or more, as scores are skewed.
-    For ``"bh"`` the tests are independent or positively dependent; ``"by"`` holds under any dependence and finds less.
-    A discovery says that the scores differ *between these end points*, and not by how much: sort by the difference for
-    that.
+    Every unit gets a two-sided t-test of its paired differences. A procedure then bounds the expected share of false
+    discoveries. **Assumptions:** the samples are independent draws of the inputs (crops of one photograph are not).
+    They are 20 or more, so that the mean difference is nearly normal although scores are skewed. For ``"bh"`` the tests
+    are independent or positively dependent; ``"by"`` is valid for any dependence and finds fewer units. A discovery
+    says that the scores differ *between this base and this target*, and not by how much: sort by the difference.
 
     Args:
-        samples: Function to scores per sample; sample i of both belongs together.
-        of: The one function.
-        against: The other one.
+        samples: Function to scores per sample; sample i of both functions belongs together.
+        of: The first function.
+        against: The second function.
         rate: Bound on the expected share of false discoveries.
-        procedure: See above.
-        scale: ``"loss"`` compares the scores as they are: a function with larger scores in total differs nearly
-            everywhere. ``"share"`` compares every sample's scores as parts of their sum.
+        procedure: ``"bh"`` (Benjamini and Hochberg) or ``"by"`` (Benjamini and Yekutieli).
+        scale: ``"loss"`` compares the scores themselves. A function with larger scores in total then differs in nearly
+            all units. ``"share"`` divides the scores of every sample by their sum first.
 
     Returns:
         The discoveries.

@@ -66,8 +66,8 @@ def run(names: Sequence[str], seeds: Iterable[int], *, progress: Progress = None
         progress: As in `filterattr.FilterAttributor.attribute`, counted in pairs.
 
     Returns:
-        One row a family, seed, function and ranking; a `FilterAttrWarning` names pairs that were left out, as target is
-        no better than base at a function after the drift.
+        One row per family, seed, function and ranking. A `FilterAttrWarning` names the pairs that are left out because
+        target is no better than base at a function after the drift.
 
     Raises:
         SettingError: A family is unknown.

@@ -1,6 +1,6 @@
 """The command line: ``python -m filterattr COMMAND --help`` explains each command.
 
-What other programs of the same manner need is exported. Nothing here loads PyTorch before a command runs.
+This package exports what other programs with the same rules need. It loads PyTorch only when a command runs.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after ``python -m filterattr``; ``None`` takes them from the command line.
 
     Returns:
-        The exit status: 0 when all went well, 2 when something the user gave cannot be used or the machine cannot do
-        it (one sentence on the error stream says what), 130 when interrupted.
+        The exit status: 0 after success; 2 if an argument cannot be used or the machine refuses, with one sentence on
+        the error stream that says why; 130 after an interrupt.
 
     Example:
         >>> main(["diff", "nowhere.safetensors", "nowhere.safetensors"])

@@ -13,32 +13,32 @@ _BLOCKS = "▏▎▍▌▋▊▉█"
 
 
 def answer(options: argparse.Namespace, text: str, content: Mapping[str, Any]) -> None:
-    """Print what a command found out.
+    """Print the result of a command.
 
     Args:
-        options: The words of the command.
-        text: For people.
-        content: The same for programs.
+        options: The options of the command.
+        text: The result for people.
+        content: The same result for programs.
     """
     printed = json.dumps(_strict(content), allow_nan=False) if options.json else text
     sys.stdout.write(f"{printed}\n")
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Set rows of text in columns; the first one is set to the left, all others to the right.
+    """Set rows of text in columns: the first column is aligned to the left, all others to the right.
 
     Args:
-        headings: One text a column.
-        rows: As many texts in each.
+        headings: One text per column.
+        rows: One text per column, for each row.
 
     Returns:
         Lines of text.
 
     Example:
-        >>> print(columns(["layer", "share"], [["body", "5 %"], ["conv_last", "95 %"]]))
+        >>> print(columns(["layer", "share"], [["body", "5%"], ["conv_last", "95%"]]))
         layer      share
-        body         5 %
-        conv_last   95 %
+        body          5%
+        conv_last    95%
     """
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     lines = [
@@ -52,11 +52,11 @@ def bar(share: float, width: int = 20) -> str:
     """Draw a bar.
 
     Args:
-        share: Its length in parts of the whole width, in [0, 1].
+        share: Length of the bar as a share of the width, in [0, 1].
         width: Number of characters.
 
     Returns:
-        The bar, in characters that the output can show.
+        The bar, in characters that the terminal can show.
 
     Example:
         >>> len(bar(0.5, 10))
@@ -89,7 +89,7 @@ def size(count: float) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """What strict JSON can hold."""
+    """The value in types that strict JSON can hold."""
     if isinstance(value, Mapping):
         return {str(key): _strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

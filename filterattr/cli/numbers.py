@@ -1,4 +1,4 @@
-"""Numbers on the command line: an option says what it takes, and all that cannot be is refused in one message."""
+"""Numbers on the command line: each option states its range, and one message refuses all numbers outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Refused:
-    """Stands for a number that cannot be, until all of them are known.
+    """Stands for a number that was refused, until all of these are known.
 
     Attributes:
         reason: What must hold, and what was given.
@@ -25,14 +25,14 @@ class Refused:
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int | Refused]:
-    """Convert the words of an option that takes whole numbers.
+    """Make a converter for an option that takes whole numbers.
 
     Args:
-        least: The smallest.
-        most: The largest.
+        least: The smallest number.
+        most: The largest number.
 
     Returns:
-        For ``type=`` of an option; `refuse_numbers` looks at what it made.
+        A function for ``type=`` of an option. It returns the number or a `Refused`, which `refuse_numbers` reports.
 
     Example:
         >>> whole_number(1, 10)("7")
@@ -54,15 +54,15 @@ def whole_number(least: int, most: int) -> Callable[[str], int | Refused]:
 
 
 def number(least: float, most: float, *, open_ends: bool = False) -> Callable[[str], float | Refused]:
-    """Convert the words of an option that takes numbers.
+    """Make a converter for an option that takes numbers.
 
     Args:
-        least: The smallest.
-        most: The largest.
-        open_ends: Whether both of them are refused, too.
+        least: The smallest number.
+        most: The largest number.
+        open_ends: Whether these two numbers are refused as well.
 
     Returns:
-        For ``type=`` of an option; `refuse_numbers` looks at what it made.
+        A function for ``type=`` of an option. It returns the number or a `Refused`, which `refuse_numbers` reports.
 
     Example:
         >>> number(0, 1, open_ends=True)("1").reason
@@ -82,13 +82,13 @@ def number(least: float, most: float, *, open_ends: bool = False) -> Callable[[s
 
 
 def refuse_numbers(options: argparse.Namespace) -> None:
-    """Refuse every number that cannot be, all of them in one message.
+    """Report all refused numbers in one message.
 
     Args:
-        options: The words of the command.
+        options: The options of the command.
 
     Raises:
-        SettingError: There is one.
+        SettingError: A number was refused.
     """
     findings = [
         f"--{name.replace('_', '-')} {value.reason}"

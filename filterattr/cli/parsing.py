@@ -1,4 +1,4 @@
-"""The parser of the program, without torch: ``--help`` and wrong words are answered at once."""
+"""The parser of the program. It does not import torch, so ``--help`` and wrong arguments are answered at once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     import torch
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-_NO_DEFAULT: tuple[Any, ...] = (None, False, [], argparse.SUPPRESS)
+# as they are written, so that the number 0 is a default
+_NO_DEFAULT = frozenset(map(repr, (None, False, "", [], argparse.SUPPRESS)))
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Names defaults where there are any, and keeps the lines of the examples at the end."""
+    """Adds the defaults to the help texts, and keeps the lines of the examples at the end."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         default: Any = action.default
-        if default in _NO_DEFAULT or not action.option_strings or "(default" in text:
+        if repr(default) in _NO_DEFAULT or not action.option_strings or "(default" in text:
             return text
         if isinstance(default, list | tuple):
             return f"{text} (default: {' '.join(map(str, default))})"
@@ -36,7 +37,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses words in one sentence, as everything else is refused."""
+    """Reports wrong arguments in one sentence, as all other errors."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": True, **settings})
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         """Raise what argparse would print below the usage.
 
         Args:
-            message: What it found.
+            message: The message of argparse.
 
         Raises:
             SettingError: Always.
@@ -53,10 +54,10 @@ class Parser(argparse.ArgumentParser):
         raise SettingError(f"{message.removeprefix('argument ').rstrip('.')} ({self.prog} --help explains it).")
 
     def refuse_unknown(self, words: list[str]) -> NoReturn:
-        """Refuse words that no option is named, with the options that look like them.
+        """Refuse unknown arguments, and name the options that resemble them.
 
         Args:
-            words: The words.
+            words: The unknown arguments.
 
         Raises:
             SettingError: Always.
@@ -64,22 +65,22 @@ class Parser(argparse.ArgumentParser):
         options = [name for name in self._option_string_actions if name.startswith("--")]
         near = [name for word in words for name in difflib.get_close_matches(word.split("=")[0], options, n=1)]
         hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
-        self.error(f"there is nothing that takes {' '.join(words)}{hint}")
+        self.error(f"unknown argument{'s' if len(words) > 1 else ''}: {' '.join(words)}{hint}")
 
 
 def parsed(parser: Parser, commands: Mapping[str, Parser], arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Understand the words of a command line, or refuse them.
+    """Parse the arguments of a command line.
 
     Args:
         parser: The parser of the program.
         commands: Name of each command to its parser.
-        arguments: The words; ``None`` takes them from the command line.
+        arguments: The arguments; ``None`` takes them from the command line.
 
     Returns:
         The options.
 
     Raises:
-        SettingError: A word is unknown, missing or no number that can be.
+        SettingError: An argument is unknown or missing, or a number is out of range.
 
     Example:
         >>> parser = Parser(prog="program")
@@ -91,7 +92,7 @@ def parsed(parser: Parser, commands: Mapping[str, Parser], arguments: Sequence[s
         >>> parsed(parser, commands.choices, ["say", "--wrd", "hello"])
         Traceback (most recent call last):
         ...
-        filterattr.errors.SettingError: there is nothing that takes --wrd hello; did you mean --word? ...
+        filterattr.errors.SettingError: unknown arguments: --wrd hello; did you mean --word? ...
     """
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -101,16 +102,16 @@ def parsed(parser: Parser, commands: Mapping[str, Parser], arguments: Sequence[s
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device that was asked for; a GPU if none was and there is one.
+    """Return the device that ``--device`` names; without it, a GPU if there is one, else the CPU.
 
     Args:
-        options: The words of the command.
+        options: The options of the command.
 
     Returns:
-        A device that can be used.
+        The device.
 
     Raises:
-        SettingError: PyTorch has no such device here, or one without numbers.
+        SettingError: PyTorch has no such device here, or the device does not compute.
     """
     import torch  # noqa: PLC0415 - words are understood before PyTorch is loaded
 

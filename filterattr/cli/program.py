@@ -1,4 +1,4 @@
-"""How a program ends: its exit status, and one sentence on the error stream where something cannot be."""
+"""How a program ends: its exit status, and one sentence on the error stream after a failure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def run_program(name: str, work: Callable[[], None], *, less_memory: str) -> int
     """Run the work of a program.
 
     Args:
-        name: What the program is called in messages.
-        work: What it does.
-        less_memory: What would take less memory, for the message.
+        name: Name of the program in messages.
+        work: The work.
+        less_memory: Advice for the message after a lack of memory.
 
     Returns:
-        The exit status: 0 when all went well, 2 when something the user gave cannot be used or the machine cannot do
-        it (one sentence on the error stream says what), 130 when interrupted.
+        The exit status: 0 after success; 2 if an argument cannot be used or the machine refuses, with one sentence on
+        the error stream that says why; 130 after an interrupt.
 
     Example:
         >>> run_program("program", lambda: print("done"), less_memory="fewer samples")
@@ -60,7 +60,7 @@ def _show(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Say a warning of the library as the program says everything; others show where they come from."""
+    """Print a warning of the library in one line; other warnings show where they come from."""
     is_ours = issubclass(category, FilterAttrWarning)
     text = f"{name}: {message}\n" if is_ours else warnings.formatwarning(message, category, filename, lineno, line)
     (file or sys.stderr).write(text)

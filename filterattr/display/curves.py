@@ -53,7 +53,7 @@ def plot_curves(
         axis.plot(places, [b.mean for b in bands], color="0.3", ls=style, lw=1, label=f"{null.null} ({null.n_draws})")
     for place, (label, curve) in enumerate(curves.items()):
         _line(axis, [100 * fraction for fraction in curve.fractions], curve.shares[function], label, place)
-    word = "removed" if kinds == {"mask"} else "brought"
+    word = "removed" if kinds == {"mask"} else "recovered"
     axis.set(xlabel=f"units {'masked' if word == 'removed' else 'grafted'} (%)", ylabel=f"share of {function} {word}")
     _fit(axis, [*curves.values(), *nulls], [*_ends(curves, function), *(end for b in drawn for end in (b.low, b.high))])
     _finish(axis)

@@ -27,7 +27,7 @@ def lora_arguments(budget: Budget, model: nn.Module | None = None, *, scaling: f
         budget: Of `filterattr.analysis.lora_ranks`.
         model: What the adapters are for. With it the names are also compared with modules that were not scored, and
             layers that are stored the other way round (``Conv1D`` of transformers) are told to PEFT.
-        scaling: Alpha over rank, the same in all layers: with a larger one a step moves the weights further.
+        scaling: Alpha over rank, the same in all layers: a larger scaling moves the weights further in each step.
 
     Returns:
         ``target_modules``, ``r``, ``lora_alpha``, ``rank_pattern`` and ``alpha_pattern``; write

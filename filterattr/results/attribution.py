@@ -186,7 +186,7 @@ class FilterAttribution:
         """Table of `per_layer`; needs pandas.
 
         Returns:
-            One row a parameter, with the columns of `LayerSummary`.
+            One row per parameter, with the columns of `LayerSummary`.
         """
         import pandas as pd  # noqa: PLC0415 - optional
 
@@ -293,7 +293,7 @@ class FilterAttribution:
         """Summarise every scored parameter.
 
         Returns:
-            One row a parameter, in the order of the network. With ``keep="signed"`` the absolute values are those of
+            One row per parameter, in the order of the network. With ``keep="signed"`` the absolute values are those of
             the units' sums.
         """
         kept = self.means["abs_of_sum" if self.is_signed else "sum_of_abs"]

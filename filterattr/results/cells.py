@@ -113,7 +113,7 @@ def bars(headings: Sequence[str], rows: Sequence[tuple[Sequence[str], float]]) -
     """A table whose rows end in a bar.
 
     Args:
-        headings: One text a column.
+        headings: One text per column.
         rows: As many texts, and the length of the bar in parts of the longest, in [0, 1].
     """
     head = "".join(f"<th style='text-align:left;padding:0 0.8em 0 0'>{html.escape(text)}</th>" for text in headings)

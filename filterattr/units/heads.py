@@ -106,7 +106,7 @@ class _Split:
     sizes: Mapping[str, int]
 
     def masks(self, lengths: list[int]) -> list[Tensor]:
-        """Unit of every row of each projection, in a tensor of one row a unit."""
+        """Unit of every row of each projection, in a tensor of one row per unit."""
         return [
             torch.stack(
                 [

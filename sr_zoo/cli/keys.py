@@ -13,7 +13,7 @@ def keys_of(options: argparse.Namespace, files: Sequence[str]) -> list[str | Non
     """The key of every file; one key is for all files that may hold more than one network.
 
     Args:
-        options: The words of the command.
+        options: The options of the command.
         files: What was named as weights.
 
     Returns:

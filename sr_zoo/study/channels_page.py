@@ -38,7 +38,7 @@ def best_rows(table: ContestTable, function: str, methods: Sequence[str] = _JUDG
         methods: Which methods.
 
     Returns:
-        One row a method.
+        One row per method.
     """
     rows = []
     for method in methods:
@@ -71,7 +71,7 @@ def channels_section(results: Mapping[str, Any]) -> Section:
     note = element(
         "p",
         f"All methods rank the same {number(contest.n_units)} output channels (kernels and bias) from the same crops, "
-        "with the strict contrast; the highest are put back to base. Area: mean share from the smallest to the largest "
+        "with the strict contrast; the highest are set back to base. Area: mean share from the smallest to the largest "
         "set, every doubling counting alike. Layer integrated gradients need a path for every layer; their passes are "
         "counted one by one.",
         class_="note",

@@ -60,7 +60,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class MaskedLosses(Record):
-    """Losses of the network with more and more units of a ranking put back to base.
+    """Losses of the network with more and more units of a ranking set back to base.
 
     Attributes:
         counts: Numbers of units.
@@ -71,7 +71,7 @@ class MaskedLosses(Record):
     losses: Mapping[str, tuple[tuple[float, ...], ...]]
 
     def rows(self) -> list[Row]:
-        """One row a function and size, with the mean loss."""
+        """One row per function and size, with the mean loss."""
         return [
             {"function": name, "count": count, "loss": float(np.mean(values))}
             for name, sizes in self.losses.items()
@@ -99,7 +99,7 @@ class ContestRow:
         advantage: ``margin`` minus that of the reference, on the same draws of the samples.
         p_own: Chance that random units have as large an area ``own``.
         p_margin: Chance that random units have as large a ``margin``.
-        p_own_in_layers: The same for units shuffled inside the layers; not a number where that was not drawn.
+        p_own_in_layers: The same for units shuffled inside the layers; NaN if that was not drawn.
         p_margin_in_layers: The same of ``margin``.
     """
 
@@ -139,7 +139,7 @@ class ContestTable(Record):
     entries: tuple[ContestRow, ...]
 
     def rows(self) -> list[Row]:
-        """One row a ranking and function."""
+        """One row per ranking and function."""
         return [
             {
                 "method": row.method,
@@ -233,7 +233,7 @@ class Contest:
         self.bootstrap = masking.bootstrap()
 
     def masked(self, scores: FilterScores) -> MaskedLosses:
-        """Mask the sets of a ranking; one forward pass a sample and size.
+        """Mask the sets of a ranking; one forward pass per sample and size.
 
         Args:
             scores: The ranking.

@@ -264,7 +264,7 @@ def test_a_network_that_estimates_strengths_knows_those_of_the_protocol_only(fol
         ((), "the following arguments are required: COMMAND (python -m sr_zoo --help explains it)"),
         (("rain",), "invalid choice: 'rain' (choose from"),
         (("restore",), "the following arguments are required: image (python -m sr_zoo restore --help explains it)"),
-        (("degrade", "a.png", "--sise", "96"), "there is nothing that takes --sise 96; did you mean --size?"),
+        (("degrade", "a.png", "--sise", "96"), "unknown arguments: --sise 96; did you mean --size?"),
         (("attribute", "a", "b"), "the following arguments are required: --images"),
         (("train", "bas", "--images", "a", "--out", "b"), "invalid choice: 'bas'"),
     ],

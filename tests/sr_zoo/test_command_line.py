@@ -282,13 +282,13 @@ class TestOutputs:
         before = (folder / "large.png").read_bytes()
         for command in ("restore", "degrade"):
             said = refused([command, *OUTPUTS[command], "--out", "large.png", "--overwrite"], capsys)
-            assert "must be another file than what is read" in said
+            assert "must not be a file that the command reads" in said
         assert (folder / "large.png").read_bytes() == before
 
     def test_half_weights_never_replace_the_whole_ones(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = (folder / "target.safetensors").read_bytes()
         said = refused(["card", *OUTPUTS["card"], "--half", "target.safetensors", "--overwrite"], capsys)
-        assert "--half must be another file than what is read" in said
+        assert "--half must not be a file that the command reads" in said
         assert "add --overwrite" in refused(["card", *OUTPUTS["card"], "--half", "base.safetensors"], capsys)
         assert (folder / "target.safetensors").read_bytes() == before
 

@@ -1,1 +1,1 @@
-"""What the commands do; each module has `run`, which is loaded when its command is called."""
+"""The commands. Each module has a function `run` and is imported when its command is called."""

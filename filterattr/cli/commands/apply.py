@@ -1,4 +1,4 @@
-"""``apply``: base with a patch."""
+"""``apply``: apply a patch to base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filterattr.export import apply_patch, read_patch, write_checkpoint
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check that the patch belongs to base, and write both as one."""
+    """Check that the patch belongs to base, and write base with the patch."""
     check_out(options, options.base, [options.patch])
     patch = read_patch(options.patch)
     patched = apply_patch(weights_of(options.base, options.key), patch)

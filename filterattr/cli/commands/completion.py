@@ -1,4 +1,4 @@
-"""``completion``: commands and options at the press of a key."""
+"""``completion``: a script that completes commands and options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:  # noqa: ARG001 - as all commands
 
 
 def _words(parser: argparse.ArgumentParser) -> list[str]:
-    """What can follow a command: its options, and the forms that it has."""
+    """The words that can follow a command: its options and forms."""
     return list(dict.fromkeys(_all_words(parser)))
 
 

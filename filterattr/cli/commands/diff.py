@@ -1,4 +1,4 @@
-"""``diff``: what is different between two checkpoints."""
+"""``diff``: what differs between two checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BARS = 40  # of a chart
 
 
 def run(options: argparse.Namespace) -> None:
-    """Compare, print, and write where asked."""
+    """Compare two checkpoints, print the difference, and write a page if asked."""
     if options.html is not None:
         check_file("--html", options.html, {".html"}, overwrite=options.overwrite)
     difference = compare_checkpoints(options.first, options.second, key=options.key, depth=options.depth)
@@ -85,6 +85,6 @@ def _write_page(difference: CheckpointDifference, options: argparse.Namespace) -
         options.html,
         f"{options.first} and {options.second}",
         question="\n\n".join([_summary(difference), *(line for line in _apart(difference) if line)]),
-        further=[Section("difference", "What is different?", (), chart)] if shown else (),
+        further=[Section("difference", "What differs", (), chart)] if shown else (),
         tables={"Parameters": difference},
     )

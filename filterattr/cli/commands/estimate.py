@@ -1,4 +1,4 @@
-"""``estimate``: what an attribution will cost, measured on one sample."""
+"""``estimate``: the cost of an attribution, measured on one sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filterattr.errors import FilterAttrWarning
 
 
 def run(options: argparse.Namespace) -> None:
-    """Attribute one sample at few nodes, and tell from it."""
+    """Attribute one sample at few nodes, and extrapolate its cost."""
     task = task_of(options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FilterAttrWarning)  # few nodes are inexact on purpose

@@ -1,4 +1,4 @@
-"""``export``: a selection or scores for other programs."""
+"""``export``: write a selection or scores for other programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from filterattr.results.scores import FilterSelection
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the form that was asked for."""
+    """Write the chosen form."""
     {"patch": _patch, "ranks": _ranks, "masks": _masks}[options.form](options)
 
 

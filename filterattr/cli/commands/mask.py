@@ -1,4 +1,4 @@
-"""``mask``: target with the selected units put back to base."""
+"""``mask``: target with the selected units set back to base."""
 
 from __future__ import annotations
 

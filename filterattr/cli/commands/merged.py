@@ -13,12 +13,12 @@ def check_out(options: argparse.Namespace, like: Path, inputs: Iterable[Path]) -
     """Refuse an output that cannot be written, before any work.
 
     Args:
-        options: The words of the command.
-        like: What the output will look like.
-        inputs: What else is read.
+        options: The options of the command.
+        like: The file or folder whose layout the output takes.
+        inputs: Other files that the command reads.
 
     Raises:
-        OutputError: It cannot be.
+        OutputError: The output cannot be written, or exists and may not be replaced.
     """
     if not like.is_dir():
         endings = {like.suffix.lower()} if like.suffix else {options.out.suffix.lower()}

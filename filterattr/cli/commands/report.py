@@ -1,4 +1,4 @@
-"""``report``: attributions and selections as one page."""
+"""``report``: write attributions and selections as one HTML page."""
 
 from __future__ import annotations
 

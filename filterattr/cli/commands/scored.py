@@ -22,8 +22,8 @@ def scores_of(path: Path, reduction: Reduction = "sum_of_abs") -> FilterScores:
         The scores.
 
     Raises:
-        SettingError: It is neither, or scores have one reduction only.
-        StorageError: It cannot be read.
+        SettingError: The file holds neither, or a reduction was given for a file of scores, which have only one.
+        StorageError: The file cannot be read.
     """
     kind = own_kind(path)
     if kind == "attribution":

@@ -1,4 +1,4 @@
-"""``select``: the units with the highest scores."""
+"""``select``: select the units with the highest scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from filterattr.cli.outputs import check_file
 
 
 def run(options: argparse.Namespace) -> None:
-    """Choose, and write the choice."""
+    """Select units, and write the selection."""
     check_file("--out", options.out, {".safetensors"}, overwrite=options.overwrite, inputs=[options.scores])
     scores = scores_of(options.scores, options.reduction)
     if options.only:

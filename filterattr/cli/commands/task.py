@@ -1,4 +1,4 @@
-"""What is attributed: functions that the user names, or a language model in a folder with a text."""
+"""The task of an attribution: functions that the user names, or a folder of a language model with a text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Task(NamedTuple):
     """What `FilterAttributor` needs.
 
     Attributes:
-        attributor: Of the model.
+        attributor: The attributor of the model.
         base: Weights that lack the function.
         target: Weights that have it.
         loss: Function of a model and a sample.
@@ -41,16 +41,16 @@ class Task(NamedTuple):
 
 
 def task_of(options: argparse.Namespace) -> Task:
-    """Find out what is to be attributed.
+    """Make the task that the options describe.
 
     Args:
-        options: The words of the command.
+        options: The options of the command.
 
     Returns:
         The task.
 
     Raises:
-        SettingError: Something is missing or cannot be made.
+        SettingError: An option is missing, or what it names cannot be imported or called.
         StorageError: A checkpoint cannot be read.
     """
     names = {"--model": options.model, "--loss": options.loss, "--data": options.data}
@@ -68,7 +68,7 @@ def task_of(options: argparse.Namespace) -> Task:
     model, base, target, loss, data = _from_functions(options) if given else _from_folders(options)
     samples = [_moved(sample, device) for sample in data]
     if not samples:
-        raise SettingError("the data must hold samples; they are none.")
+        raise SettingError("the data must hold at least one sample; it is empty.")
     unit = attention_heads(model) if options.unit == "heads" else options.unit
     attributor = FilterAttributor(model.to(device).eval(), unit=unit, select=options.select)
     settings = {"n_steps": options.steps, "buffers": options.buffers, "precision": options.precision}
@@ -88,7 +88,7 @@ def _from_functions(options: argparse.Namespace) -> tuple[nn.Module, StateLike, 
 
 
 def _from_folders(options: argparse.Namespace) -> tuple[nn.Module, StateLike, StateLike, Any, Iterable[Any]]:
-    """A causal language model, and its own loss on pieces of a text."""
+    """A causal language model, with its loss on parts of a text."""
     try:
         import transformers  # noqa: PLC0415 - optional
     except ImportError as error:
@@ -131,17 +131,17 @@ def _text(path: Path) -> str:
 
 
 def named(option: str, spelling: str) -> Any:
-    """Import what the user named.
+    """Import a function that the user named.
 
     Args:
         option: The option.
         spelling: ``package.module:name``.
 
     Returns:
-        The object.
+        The function.
 
     Raises:
-        SettingError: There is no such module or name, or the module cannot be imported.
+        SettingError: There is no such module or function, or the module cannot be imported.
 
     Example:
         >>> named("--loss", "math:sqrt")(9.0)
@@ -181,7 +181,7 @@ def _brief(error: Exception) -> str:
 
 
 def _moved(sample: Any, device: torch.device) -> Any:
-    """A sample with its tensors on a device."""
+    """The sample with its tensors on a device."""
     if isinstance(sample, Tensor):
         return sample.to(device)
     if isinstance(sample, tuple) and hasattr(sample, "_fields"):

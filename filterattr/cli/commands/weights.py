@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, as the commands take them."""
+"""Weights of checkpoints for the commands."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from filterattr.files.lazy import mapped_state
 
 
 def weights_of(path: Path, key: str | None) -> dict[str, Tensor]:
-    """Map the weights of safetensors into memory, and read those of other files.
+    """Map the weights of a safetensors file into memory, or read those of any other file.
 
     Args:
         path: A file, or a folder as Hugging Face libraries write it.
-        key: Where in a file of `torch.save` the weights are.
+        key: The entry of a `torch.save` file that holds the weights.
 
     Returns:
         Name to tensor.
 
     Raises:
-        StorageError: It cannot be read.
-        StateMismatchError: There is nothing under the key.
+        StorageError: The file cannot be read.
+        StateMismatchError: The file has no such entry.
     """
     return mapped_state(path) if key is None else load_state(path, key=key)

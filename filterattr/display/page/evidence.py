@@ -197,7 +197,7 @@ def _curve_chart(function: str, curves: Sequence[Curve], nulls: Sequence[NullCur
     ticks = [(place, number(place)) for place in (0.1, 1.0, 10.0, 100.0) if places[0] <= place <= places[-1]]
     ticks += [(place, "") for place in (places[0], places[-1]) if place not in dict(ticks)]
     verb = {"mask": "masking", "graft": "grafting"}[intervention]
-    done = {"mask": "removed", "graft": "brought"}[intervention]
+    done = {"mask": "removed", "graft": "recovered"}[intervention]
     axes = Axes("units (%)", f"{function} {done}", tuple(ticks), _share_range(lines), log=True, rules=(0.0, 1.0))
     words = "; ".join(f"{line.label}: {_at(line, 1.0)}" for line in lines)
     description = f"Share of {function} {done} by {verb} more and more units. At the size next to 1%: {words}."

@@ -76,7 +76,7 @@ class RestorerTable(Record):
         )
 
     def rows(self) -> list[Row]:
-        """One row a way."""
+        """One row per way."""
         return [
             {
                 "restorer": row.restorer,
@@ -107,7 +107,7 @@ def qualities(restore: Restore, samples: Mapping[str, Sequence[Sample]], border:
         border: Pixels to leave out on every side.
 
     Returns:
-        Input to PSNR in dB, one number a sample.
+        Input to PSNR in dB, one number per sample.
     """
     return {
         name: np.array(

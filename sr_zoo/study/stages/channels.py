@@ -199,7 +199,7 @@ class Kept(Record):
     reductions: tuple[str, ...]
 
     def rows(self) -> list[Row]:
-        """One row a reduction."""
+        """One row per reduction."""
         return [{"reduction": name} for name in self.reductions]
 
 

@@ -39,7 +39,7 @@ class Depth(Record):
     minus: Mapping[str, Estimate]
 
     def rows(self) -> list[Row]:
-        """One row a layer."""
+        """One row per layer."""
         return [
             {"function": self.function, "layer": layer, "kernels": size, **spread("chosen", count)}
             for layer, size, count in zip(self.layers, self.sizes, self.counts, strict=True)

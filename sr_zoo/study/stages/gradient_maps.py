@@ -52,7 +52,7 @@ class GradientMaps(Record):
     entries: tuple[GradientRow, ...]
 
     def rows(self) -> list[Row]:
-        """One row an entry."""
+        """One row per entry."""
         return [
             {
                 "masked": row.masked,

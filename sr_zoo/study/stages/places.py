@@ -56,7 +56,7 @@ class Places(Record):
     entries: tuple[PlacesRow, ...]
 
     def rows(self) -> list[Row]:
-        """One row an entry."""
+        """One row per entry."""
         return [
             {
                 "set": row.function,
@@ -83,7 +83,7 @@ def places_rows(
         seed: Their seed.
 
     Returns:
-        One row a way.
+        One row per way.
     """
     generator = torch.Generator().manual_seed(seed)
     target = masking.target

@@ -133,7 +133,7 @@ class Ranked(Record):
     passes: Mapping[str, int]
 
     def rows(self) -> list[Row]:
-        """One row a ranking."""
+        """One row per ranking."""
         return [{"ranking": name, "n_passes": count} for name, count in self.passes.items()]
 
 

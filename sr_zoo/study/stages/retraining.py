@@ -61,7 +61,7 @@ class Retraining(Record):
     entries: tuple[RetrainingRow, ...]
 
     def rows(self) -> list[Row]:
-        """One row an entry."""
+        """One row per entry."""
         return [
             {
                 "function": row.function,

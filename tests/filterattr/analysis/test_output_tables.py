@@ -62,5 +62,5 @@ def test_a_matrix_holds_every_set_against_every_function(diagonal: tuple[Outputs
     assert [row["measure"] for row in matrix.rows()] == ["reverted", "moved"] * 2
     assert OutputMatrix.from_json(matrix.to_json()).counts == {"own": 2, "other": 2}
     for wrong in ({}, {"third": sets["own"]}):
-        with pytest.raises(SettingError, match="every set must be of a function"):
+        with pytest.raises(SettingError, match="every set must belong to a function"):
             output_matrix(outputs, wrong)

@@ -192,7 +192,7 @@ WRONG = [
     (["attribute", "base.pt", "target.pth", "--model", f"{NAMES}:NUMBER", *TASK[2:]], "must name a function"),
     (["attribute", "base.pt", "target.pth", "--model", f"{NAMES}:data", *TASK[2:]], "that returns a torch.nn.Module"),
     (["attribute", "base.pt", "target.pth", "--model", f"{NAMES}:failing", *TASK[2:]], "raised ZeroDivisionError"),
-    (["attribute", "base.pt", "target.pth", *TASK[:4], "--data", f"{NAMES}:no_data"], "must hold samples"),
+    (["attribute", "base.pt", "target.pth", *TASK[:4], "--data", f"{NAMES}:no_data"], "must hold at least one sample"),
     (["select", "base.pt"], "must hold an attribution or scores"),
     (["select", "there.safetensors"], "must hold an attribution or scores; it holds selection"),
     (["select", "there.safetensors", "--fraction", "2"], "--fraction must be a number between 0 and 1"),
