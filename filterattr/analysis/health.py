@@ -20,8 +20,7 @@ from filterattr.errors import FilterAttrWarning, SettingError
 from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, shared_names, state_for
 from filterattr.model.swap import ParameterSwap
-from filterattr.results.attribution import FilterAttribution
-from filterattr.results.concerns import without_doubts
+from filterattr.results.attribution import FilterAttribution, without_doubts
 from filterattr.results.scores import FilterScores
 
 

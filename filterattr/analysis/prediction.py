@@ -30,7 +30,7 @@ from filterattr.errors import SettingError, name_some
 from filterattr.intervention import blend, swapped
 from filterattr.jobs.progress import Progress, counted
 from filterattr.model.state_dict import StateLike, copied, state_for
-from filterattr.results.concerns import without_doubts
+from filterattr.results.attribution import without_doubts
 from filterattr.results.scores import FilterSelection
 from filterattr.units.unit import Immutable, Reduction, read_only
 

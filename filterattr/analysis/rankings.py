@@ -12,7 +12,7 @@ from filterattr.attribution import FilterAttributor
 from filterattr.errors import SettingError, StateMismatchError, name_some
 from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike, state_for
-from filterattr.results.concerns import without_doubts
+from filterattr.results.attribution import without_doubts
 from filterattr.results.scores import FilterScores
 from filterattr.units.unit import ScoredParameter, sum_over_units
 

@@ -23,7 +23,7 @@ from filterattr.jobs.progress import Progress, counted
 from filterattr.jobs.samples import series
 from filterattr.loss.checks import Loss
 from filterattr.model.state_dict import StateLike
-from filterattr.results.concerns import without_doubts
+from filterattr.results.attribution import without_doubts
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.results.stored import complete, described, parameters_of
 from filterattr.units.unit import Reduction

@@ -14,8 +14,8 @@ from filterattr.errors import SettingError, name_some
 from filterattr.files.fingerprint import fingerprint
 from filterattr.integral.node import G, PathNode
 from filterattr.integral.path import Path
+from filterattr.jobs.sample_loop import SampleSums
 from filterattr.jobs.samples import Sample
-from filterattr.jobs.sums import SampleSums
 from filterattr.loss.checks import Loss
 from filterattr.model.context import Autocast
 from filterattr.model.sharded import ShardedSwap

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from filterattr.estimators.base import AttributionTask, Estimator
 from filterattr.files.fingerprint import fingerprint
-from filterattr.integral.contributions import Contributions, Totals
-from filterattr.integral.gradients import GradientSums
+from filterattr.integral.gradients import Contributions, GradientSums, Totals
 from filterattr.integral.node import G
 from filterattr.integral.path import Path
 from filterattr.integral.quadrature import Quadrature
+from filterattr.jobs.sample_loop import SampleSums
 from filterattr.jobs.samples import Sample
-from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
 from filterattr.units.unit import REDUCTIONS, STATISTICS, Reduction, kept_as, units_of
 

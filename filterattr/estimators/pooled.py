@@ -17,8 +17,8 @@ from torch import Tensor
 from filterattr.estimators.base import AddUp, AttributionTask, Estimator, top_set
 from filterattr.integral.gradients import GradientAccumulator
 from filterattr.integral.path import Path, sum_type
+from filterattr.jobs.sample_loop import SampleSums
 from filterattr.jobs.samples import Sample
-from filterattr.jobs.sums import SampleSums
 from filterattr.results.attribution import FilterAttribution
 from filterattr.units.unit import REDUCTIONS, Reduction, ScoredParameter, units_of
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from filterattr.estimators.base import AttributionTask
 from filterattr.estimators.fixed import FixedEstimator
 from filterattr.estimators.signed import SignedEstimator, UnitSums
-from filterattr.integral.contributions import Contributions, with_all
-from filterattr.integral.gradients import GradientAccumulator, GradientSums
+from filterattr.integral.gradients import Contributions, GradientAccumulator, GradientSums, with_all
 from filterattr.integral.node import G, PathNode
 from filterattr.integral.path import Path, sum_type
 from filterattr.model.sharded import ShardedSwap, refuse_frozen

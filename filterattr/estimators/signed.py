@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from filterattr.estimators.base import AttributionTask
 from filterattr.estimators.fixed import FixedNodes, PerSampleEstimator
-from filterattr.integral.contributions import Totals
-from filterattr.integral.gradients import GradientAccumulator
+from filterattr.integral.gradients import GradientAccumulator, Totals
 from filterattr.integral.node import Visit
 from filterattr.integral.path import Path, sum_type
 from filterattr.integral.quadrature import Quadrature

@@ -9,7 +9,7 @@ Example:
     >>> import torch
     >>> from torch import nn
     >>> from filterattr import FilterAttributor
-    >>> from filterattr.integral.contributions import Contributions
+    >>> from filterattr.integral.gradients import Contributions
     >>> from filterattr.integral.gradients import GradientSums
     >>> from filterattr.integral.path import Path
     >>> from filterattr.integral.quadrature import Quadrature

@@ -14,7 +14,7 @@ from filterattr.estimators.base import AttributionTask
 from filterattr.estimators.batched.batch import batchable_runs
 from filterattr.estimators.batched.node import BatchedPathNode, refusal
 from filterattr.estimators.fixed import FixedEstimator
-from filterattr.integral.contributions import BatchedContributions
+from filterattr.integral.gradients import BatchedContributions
 from filterattr.integral.quadrature import Quadrature
 from filterattr.jobs.samples import Sample
 from filterattr.loss.out_of_memory import may_be_out_of_memory

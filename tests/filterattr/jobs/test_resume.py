@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError, StorageError
 from filterattr.files.fingerprint import fingerprint
 from filterattr.files.safetensors import read_tensors, write_tensors
-from filterattr.jobs.sums import SampleSums
+from filterattr.jobs.sample_loop import SampleSums
 
 ROOT = Path(__file__).parents[3]
 

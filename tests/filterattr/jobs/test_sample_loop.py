@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from filterattr.jobs import sums
-from filterattr.jobs.sums import SampleSums
+from filterattr.jobs import sample_loop
+from filterattr.jobs.sample_loop import SampleSums
 
 
 def messages_of_the_first_version(totals: dict[str, Tensor], limit: int) -> list[list[int]]:
@@ -26,7 +26,7 @@ def messages_of_the_first_version(totals: dict[str, Tensor], limit: int) -> list
 
 @pytest.mark.parametrize("limit", [1, 7, 100, 10**6])
 def test_the_messages_are_those_of_the_first_version(monkeypatch, generator, limit: int) -> None:
-    monkeypatch.setattr(sums, "_MESSAGE_NUMBERS", limit)
+    monkeypatch.setattr(sample_loop, "_MESSAGE_NUMBERS", limit)
     lengths = torch.randint(0, 20, (60,), generator=generator).tolist()
     summed = SampleSums({str(index): torch.empty(length) for index, length in enumerate(lengths)})
     sent: list[Tensor] = []
