@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -38,6 +39,7 @@ extensions = [
     "docstrings",
     "version_list",
     "absolute_addresses",
+    "gallery_head",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 exclude_patterns = ["_build", "tutorials/*", "explanation/benchmarks.md"]  # the last is part of another page
@@ -49,8 +51,6 @@ nitpick_ignore_regex = [
     ("py:.*", r".*\b_\w+$"),
     ("py:.*", r"filterattr\.(model|loss|files|units|jobs|results|integral|estimators|activations|display\.page)\..*"),
     ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.(study|cli)\..*|filterattr\.cli\..*"),
-    # how Sphinx writes aliases of unions inside of other annotations
-    ("py:.*", r"TypeAliasForwardRef|'\w+'"),
     (
         "py:.*",
         r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Intervention|Rank|Array|Distance|DistanceName)",
@@ -126,7 +126,8 @@ class InOrder:
 
 
 def reset_matplotlib(_gallery: object, _name: str) -> None:
-    """Draw every page's pictures in one look, on white."""
+    """Draw every page's pictures in one look, on white; print warnings without the place of a file on this machine."""
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     mpl.rcdefaults()
     mpl.use("Agg")
     mpl.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
@@ -155,7 +156,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "write_computation_times": False,
-    "min_reported_time": 1000,
+    "min_reported_time": 0,
     "remove_config_comments": True,
     "reset_modules": (reset_matplotlib,),
     "copyfile_regex": r"",

@@ -2,8 +2,9 @@
 The evidence, picture by picture
 ================================
 
-A small network that copied images (base) learned to remove noise and to sharpen (target). Two sets of kernels were
-found for these functions. Each picture below tests them in one way. In so small a network, they do not pass every test.
+A small network that copied images (base) learned to remove noise and to sharpen
+(target). Two sets of kernels were found for these functions. Each picture below tests
+them in one way. In so small a network, they do not pass every test.
 """
 
 import matplotlib.pyplot as plt
@@ -47,12 +48,16 @@ def network() -> nn.Module:
 
 
 def draw_pictures(count: int) -> torch.Tensor:
-    blobs = nn.functional.interpolate(torch.rand(count, 1, 5, 5), size=20, mode="bicubic", align_corners=False)
+    blobs = nn.functional.interpolate(
+        torch.rand(count, 1, 5, 5), size=20, mode="bicubic", align_corners=False
+    )
     return blobs.clamp(0, 1).round()
 
 
 degradations = {
-    "sharpening": lambda images: nn.functional.avg_pool2d(images, 3, stride=1, padding=1),
+    "sharpening": lambda images: nn.functional.avg_pool2d(
+        images, 3, stride=1, padding=1
+    ),
     "denoising": lambda images: images + 0.3 * torch.randn_like(images),
 }
 
@@ -79,7 +84,10 @@ def squared_error(model: nn.Module, pair) -> torch.Tensor:
 
 def pairs(count: int):
     images = draw_pictures(count).split(1)
-    return {name: [(kind(image), image) for image in images] for name, kind in degradations.items()}
+    return {
+        name: [(kind(image), image) for image in images]
+        for name, kind in degradations.items()
+    }
 
 
 # %%
@@ -87,7 +95,9 @@ def pairs(count: int):
 search, test = pairs(16), pairs(24)
 attributor = FilterAttributor(target)
 samples = {
-    name: per_sample_scores(attributor, base, target, squared_error, search[name], n_steps=8, progress=False)
+    name: per_sample_scores(
+        attributor, base, target, squared_error, search[name], n_steps=8, progress=False
+    )
     for name in search
 }
 scores = {name: one.scores() for name, one in samples.items()}
@@ -96,11 +106,18 @@ selections = {name: ranking.top(0.05) for name, ranking in rankings.items()}
 masking = Masking(target, base, target, squared_error, test)
 
 # %%
-# **Masking curve.** The share of sharpening that is removed when more and more kernels are set back to base. The bands
-# are random kernels, and random kernels of the same layers. Above 1 the network is worse than base, which is damage.
+# **Masking curve.** The share of sharpening that is removed when more and more kernels
+# are set back to base. The bands are random kernels, and random kernels of the same
+# layers. Above 1 the network is worse than base, which is damage.
 fractions = (0.01, 0.02, 0.05, 0.1, 0.2)
 generator = torch.Generator().manual_seed(0)
-curve = mask_curve(masking, rankings["sharpening"], ranking="sharpening", fractions=fractions, progress=False)
+curve = mask_curve(
+    masking,
+    rankings["sharpening"],
+    ranking="sharpening",
+    fractions=fractions,
+    progress=False,
+)
 nulls = [
     null_curve(
         masking,
@@ -120,8 +137,9 @@ axis.set_title("Masking more and more kernels")
 plt.show()
 
 # %%
-# **Specificity.** Rows are the masked sets, columns the functions. A set is specific if its diagonal entry is the
-# largest of its row and column. The set for denoising is not specific: it removes more of sharpening than of denoising.
+# **Specificity.** Rows are the masked sets, columns the functions. A set is specific if
+# its diagonal entry is the largest of its row and column. The set for denoising is not
+# specific: it removes more of sharpening than of denoising.
 figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
 plot_specificity(specificity(masking, selections), axis)
 axis.set_title("Who loses what")
@@ -130,19 +148,28 @@ plt.show()
 # %%
 # **Modulation.** The share of each function over the strength of the set.
 figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-plot_modulation(modulation(masking, selections["sharpening"], function="sharpening"), axis)
+plot_modulation(
+    modulation(masking, selections["sharpening"], function="sharpening"), axis
+)
 axis.set_title("The strength of 5% of the kernels")
 plt.show()
 
 # %%
-# **Cheaper rankings.** The same number of kernels by every ranking. Far to the right of 1, the network is damaged, and
-# more of the other function (rings) is lost.
+# **Cheaper rankings.** The same number of kernels by every ranking. Far to the right of
+# 1, the network is damaged, and more of the other function (rings) is lost.
 found = {
-    name: all_rankings(attributor, base, target, squared_error, search[name], generator, n_steps=8) for name in search
+    name: all_rankings(
+        attributor, base, target, squared_error, search[name], generator, n_steps=8
+    )
+    for name in search
 }
 labels = list(found["sharpening"])
-by_ranking = {label: {name: found[name][label].scores for name in found} for label in labels}
-table = compare_rankings(masking, by_ranking, reference=labels[0], fractions=(0.05,), progress=False)
+by_ranking = {
+    label: {name: found[name][label].scores for name in found} for label in labels
+}
+table = compare_rankings(
+    masking, by_ranking, reference=labels[0], fractions=(0.05,), progress=False
+)
 figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
 plot_rankings(table, "sharpening", 0.05, axis)
 axis.set_title("What the top 5% of every ranking remove")
@@ -150,18 +177,24 @@ plt.show()
 
 # %%
 # **Stability.** The agreement of the sets from two disjoint groups of images.
-settled = stability(samples, lambda mean: contrast(mean, "sharpening", scale="share"), 0.05)
+settled = stability(
+    samples, lambda mean: contrast(mean, "sharpening", scale="share"), 0.05
+)
 figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 plot_stability(settled, axis)
 axis.set_title("How far the set depends on the pictures")
 plt.show()
 different = differences(samples, "sharpening", "denoising", scale="share")
-print(f"{len(different.units)} of {different.n_units} kernels differ between the two functions")
+count = f"{len(different.units)} of {different.n_units}"
+print(f"{count} kernels differ between the two functions")
 
 # %%
-# **Prediction.** Which function an input needs, from the scores of the kernels alone. In this small network nearly all
-# kernels serve both functions, and the prediction is little better than chance.
-predictor = FunctionPredictor(attributor, base, target, selections, respond=lambda model, pair: model(pair[0]))
+# **Prediction.** Which function an input needs, from the scores of the kernels alone.
+# In this small network nearly all kernels serve both functions, and the prediction is
+# little better than chance.
+predictor = FunctionPredictor(
+    attributor, base, target, selections, respond=lambda model, pair: model(pair[0])
+)
 signals = {name: [predictor.signals(pair) for pair in test[name][:12]] for name in test}
 figure, axis = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
 answers = confusion(signals, largest_wins, method="overlap")
@@ -169,3 +202,5 @@ plot_confusion(answers, axis)
 axis.set_title("Told from the kernels alone")
 plt.show()
 print(f"accuracy {answers.accuracy}")
+
+# sphinx_gallery_thumbnail_number = 4

@@ -3,10 +3,10 @@ Coming from Captum
 ==================
 
 `Captum <https://captum.ai>`_ :footcite:p:`kokhlikyan2020` attributes an output to the
-*inputs* or to *activations*. This library attributes a change of the loss to the *change
-of the weights*. Both use integrated gradients :footcite:p:`sundararajan2017`, and many
-of the same names. This page runs the same computations in both libraries and compares
-the results. It needs ``pip install captum "./filterattr[plot]"``.
+*inputs* or to *activations*. This library attributes a change of the loss to the
+*change of the weights*. Both use integrated gradients :footcite:p:`sundararajan2017`,
+and many of the same names. This page runs the same computations in both libraries and
+compares the results. It needs ``pip install captum "./filterattr[plot]"``.
 
 .. list-table::
    :header-rows: 1
@@ -76,9 +76,10 @@ reference = target(degraded).detach()
 # %%
 # Attribute a change of the loss to the weights
 # ---------------------------------------------
-# Captum has no attributor for weights, but you can make one: pass the weights as inputs,
-# and the network as a function of them. Captum puts the steps of the path on a leading
-# axis; the network takes one set of weights at a time, so the function loops over it.
+# Captum has no attributor for weights, but you can make one: pass the weights as
+# inputs, and the network as a function of them. Captum puts the steps of the path on a
+# leading axis; the network takes one set of weights at a time, so the function loops
+# over it.
 names = list(base.state_dict())
 
 
@@ -141,8 +142,8 @@ print(f"completeness error {attribution.completeness_error:.1e}")
 # Attribute a change of the input to channels
 # -------------------------------------------
 # Captum's layer methods follow the activations while the *input* moves from a baseline
-# to the image. `ChannelAttributor` does this with Captum's definitions. Captum takes one
-# layer per call:
+# to the image. `ChannelAttributor` does this with Captum's definitions. Captum takes
+# one layer per call:
 clean = reference
 
 
@@ -170,9 +171,8 @@ for name in layers:
         name
     ].abs().max()
     print(f"layer {name}: largest relative difference {difference.item():.0e}")
-print(
-    f"{channels.n_passes} passes for all; Captum needs as many for each of {len(layers)}"
-)
+count = f"for each of {len(layers)} layers"
+print(f"{channels.n_passes} passes for all; Captum needs as many {count}")
 
 # %%
 # Which one to use

@@ -61,7 +61,8 @@ def train(model: nn.Module, degradations, rate: float) -> None:
         images = draw_pictures(16)
         optimizer.zero_grad()
         sum(
-            (model(degrade(images)) - images).square().mean() for degrade in degradations
+            (model(degrade(images)) - images).square().mean()
+            for degrade in degradations
         ).backward()
         optimizer.step()
 
@@ -106,9 +107,8 @@ print(attribution)
 #     The loss should fall from base to target. If it first rises above both ends, the
 #     networks on the line can do neither task, and the scores describe those networks.
 print(f"completeness error {attribution.completeness_error:.3%}")
-print(
-    f"barrier            {attribution.barrier / attribution.loss_base:.1%} of base's loss"
-)
+barrier = attribution.barrier / attribution.loss_base
+print(f"barrier            {barrier:.1%} of base's loss")
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 axis.plot(attribution.path_places, attribution.path_losses, marker="o", ms=3)
@@ -169,15 +169,16 @@ generator = torch.Generator().manual_seed(0)
 drawn = torch.tensor([removed(selection.random(generator)) for _ in range(30)])
 print("share of the sharpening that masking removes")
 print(f"the {selection.count} kernels that were found: {removed(selection):.2f}")
-print(
-    f"{selection.count} random ones, 30 draws:    {drawn.mean():.2f} +- {drawn.std():.2f}"
-)
+spread = f"{drawn.mean():.2f} +- {drawn.std():.2f}"
+print(f"{selection.count} random ones, 30 draws:    {spread}")
 
 figure, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
 shown = {
     "blurred": blurred(test),
     "target": sharpened_with(target),
-    f"without {selection.count} kernels": sharpened_with(blend(target, base, selection)),
+    f"without {selection.count} kernels": sharpened_with(
+        blend(target, base, selection)
+    ),
     "sharp": test,
 }
 for axis, (label, images) in zip(axes, shown.items(), strict=True):
@@ -197,3 +198,5 @@ plt.show()
 # - :doc:`your_own_network`: checkpoints on the disk, data loaders, attention heads.
 # - :doc:`reading_the_numbers`: four checks for every attribution.
 # - :doc:`/howto/choose`: which score, which measure, which size.
+
+# sphinx_gallery_thumbnail_number = -1

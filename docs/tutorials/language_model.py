@@ -2,12 +2,13 @@
 Two checkpoints of a language model
 ===================================
 
-You have a language model before and after fine-tuning, as two files. This page finds the
-heads, the neurons and the layers that learned the task. It tells you the cost before you
-pay it. It needs no memory for single weights, so the same lines work for large models.
+You have a language model before and after fine-tuning, as two files. This page finds
+the heads, the neurons and the layers that learned the task. It tells you the cost
+before you pay it. It needs no memory for single weights, so the same lines work for
+large models.
 
-The model here is small enough for a laptop. It is a GPT with two blocks that read English
-prose and was then fine-tuned on Python code.
+The model here is small enough for a laptop. It is a GPT with two blocks that read
+English prose and was then fine-tuned on Python code.
 
 It needs ``pip install "./filterattr[plot]"`` and nothing else.
 """
@@ -103,8 +104,8 @@ save_file(model.state_dict(), folder / "target.safetensors")
 # What is scored
 # --------------
 #
-# A head is its rows of the query, key and value projections and its columns of the output
-# projection. A neuron is its weights in, its bias and its weights out. For models of
+# A head has rows of the query, key and value projections and columns of the output
+# projection. A neuron has input weights, a bias and output weights. For models of
 # ``transformers``, :func:`filterattr.attention_heads` finds the heads.
 
 head = Group(
@@ -135,8 +136,8 @@ print(attributor.estimate(*ends, loss, batches, n_steps=8, keep="signed"))
 # --------
 #
 # The files are mapped into memory and read where they are needed. A folder with several
-# ``*.safetensors`` and an index works as well. Each sample is a batch of eight rows, and
-# its loss is their mean.
+# ``*.safetensors`` and an index works as well. Each sample is a batch of eight rows,
+# and its loss is their mean.
 
 attribution = attributor.attribute(*ends, loss, batches, n_steps=8, keep="signed")
 print(attribution)
@@ -145,8 +146,8 @@ print(attribution)
 # Which heads, which neurons, which layers
 # ----------------------------------------
 #
-# Signed scores add up: the score of a layer is the sum of its units. A unit that carries
-# the task makes the loss *fall*, so the most negative scores matter most.
+# Signed scores add up: the score of a layer is the sum of its units. A unit that
+# carries the task makes the loss *fall*, so the most negative scores matter most.
 
 scores = attribution.scores("sum")
 print((-scores).only("*.attention").to_frame().head(4).to_string(index=False))
@@ -186,9 +187,9 @@ for name, state in networks.items():
 # Larger models
 # -------------
 #
-# - Build the model in its own type on your device, and pass the two folders as ``base=``
-#   and ``target=``. With ``keep="signed"`` the call holds the weights of one node beside
-#   the model, and the change of one parameter.
-# - ``checkpoint="job.safetensors"`` resumes a job that was stopped. ``distributed=True``
-#   divides the samples among the ranks of ``torchrun``.
+# - Build the model in its own type on your device, and pass the two folders as
+#   ``base=`` and ``target=``. With ``keep="signed"`` the call holds the weights of one
+#   node beside the model, and the change of one parameter.
+# - ``checkpoint="job.safetensors"`` resumes a job that was stopped.
+#   ``distributed=True`` divides the samples among the ranks of ``torchrun``.
 # - ``attribution.completeness_error`` says whether eight nodes were enough.

@@ -76,7 +76,9 @@ print(f"not scored (biases): {share:.1%} of all absolute attributions")
 permuted = {name: value.clone() for name, value in target.state_dict().items()}
 order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
 for block in range(8):
-    permuted[f"body.{block}.conv1.weight"] = permuted[f"body.{block}.conv1.weight"][order]
+    permuted[f"body.{block}.conv1.weight"] = permuted[f"body.{block}.conv1.weight"][
+        order
+    ]
     permuted[f"body.{block}.conv1.bias"] = permuted[f"body.{block}.conv1.bias"][order]
     permuted[f"body.{block}.conv2.weight"] = permuted[f"body.{block}.conv2.weight"][
         :, order
@@ -155,7 +157,9 @@ print(f"(the smallest p that 40 draws can give is {1 / 41:.3f})")
 scores, errors = attribution.scores(), attribution.standard_errors()
 best = scores.order()[:5]
 for place in best.tolist():
-    print(f"kernel {place:>5}: {scores.flat()[place]:.3f} +- {errors.flat()[place]:.3f}")
+    print(
+        f"kernel {place:>5}: {scores.flat()[place]:.3f} +- {errors.flat()[place]:.3f}"
+    )
 
 # %%
 # In the end the *set* matters. Attribute every sample alone, draw samples with

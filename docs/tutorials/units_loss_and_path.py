@@ -46,7 +46,8 @@ def train(model: nn.Module, degradations, steps: int, rate: float) -> None:
         images = pictures(16)
         optimizer.zero_grad()
         sum(
-            (model(degrade(images)) - images).square().mean() for degrade in degradations
+            (model(degrade(images)) - images).square().mean()
+            for degrade in degradations
         ).backward()
         optimizer.step()
 
@@ -166,12 +167,16 @@ def absolute_error(model: nn.Module, pair) -> torch.Tensor:
 
 
 attributor = FilterAttributor(target)
-own = [(degraded, output) for (degraded, _), output in zip(samples, wanted, strict=True)]
+own = [
+    (degraded, output) for (degraded, _), output in zip(samples, wanted, strict=True)
+]
 for name, loss, data in (
     ("absolute error", absolute_error, samples),
     ("distance to target's output", squared_distance, own),
 ):
-    other = attributor.attribute(base, target, loss, data, n_steps=64).scores().top(0.05)
+    other = (
+        attributor.attribute(base, target, loss, data, n_steps=64).scores().top(0.05)
+    )
     overlap = other.overlap(top["sum_of_abs"])
     print(f"{name:<28} removes {removed(other):.2f}, overlap {overlap:.2f}")
 

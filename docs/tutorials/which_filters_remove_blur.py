@@ -88,8 +88,8 @@ show(
 # Attribute
 # ---------
 # Attribute each function separately, with the same networks, the same loss (the squared
-# error, summed over pixels and channels) and different inputs. Sixteen nodes on the path
-# are enough here.
+# error, summed over pixels and channels) and different inputs. Sixteen nodes on the
+# path are enough here.
 samples = draw_pairs(search_photographs, inputs, count=4, size=96, scale=2, seed=0)
 attributor = FilterAttributor(target)
 attributions = {
@@ -110,13 +110,15 @@ plt.show()
 #
 # Separate the functions
 # ----------------------
-# A kernel that both functions use has a high score for blur *and* for noise.
-# `contrast` subtracts the score for the other function (equation 7 of the paper). Noise
-# has larger scores in total, so ``scale="strict"`` subtracts in the unit of the loss and
-# as a share of all scores, and takes the smaller difference.
+# A kernel that both functions use has a high score for blur *and* for noise. `contrast`
+# subtracts the score for the other function (equation 7 of the paper). Noise has larger
+# scores in total, so ``scale="strict"`` subtracts in the unit of the loss and as a
+# share of all scores, and takes the smaller difference.
 scores = {name: attribution.scores() for name, attribution in attributions.items()}
 selections = {name: contrast(scores, name, scale="strict").top(0.01) for name in scores}
-print(selections["blur"], "in common:", (selections["blur"] & selections["noise"]).count)
+print(
+    selections["blur"], "in common:", (selections["blur"] & selections["noise"]).count
+)
 
 figure, axis = plt.subplots(figsize=(8, 3.8), layout="constrained")
 axis.set_title("Where the kernels of each function sit")
@@ -128,7 +130,9 @@ plt.show()
 # --------------------
 # Now the test: set these 217 of 21,696 kernels back to their weights in base. If they
 # carry deblurring, the network no longer deblurs, *and does everything else as before*.
-masked = {name: blend(target, base, selection) for name, selection in selections.items()}
+masked = {
+    name: blend(target, base, selection) for name, selection in selections.items()
+}
 show(
     [
         (
@@ -160,9 +164,8 @@ generator = torch.Generator().manual_seed(0)
 for name, selection in selections.items():
     removed = masking.removed(selection)
     print(f"{name} kernels masked")
-    print(
-        f"    deblurring removed {removed['blur']:.2f}, denoising {removed['noise']:.2f}"
-    )
+    shares = f"deblurring {removed['blur']:.2f}, denoising {removed['noise']:.2f}"
+    print(f"    removed: {shares}")
     for label, matched in (("random", False), ("layer-matched", True)):
         null = [
             masking.removed(selection.random(generator, layer_matched=matched))[name]

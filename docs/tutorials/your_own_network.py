@@ -123,12 +123,12 @@ print(attribution)
 # Look at two numbers before you look at a score:
 #
 # **completeness**, printed as a relative error
-#     The attributions of all parameters must sum to the change of the loss. Below 1% the
-#     integral was resolved. Above 1% there is a warning: raise ``n_steps``.
+#     The attributions of all parameters must sum to the change of the loss. Below 1%
+#     the integral was resolved. Above 1% there is a warning: raise ``n_steps``.
 # **barrier**
 #     How far the loss rises above *both* checkpoints on the line between them. Near 0,
-#     as here, the networks on the line work. If it is high, the scores describe networks
-#     that do nothing well, and a larger ``n_steps`` does not help.
+#     as here, the networks on the line work. If it is high, the scores describe
+#     networks that do nothing well, and a larger ``n_steps`` does not help.
 #
 # The *cosine* between the weights says how far the fine-tuning went. Below 0.9, masking
 # tends to damage networks. `path_health <filterattr.analysis.health.path_health>`

@@ -1,9 +1,11 @@
-"""The built site: links and anchors, sizes, and every page in a browser at the width of a desk and of a phone."""
+"""The built site: links and anchors, sizes, and every page in a browser, on a desk and on a phone, light and dark."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -105,8 +107,53 @@ def test_pages_are_under_one_megabyte_with_their_pictures(pages: dict[Path, Page
     assert not {str(path): weight for path, weight in weights.items() if weight > 1_000_000}
 
 
+def examples() -> list[Path]:
+    """The pages that sphinx-gallery made of tutorials and examples."""
+    return [path for folder in ("learn", "gallery") for path in SITE.glob(f"{folder}/*.html") if path.stem != "index"]
+
+
+def test_every_example_says_its_run_time_and_is_a_notebook(pages: dict[Path, Page]) -> None:
+    for path in examples():
+        assert re.search(r"Runs in \d+ (second|minute)s? on one core", path.read_text()), path
+        (notebook,) = {link for link in pages[path].links if link.endswith(".ipynb")}
+        cells = json.loads((path.parent / unquote(notebook)).resolve().read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        compile("\n".join(code), str(path), "exec")
+        assert len(cells) > len(code) > 0
+
+
+def test_thumbnails_differ() -> None:
+    thumbnails = sorted((SITE / "_images").glob("sphx_glr_*_thumb.*"))
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in thumbnails}
+    assert len(digests) == len(thumbnails) >= len(examples())
+
+
 # opens every page in a frame of each width and reports what it measured to the server that it came from
 DRIVER = """<!doctype html><meta charset="utf-8"><title>driver</title><body style="margin:0"><script>
+const rgba = colour => [...colour.match(/[0-9.]+/g).map(Number), 1].slice(0, 4);
+const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+const light = colour => [0.2126, 0.7152, 0.0722].map((weight, i) => {
+  const value = colour[i] / 255;
+  return weight * (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+}).reduce((sum, part) => sum + part);
+// text of less contrast than WCAG 2 asks for (4.5), each pair of colours once
+function pale(inside) {
+  const seen = {}, texts = inside.document.createTreeWalker(inside.document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement, size = element.getBoundingClientRect();
+    const style = inside.getComputedStyle(element);
+    if (!texts.currentNode.data.trim() || !size.width || style.visibility === 'hidden') continue;
+    if (element.closest('svg, script, style, noscript')) continue;
+    const stack = [];
+    for (let at = element; at; at = at.parentElement) stack.push(rgba(inside.getComputedStyle(at).backgroundColor));
+    const ground = stack.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+    const bright = [light(over(rgba(style.color), ground)), light(ground)].sort((a, b) => b - a);
+    const contrast = (bright[0] + 0.05) / (bright[1] + 0.05);
+    const words = texts.currentNode.data.trim().slice(0, 40);
+    if (contrast < 4.5) seen[`${style.color} on ${ground}`] = `${contrast.toFixed(1)} ${words}`;
+  }
+  return seen;
+}
 const wait = time => new Promise(done => setTimeout(done, time));
 async function look(page, width) {
   const frame = document.createElement('iframe');
@@ -120,7 +167,16 @@ async function look(page, width) {
   await wait(60);
   const broken = [...frame.contentDocument.images]
     .filter(image => image.complete && !image.naturalWidth).map(image => image.src);
-  const result = {page, width, scroll: root.scrollWidth, client: root.clientWidth, broken, errors};
+  // lines of code to copy fit the column as they are; everything else may wrap
+  const code = [...frame.contentDocument.querySelectorAll('.highlight-python pre, .highlight-Python pre')];
+  for (const block of code) block.style.whiteSpace = 'pre';
+  const cut = code.filter(block => block.scrollWidth > block.clientWidth + 1).map(block => block.innerText);
+  const pales = {};
+  for (const theme of ['light', 'dark']) {
+    frame.contentDocument.body.dataset.theme = theme;
+    pales[theme] = pale(inside);
+  }
+  const result = {page, width, scroll: root.scrollWidth, client: root.clientWidth, broken, errors, cut, pales};
   frame.remove();
   return result;
 }
@@ -168,7 +224,7 @@ class Server(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def evaluate(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
+def visit(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
     profile = tmp_path_factory.mktemp("profile")
     start = command(profile, "--window-size=1300,950")
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages]
@@ -200,6 +256,15 @@ def evaluate(pages: dict[Path, Page], tmp_path_factory: pytest.TempPathFactory) 
 def test_no_page_scrolls_sideways(visit: tuple[list[Any], str]) -> None:
     wide = [f"{one['page']} at {one['width']}: {one['scroll']}" for one in visit[0] if one["scroll"] > one["client"]]
     assert not wide
+
+
+def test_no_line_of_code_is_cut_on_a_desk(visit: tuple[list[Any], str]) -> None:
+    assert not {one["page"]: one["cut"] for one in visit[0] if one["cut"] and one["width"] == max(WIDTHS)}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(visit: tuple[list[Any], str], theme: str) -> None:
+    assert not {one["page"]: one["pales"][theme] for one in visit[0] if one["pales"][theme]}
 
 
 def test_every_picture_loads(visit: tuple[list[Any], str]) -> None:
