@@ -49,6 +49,7 @@ from filterattr.analysis.prediction import (
 )
 from filterattr.analysis.rankings import gradient_times_change, magnitude, random_ranking, weight_change
 from filterattr.analysis.record import Estimate, Record, Row
+from filterattr.analysis.repairing import Repaired, RepairHistory, RepairStep, repair
 from filterattr.analysis.resampling import Array, Bootstrap, interval, p_value
 from filterattr.analysis.results import (
     Band,
@@ -125,6 +126,9 @@ __all__ = [
     "RankingTable",
     "ReadOut",
     "Record",
+    "RepairHistory",
+    "RepairStep",
+    "Repaired",
     "Reversion",
     "Row",
     "SampleDistances",
@@ -166,6 +170,7 @@ __all__ = [
     "per_sample_scores",
     "pruning_masks",
     "random_ranking",
+    "repair",
     "reversion",
     "sample_gradient",
     "sanity_checks",

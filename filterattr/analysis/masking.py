@@ -8,7 +8,7 @@ r"""Networks with some units set back to base, or set to target, and their losse
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from filterattr.analysis.ends import ChangingState, Ends
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.resampling import Array, Bootstrap
 from filterattr.analysis.results import Intervention
-from filterattr.errors import LossError
+from filterattr.errors import LossError, SettingError, name_some
 from filterattr.intervention import EditableState, swapped
 from filterattr.loss.checks import Loss
 from filterattr.model.fitting import Side
@@ -38,7 +38,8 @@ class Masking(Ends):
         target: Weights after it.
         loss: ``loss(model, sample)``, the loss of the attribution. It returns one scalar. If the samples are batches,
             it may return one number per row, shape ``(N,)``; each row then counts as a sample. All networks see the
-            same random numbers, and the caller's generators are not changed.
+            same random numbers, and the caller's generators are not changed. If the functions have different losses:
+            name of a function to its loss.
         data: Name of a function (a degradation, a task) to its samples, which are kept in memory. Use held-out samples.
             The intervals are over the samples, and a batch with a scalar loss is one sample. If sample i of every
             function comes from one source, such as one photograph, differences of functions are paired.
@@ -53,7 +54,7 @@ class Masking(Ends):
         n_samples: Function to number of samples.
 
     Raises:
-        SettingError: A function has no samples.
+        SettingError: A function has no samples, or no loss in a mapping of losses.
         LossError: The loss returns neither a number nor one per row.
 
     Example:
@@ -77,13 +78,14 @@ class Masking(Ends):
         model: nn.Module,
         base: StateLike,
         target: StateLike,
-        loss: Loss,
+        loss: Loss | Mapping[str, Loss],
         data: Mapping[str, Sequence[Any]],
         *,
         buffers: Side | None = None,
     ) -> None:
         super().__init__(model, base, target, data, buffers=buffers)
         self.loss = loss
+        self._losses = _loss_of_each(loss, self.data)
         self.samples_base = read_only(self.sample_losses(self._base))
         self.samples_target = read_only(self.sample_losses(self._target))
         self.loss_base = read_only(_means(self.samples_base))
@@ -104,9 +106,10 @@ class Masking(Ends):
             losses = {}
             for name, samples in self.data.items():
                 values: list[float] = []
+                loss = self._losses[name]
                 for seed, sample in enumerate(samples):
                     seed_all(seed)
-                    values += _numbers(self.loss(model, sample))
+                    values += _numbers(loss(model, sample))
                 losses[name] = np.array(values)
             return losses
 
@@ -296,6 +299,19 @@ def _ratio(value: Any, start: Any, end: Any) -> Any:
     """Distance from start to value, divided by the distance from start to end; NaN if the latter is 0."""
     apart = np.asarray(end - start, dtype=np.float64)
     return (value - start) / np.where(apart == 0, np.nan, apart)
+
+
+def _loss_of_each(loss: Loss | Mapping[str, Loss], names: Collection[str]) -> dict[str, Loss]:
+    """Name of a function to its loss."""
+    if not isinstance(loss, Mapping):
+        return dict.fromkeys(names, loss)
+    unmatched = {*names} ^ {*loss}
+    if unmatched:
+        raise SettingError(
+            f"a mapping of losses needs one loss for each of {name_some(names)}, and no other; {name_some(unmatched)} "
+            "has none, or no samples."
+        )
+    return dict(loss)
 
 
 def _numbers(loss: Any) -> list[float]:

@@ -22,6 +22,7 @@ import filterattr
 from filterattr import (
     ChannelAttributor,
     FilterAttrError,
+    FilterAttribution,
     FilterAttributor,
     FilterScores,
     FilterSelection,
@@ -68,6 +69,17 @@ def recorder(**settings: Any) -> PathRecorder:
     return seen
 
 
+def repaired_network(skill: FilterAttribution) -> analysis.Repaired:
+    before = network(0)
+
+    def old(model: nn.Module, x: Tensor) -> Tensor:
+        return (model(x) - before(x).detach()).square().sum()
+
+    ability = FilterAttributor(BASE, unit="filter").attribute(BASE, TARGET, old, DATA["second"], n_steps=2)
+    masking = Masking(BASE, BASE, TARGET, {"first": loss, "second": old}, DATA)
+    return analysis.repair(masking, {"first": skill, "second": ability}, "first")
+
+
 def results() -> Iterator[object]:
     """At least one of every class of results."""
     attributor, single = FilterAttributor(BASE, unit="filter"), FilterAttributor(BASE, unit="weight")
@@ -106,6 +118,8 @@ def results() -> Iterator[object]:
     searched = analysis.search(outputs, scores["first"], "first", amount=2, greedy_steps=1, steps=1)
     yield from (searched, searched.history, searched.history.steps[0])
     yield analysis.MaskObjective(outputs, scores["first"], "first")
+    repaired = repaired_network(found["first"])
+    yield from (repaired, repaired.history, repaired.history.steps[0])
     predictor = FunctionPredictor(attributor, BASE, TARGET, sets)
     signals = predictor.signals_of(DATA)
     calibration = Calibration.fit(signals)
