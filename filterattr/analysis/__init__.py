@@ -14,6 +14,7 @@ from filterattr.analysis.budget import (
     select_units,
     units_to_train,
 )
+from filterattr.analysis.choice import PRICES, Candidate, Candidates, Chosen, choose
 from filterattr.analysis.comparison import Judge, Ranking, all_rankings, channel_ranking
 from filterattr.analysis.controls import scrambled, shuffled_edges, with_biases
 from filterattr.analysis.difference import CheckpointDifference, ParameterChange, compare_checkpoints
@@ -80,6 +81,7 @@ from filterattr.analysis.stability import (
 
 __all__ = [
     "FRACTIONS",
+    "PRICES",
     "READ_OUTS",
     "SIZES",
     "STRENGTHS",
@@ -92,8 +94,11 @@ __all__ = [
     "Bootstrap",
     "Budget",
     "Calibration",
+    "Candidate",
+    "Candidates",
     "ChannelMethod",
     "CheckpointDifference",
+    "Chosen",
     "Confusion",
     "Curve",
     "Differences",
@@ -147,6 +152,7 @@ __all__ = [
     "area_under",
     "bounded",
     "channel_ranking",
+    "choose",
     "compare_checkpoints",
     "compare_rankings",
     "confusion",

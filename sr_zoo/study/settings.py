@@ -34,8 +34,6 @@ class Settings:
         curve_fractions: Sizes of the sets of the masking curves.
         null_fractions: Sizes of the random sets.
         null_draws: Random sets of every size and kind.
-        collateral: Price of what a signed set does to other inputs. On photographs that were trained on, 4 kept
-            denoising where 1 took a fifth of it along with deblurring.
         search_collateral: Price of what a searched set moves.
         reversion_draws: Random sets that reversion is compared with.
         ranking_crops: Search crops for every ranking, the attribution among them.
@@ -81,7 +79,6 @@ class Settings:
     curve_fractions: tuple[float, ...] = FRACTIONS
     null_fractions: tuple[float, ...] = (0.01, 0.03, 0.05, 0.1)
     null_draws: int = 100
-    collateral: float = 4.0
     search_collateral: float = 1.0
     reversion_draws: int = 99
     ranking_crops: int = 24
@@ -134,7 +131,7 @@ class Settings:
             wrong.insert(0, f"fraction must lie in (0, 0.5]; got {self.fraction}")
         wrong += [
             f"{name} must be at least 0; got {getattr(self, name)}"
-            for name in ("collateral", "search_collateral")
+            for name in ("search_collateral",)
             if not 0 <= getattr(self, name) < math.inf
         ]
         wrong += [
