@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ from tqdm import tqdm
 from filterattr import (
     FilterAttribution,
     FilterAttributor,
+    FilterAttrWarning,
     FilterSelection,
     SettingError,
     blend,
     contrast,
-    signed_contrast,
     swapped,
 )
-from filterattr.analysis import Masking, Outputs, p_value
+from filterattr.analysis import Masking, Outputs, choose, p_value
 from filterattr.display import plot_layers, plot_path
 from filterattr.files import replace_file, replacing
 from sr_zoo.degradations import evaluation_inputs
@@ -41,9 +42,7 @@ if TYPE_CHECKING:
 FUNCTIONS = ("blur", "noise")
 NAMES = {"blur": "deblurring", "noise": "denoising"}
 FILES = ("restorations.png", "layers.png", "path.png", "table.json")
-# price of what a signed set does to other inputs: on photographs that were trained on, 4 kept denoising where 1 took a
-# fifth of it along with deblurring
-COLLATERAL = 4.0
+PRICES = (1.0, 2.0, 4.0, 8.0)  # of collateral, that are tried for a signed set
 _SHOWN = 192
 
 
@@ -187,7 +186,7 @@ def find_and_mask(
     published = {name: contrast(scores, name).top(fraction) for name in FUNCTIONS}
     # what target has not learnt has no signed set
     learnt = [name for name in FUNCTIONS if guarded[name].loss_target < guarded[name].loss_base]
-    signed = {name: signed_contrast(guarded, name, collateral=COLLATERAL).top(fraction) for name in learnt}
+    signed = _signed(target, base, found, guarded, learnt, fraction, progress=progress)
     batches = {name: _batch(tested[name]) for name in ("blur", "noise", "clean")}
     masking = Masking(target, base, target, squared_error, {name: [batches[name]] for name in FUNCTIONS})
 
@@ -198,7 +197,7 @@ def find_and_mask(
 
     sets = {f"{NAMES[name]} kernels": (name, chosen) for name, chosen in selections.items()}
     sets |= {f"{NAMES[name]}, equation 7": (name, chosen) for name, chosen in published.items()}
-    sets |= {f"{NAMES[name]}, signed": (name, chosen) for name, chosen in signed.items()}
+    sets |= {f"{NAMES[name]}, signed {chosen.count}": (name, chosen) for name, chosen in signed.items()}
     rows = [row("nothing (target)", masking.target)]
     rows += [row(label, masking.masked(chosen)) for label, (_, chosen) in sets.items()]
     outputs = _outputs_of(target, base, batches, sets)
@@ -265,7 +264,8 @@ def table(result: DemoResult) -> str:
     """
     sizes = next(iter(result.selections.values()))
     lines = [
-        f"Each row is target with {sizes.count} of {sizes.n_units} kernels set back to base.",
+        f"Each row is target with {sizes.count} of {sizes.n_units} kernels set back to base,",
+        "or with as many as its name says.",
         "Function removed: 0 intact, 1 gone, above 1 worse than base; +- is the sd of the",
         "random sets.",
         "PSNR in dB: quality of the restored image, from blurred, noisy and clean inputs;",
@@ -284,7 +284,8 @@ def table(result: DemoResult) -> str:
         "",
         "Equation 7: the paper's contrast. The rows above it use the strict contrast,",
         "which compares shares of all scores as well. Signed: scores keep their sign,",
-        "with a price for what a kernel does to other and clean inputs. Shuffled: random",
+        "with a price for what a kernel does to other and clean inputs. Price and number",
+        "of kernels were chosen on the photographs that were searched. Shuffled: random",
         "kernels, as many in each layer as the set has.",
         "",
         "Reverted: how far the outputs come back to base (1: all the way). Moved: how far",
@@ -400,6 +401,36 @@ def _write(figure: Figure, path: Path, dpi: int) -> None:
 def _batch(pairs: Sequence[Pair]) -> Pair:
     """All crops at once: masking needs no per-sample numbers."""
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+
+def _signed(
+    target: nn.Module,
+    base: nn.Module,
+    found: Mapping[str, Sequence[Pair]],
+    attributions: Mapping[str, FilterAttribution],
+    learnt: Sequence[str],
+    fraction: float,
+    *,
+    progress: bool,
+) -> dict[str, FilterSelection]:
+    """The signed sets, their price and size measured on the crops of the search."""
+    batches = {name: [_batch(pairs)] for name, pairs in found.items()}
+    outputs = Outputs(target, base, target, lambda model, pair: model(pair[0]), batches)
+    sets = {}
+    for name in learnt:
+        masking = Masking(target, base, target, squared_error, {name: batches[name]})
+        with warnings.catch_warnings():  # the table says what it removes
+            warnings.filterwarnings("ignore", "no set of", FilterAttrWarning)
+            sets[name] = choose(
+                outputs,
+                attributions,
+                name,
+                masking=masking,
+                amount=fraction,
+                prices=PRICES,
+                progress=None if progress else False,
+            ).selection
+    return sets
 
 
 def _outputs_of(

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from filterattr import FilterAttributor, contrast, signed_contrast
 from filterattr.analysis import Masking, Outputs, search
 from sr_zoo.degradations import evaluation_inputs
-from sr_zoo.demo import COLLATERAL, bundled_photographs
+from sr_zoo.demo import bundled_photographs
 from sr_zoo.pretrained import load_network
 from sr_zoo.samples import draw_pairs, squared_error
 
@@ -38,7 +38,7 @@ def measured() -> dict[str, list[tuple[float, float]]]:
     }
     scores = {name: attributions[name].scores() for name in ("blur", "noise")}
     strict = contrast(scores, "noise", scale="strict").top(FRACTION)
-    signed = signed_contrast(attributions, "noise", collateral=COLLATERAL)
+    signed = signed_contrast(attributions, "noise")
 
     def restore(model: torch.nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return model(pair[0])

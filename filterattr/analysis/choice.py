@@ -15,6 +15,7 @@ from filterattr.analysis.masking import Masking
 from filterattr.analysis.outputs import Outputs
 from filterattr.analysis.record import Record, Row
 from filterattr.errors import FilterAttrWarning, SettingError, gathered, name_some
+from filterattr.jobs.progress import Progress, counted
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection, count_of
 from filterattr.results.signed import prices_of, signed_contrast
@@ -102,6 +103,7 @@ def choose(
     amount: float = 0.01,
     prices: Sequence[float] = PRICES,
     collateral: float | Mapping[str, float] = 1.0,
+    progress: Progress = None,
 ) -> Chosen:
     r"""Choose the price and the size of a signed set by what masking it does.
 
@@ -119,6 +121,7 @@ def choose(
         amount: Its largest size, as for `filterattr.FilterScores.top`. Seven sizes down to an eighth of it are tried.
         prices: The prices of collateral that are tried, as for `filterattr.signed_contrast`.
         collateral: The price of what is moved, in the measure: one for all guards, or one for each by name.
+        progress: As in `filterattr.FilterAttributor.attribute`, counted in prices.
 
     Returns:
         The set, its scores, and all candidates; a `FilterAttrWarning` says that no set was enough, and the one that
@@ -148,11 +151,13 @@ def choose(
     guards = _checked(outputs, attributions, of, masking, until, amount, prices, collateral)
     measure = _Measure(outputs, masking, of)
     compared: list[tuple[Candidate, FilterScores, FilterSelection]] = []
-    for price in prices:
-        scores = signed_contrast(attributions, of, collateral=price)
-        largest = min(count_of(amount, scores.n_units), int((scores.flat() > 0).sum()))
-        if largest:
-            compared.append(_smallest(measure, scores, largest, price, until))
+    with counted(progress, len(prices), "price") as step:
+        for price in prices:
+            scores = signed_contrast(attributions, of, collateral=price)
+            largest = min(count_of(amount, scores.n_units), int((scores.flat() > 0).sum()))
+            if largest:
+                compared.append(_smallest(measure, scores, largest, price, until))
+            step()
     if not compared:
         raise SettingError(f"no price leaves a unit with a positive score for {of!r}; try lower prices.")
     enough = [entry for entry in compared if entry[0].is_enough]

@@ -120,6 +120,8 @@ def results() -> Iterator[object]:
     yield analysis.MaskObjective(outputs, scores["first"], "first")
     repaired = repaired_network(found["first"])
     yield from (repaired, repaired.history, repaired.history.steps[0])
+    chosen = analysis.choose(outputs, found, "first", until=0.1, amount=2, prices=(0.0,))
+    yield from (chosen, chosen.candidates)
     predictor = FunctionPredictor(attributor, BASE, TARGET, sets)
     signals = predictor.signals_of(DATA)
     calibration = Calibration.fit(signals)
@@ -268,7 +270,7 @@ def test_nothing_that_a_result_hands_out_can_change_it(result: object) -> None:
 # classes that say what to do, or do it; rows of numbers; distances, which are the caller's and kept by nobody
 NO_RESULTS = {
     "ChannelAttributor", "FilterAttributor", "Group", "ScoredParameter", "Unit",
-    "SampleDistances", "Worth", "ParameterChange", "CostEstimate",
+    "SampleDistances", "Worth", "Candidate", "ParameterChange", "CostEstimate",
     "Band", "Estimate", "AgreementRow", "LayerBudget", "SanityRow", "KnockOutCost", "KnockOutJob", "Record",
 }  # fmt: skip
 
