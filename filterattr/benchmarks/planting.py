@@ -23,7 +23,7 @@ from torch.optim import Adam
 from filterattr.analysis.knockout import unit_labels
 from filterattr.attribution import FilterAttributor
 from filterattr.benchmarks.families import N_CLASSES, Family
-from filterattr.intervention import swapped, train_only
+from filterattr.intervention import blend, swapped, train_only
 from filterattr.names import Names
 from filterattr.results.scores import FilterScores, FilterSelection
 from filterattr.units.unit import sum_over_units, units_of
@@ -126,7 +126,10 @@ def plant(family: Family, seed: int, *, n_search: int = 16, n_held_out: int = 64
 
 @torch.no_grad()
 def is_learnt(pair: PlantedPair) -> bool:
-    """Whether target is better than base at both functions still, on the samples for scores.
+    """Whether the carriers are the truth still, on the samples for scores.
+
+    Target must be better than base at both functions, and at least half of that must be gone where the carriers of the
+    function are back at base. Where the drift came to carry a function, nobody knows which units do.
 
     Args:
         pair: The pair.
@@ -136,11 +139,16 @@ def is_learnt(pair: PlantedPair) -> bool:
         >>> is_learnt(plant(families()["LoRA"], 0))
         True
     """
-    losses = []
-    for state in (pair.base, pair.target):
-        with swapped(pair.attributor.model, state) as model:
-            losses.append([sum(loss(model, sample).item() for sample in pair.search[name]) for name in FUNCTIONS])
-    return all(after < before for before, after in zip(*losses, strict=True))
+    model = pair.attributor.model
+
+    def losses(state: State) -> dict[str, float]:
+        with swapped(model, state) as network:
+            return {name: sum(loss(network, sample).item() for sample in pair.search[name]) for name in FUNCTIONS}
+
+    before, after = losses(pair.base), losses(pair.target)
+    masked = {name: losses(blend(pair.target, pair.base, chosen)) for name, chosen in pair.carriers.items()}
+    gains = {name: before[name] - after[name] for name in FUNCTIONS}
+    return all(gains[name] > 0 and masked[name][name] - after[name] >= gains[name] / 2 for name in FUNCTIONS)
 
 
 class _Task:

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from filterattr.analysis.choice import choose
 from filterattr.analysis.gradients import fisher, taylor
 from filterattr.analysis.outputs import Outputs
 from filterattr.analysis.rankings import magnitude, random_ranking, weight_change
 from filterattr.analysis.set_search import search
 from filterattr.benchmarks.planting import FUNCTIONS, GENERAL, PlantedPair, loss
+from filterattr.intervention import swapped
 from filterattr.results.attribution import FilterAttribution
 from filterattr.results.scores import FilterScores, FilterSelection, Scale, contrast
 from filterattr.results.signed import signed_contrast
@@ -171,6 +173,7 @@ def rankings(pair: PlantedPair, seed: int = 0) -> Iterator[Ranked]:
     n_guarded = n + len(pair.search[GENERAL])
     yield from _by_function("signed, lambda 1, general guarded", n_guarded * N_STEPS, _signed(guarded, 1.0))
     yield from _by_function("signed, lambda 1, 1 node at target", n, _signed(single, 1.0))
+    yield from _chosen(pair, path, n * N_STEPS)
     for name, settings in SEARCHES.items():
         yield from _searched(pair, name, _signed(path, 1.0), n * N_STEPS, settings)
     plain = {
@@ -183,11 +186,56 @@ def rankings(pair: PlantedPair, seed: int = 0) -> Iterator[Ranked]:
         yield from _by_function(f"{name}, strict", n_passes, _contrasted(scores, "strict"))
         yield from _by_function(f"{name}, equation 7", n_passes, _contrasted(scores, "loss"))
         yield from _by_function(name, n_passes, scores.__getitem__)
+    if has_channels(pair):
+        captum = {name: conductance(pair, samples) for name, samples in search.items()}
+        yield from _by_function("Captum, conductance of channels", n * N_STEPS, captum.__getitem__)
     generator = torch.Generator().manual_seed(seed)
     change, size = weight_change(*ends), magnitude(ends[0], ends[2])
     yield from _by_function("weight change", 0, lambda _: change)
     yield from _by_function("magnitude", 0, lambda _: size)
     yield from _by_function("random", 0, lambda _: random_ranking(change, generator))
+
+
+def has_channels(pair: PlantedPair) -> bool:
+    """Whether the units of a pair are output channels of convolutions, which Captum's layer methods score, too.
+
+    Args:
+        pair: The pair.
+
+    Example:
+        >>> from filterattr.benchmarks import families
+        >>> has_channels(plant(families()["LoRA"], 0, n_search=1, n_held_out=1))
+        False
+    """
+    names = (name.rpartition(".")[0] for name in pair.attributor.scored_parameters())
+    layers = [pair.attributor.model.get_submodule(name) for name in names]
+    return pair.attributor.unit == "filter" and all(isinstance(layer, nn.Conv2d) for layer in layers)
+
+
+def conductance(pair: PlantedPair, samples: list[tuple[Tensor, Tensor]]) -> FilterScores:
+    """Captum's layer conductance of the loss of target, from zero inputs: absolute sums over places and samples.
+
+    Args:
+        pair: The pair, whose units are output channels.
+        samples: Of one function.
+
+    Returns:
+        One score a channel. It knows nothing of base.
+    """
+    from captum.attr import LayerConductance  # noqa: PLC0415 - takes a second to import
+
+    parameters = pair.attributor.scored_parameters()
+    x, y = (torch.cat(parts) for parts in zip(*samples, strict=True))
+    tensors = {}
+    with swapped(pair.attributor.model, pair.target) as model:
+        for name in parameters:
+            layer = model.get_submodule(name.rpartition(".")[0])
+            method = LayerConductance(
+                lambda inputs, classes: nn.functional.cross_entropy(model(inputs), classes, reduction="none"), layer
+            )
+            found = method.attribute(x, torch.zeros_like(x), additional_forward_args=(y,), n_steps=N_STEPS)
+            tensors[name] = found.detach().sum((0, 2, 3)).abs().double()
+    return FilterScores(tensors, parameters)
 
 
 def _attributed(pair: PlantedPair, samples: list[tuple[Tensor, Tensor]], **rule: Any) -> FilterAttribution:
@@ -198,6 +246,16 @@ def _attributed(pair: PlantedPair, samples: list[tuple[Tensor, Tensor]], **rule:
 def _by_function(ranking: str, n_passes: int, score: Callable[[str], FilterScores]) -> Iterator[Ranked]:
     for function in FUNCTIONS:
         yield Ranked(ranking, function, score(function), n_passes)
+
+
+def _chosen(pair: PlantedPair, path: Mapping[str, FilterAttribution], n_passes: int) -> Iterator[Ranked]:
+    """Signed scores at the price that is best on the samples of the search, measured with sets of the true size."""
+    outputs = _outputs(pair, {name: _joined(pair.search[name]) for name in FUNCTIONS})
+    scores = {
+        name: choose(outputs, path, name, amount=pair.carriers[name].count, prices=PRICES, progress=False).scores
+        for name in FUNCTIONS
+    }
+    yield from _by_function("signed, price chosen", n_passes, scores.__getitem__)
 
 
 def _searched(
