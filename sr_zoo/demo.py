@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from tqdm import tqdm
 from filterattr import (
     FilterAttribution,
     FilterAttributor,
-    FilterAttrWarning,
     FilterSelection,
     SettingError,
     blend,
@@ -85,16 +83,19 @@ class DemoResult:
     Attributes:
         rows: The table, from target to base.
         outputs: Where the outputs of every set go, in the order of the table.
-        selections: Function to the kernels that carry it.
+        selections: Function to the kernels that carry it: its signed set, or that of the strict contrast if target has
+            not learnt it.
+        n_kernels: Size of the sets of absolute scores.
         attributions: Function to its attribution on the search crops.
-        p_values: Function to null (``"random"``, ``"layer-matched"``) to p-value of its set.
-        nulls: Function to null to the share of its own function that is gone, one number per draw.
+        p_values: Function to null (``"random"``, ``"layer-matched"``) to p-value of what its set reverts.
+        nulls: Function to null to what its random sets revert of it, one number per draw.
         seconds: Wall time of the attribution and of the whole.
     """
 
     rows: list[DemoRow]
     outputs: list[DemoOutputs]
     selections: dict[str, FilterSelection]
+    n_kernels: int
     attributions: dict[str, FilterAttribution]
     p_values: dict[str, dict[str, float]]
     nulls: dict[str, dict[str, list[float]]]
@@ -181,12 +182,12 @@ def find_and_mask(
     attributed = time.monotonic()
     guarded, attributions = attributions, {name: attributions[name] for name in FUNCTIONS}
     scores = {name: attribution.scores() for name, attribution in attributions.items()}
-    # noise has larger scores altogether: on the published scale its set fills up with kernels that serve both functions
-    selections = {name: contrast(scores, name, scale="strict").top(fraction) for name in FUNCTIONS}
-    published = {name: contrast(scores, name).top(fraction) for name in FUNCTIONS}
     # what target has not learnt has no signed set
     learnt = [name for name in FUNCTIONS if guarded[name].loss_target < guarded[name].loss_base]
-    signed = _signed(target, base, found, guarded, learnt, fraction, progress=progress)
+    # noise has larger scores altogether: on the published scale its set fills up with kernels that serve both functions
+    strict = {name: contrast(scores, name, scale="strict").top(fraction) for name in FUNCTIONS}
+    published = {name: contrast(scores, name).top(fraction) for name in FUNCTIONS}
+    selections = {**strict, **_signed(target, base, found, guarded, learnt, fraction, progress=progress)}
     batches = {name: _batch(tested[name]) for name in ("blur", "noise", "clean")}
     masking = Masking(target, base, target, squared_error, {name: [batches[name]] for name in FUNCTIONS})
 
@@ -196,36 +197,38 @@ def find_and_mask(
         return DemoRow(label, removed, {}, _psnr(masking.model, state, batches, scale))
 
     sets = {f"{NAMES[name]} kernels": (name, chosen) for name, chosen in selections.items()}
+    sets |= {f"{NAMES[name]}, strict": (name, chosen) for name, chosen in strict.items()}
     sets |= {f"{NAMES[name]}, equation 7": (name, chosen) for name, chosen in published.items()}
-    sets |= {f"{NAMES[name]}, signed {chosen.count}": (name, chosen) for name, chosen in signed.items()}
     rows = [row("nothing (target)", masking.target)]
     rows += [row(label, masking.masked(chosen)) for label, (_, chosen) in sets.items()]
-    outputs = _outputs_of(target, base, batches, sets)
-    own = {name: line.removed[name] for name, line in zip(FUNCTIONS, rows[1:3], strict=True)}
+    outputs = Outputs(target, base, target, _restored, {name: [batch] for name, batch in batches.items()})
+    measured = [_measured(outputs, label, *chosen) for label, chosen in sets.items()]
     generator = torch.Generator().manual_seed(seed)
     nulls: dict[str, dict[str, list[float]]] = {name: {} for name in FUNCTIONS}
-    with tqdm(total=3 * draws, desc="random sets", unit="set", disable=None if progress else True) as bar:
-        # both sets have the same size, so that one plain null serves both
-        for like, matched in (("blur", False), ("blur", True), ("noise", True)):
-            drawn = [selections[like].random(generator, layer_matched=matched) for _ in range(draws)]
-            removed = []
-            for selection in drawn:
-                removed.append(masking.removed(selection))
-                bar.update()
-            for name in (like,) if matched else FUNCTIONS:
-                nulls[name]["layer-matched" if matched else "random"] = [value[name] for value in removed]
-            rows.append(
-                DemoRow(
-                    f"like {NAMES[like]}, shuffled" if matched else "random kernels",
-                    {name: statistics.fmean(value[name] for value in removed) for name in FUNCTIONS},
-                    {name: statistics.stdev(value[name] for value in removed) for name in FUNCTIONS},
-                    _psnr(masking.model, masking.masked(drawn[0]), batches, scale),
+    with tqdm(total=4 * draws, desc="random sets", unit="set", disable=None if progress else True) as bar:
+        for null, matched in (("random", False), ("layer-matched", True)):
+            for name in FUNCTIONS:
+                drawn = [selections[name].random(generator, layer_matched=matched) for _ in range(draws)]
+                removed, nulls[name][null] = [], []
+                for selection in drawn:
+                    removed.append(masking.removed(selection))
+                    nulls[name][null].append(_reverted(outputs, selection, name))
+                    bar.update()
+                rows.append(
+                    DemoRow(
+                        f"like {NAMES[name]}, shuffled" if matched else f"random, {selections[name].count} kernels",
+                        {other: statistics.fmean(value[other] for value in removed) for other in FUNCTIONS},
+                        {other: statistics.stdev(value[other] for value in removed) for other in FUNCTIONS},
+                        _psnr(masking.model, masking.masked(drawn[0]), batches, scale),
+                    )
                 )
-            )
     rows.append(row("everything (base)", masking.base))
-    p_values = {name: {null: p_value(own[name], values) for null, values in nulls[name].items()} for name in FUNCTIONS}
+    p_values = {
+        name: {null: p_value(line.reverted, values) for null, values in nulls[name].items()}
+        for name, line in zip(FUNCTIONS, measured, strict=False)
+    }
     seconds = {"attribution": attributed - started, "whole": time.monotonic() - started}
-    return DemoResult(rows, outputs, selections, attributions, p_values, nulls, seconds)
+    return DemoResult(rows, measured, selections, strict["blur"].count, attributions, p_values, nulls, seconds)
 
 
 def find_to_show(photographs: Sequence[Tensor]) -> Tensor:
@@ -262,10 +265,12 @@ def table(result: DemoResult) -> str:
     Returns:
         Several lines.
     """
-    sizes = next(iter(result.selections.values()))
+    sizes = result.selections
+    counts = " and ".join(f"{sizes[name].count} for {NAMES[name]}" for name in FUNCTIONS)
     lines = [
-        f"Each row is target with {sizes.count} of {sizes.n_units} kernels set back to base,",
-        "or with as many as its name says.",
+        f"Each row is target with some of {sizes['blur'].n_units} kernels set back to base:",
+        f"{counts}, chosen on the photographs that were searched;",
+        f"{result.n_kernels} in the rows 'strict' and 'equation 7'.",
         "Function removed: 0 intact, 1 gone, above 1 worse than base; +- is the sd of the",
         "random sets.",
         "PSNR in dB: quality of the restored image, from blurred, noisy and clean inputs;",
@@ -282,11 +287,10 @@ def table(result: DemoResult) -> str:
         lines.append(f"{row.label:<26}{first:>13}{second:>13}{blur:>9.2f}{noise:>7.2f}{clean:>7.2f}")
     lines += [
         "",
-        "Equation 7: the paper's contrast. The rows above it use the strict contrast,",
-        "which compares shares of all scores as well. Signed: scores keep their sign,",
-        "with a price for what a kernel does to other and clean inputs. Price and number",
-        "of kernels were chosen on the photographs that were searched. Shuffled: random",
-        "kernels, as many in each layer as the set has.",
+        "The first two sets keep the sign of the scores, with a price for what a kernel",
+        "does to other and clean inputs. Strict and equation 7: absolute scores, the",
+        "paper's contrast and one that compares shares of all scores as well. Shuffled:",
+        "random kernels, as many in each layer as the set has.",
         "",
         "Reverted: how far the outputs come back to base (1: all the way). Moved: how far",
         "others leave target (0: not at all).",
@@ -297,16 +301,16 @@ def table(result: DemoResult) -> str:
         most = max(share for name, share in measured.moved.items() if name != "clean")
         lines.append(f"{measured.label:<26}{measured.reverted:>13.2f}{most:>16.2f}{measured.moved['clean']:>16.2f}")
     lines.append("")
-    for name in FUNCTIONS:
-        own = next(row for row in result.rows if row.label == f"{NAMES[name]} kernels")
+    for name, measured in zip(FUNCTIONS, result.outputs, strict=False):
+        own = next(row for row in result.rows if row.label == measured.label)
         other = next(function for function in FUNCTIONS if function != name)
-        null = result.nulls[name]["random"]
-        distance = (own.removed[name] - statistics.fmean(null)) / statistics.stdev(null)
-        attribution = result.attributions[name]
+        attribution, best = result.attributions[name], result.nulls[name]
         lines += [
             f"{NAMES[name]} kernels remove {own.removed[name]:.2f} of {NAMES[name]} and "
             f"{own.removed[other]:.2f} of {NAMES[other]}",
-            f"    effect      {distance:.0f} sd above random sets",
+            f"    outputs     {measured.reverted:.2f} of the way back to base; the best of "
+            f"{len(best['random'])} random sets {max(best['random']):.2f},",
+            f"                of {len(best['layer-matched'])} shuffled ones {max(best['layer-matched']):.2f}",
             f"    chance      p = {result.p_values[name]['random']:.3f} against random sets, "
             f"{result.p_values[name]['layer-matched']:.3f} against shuffled ones",
             f"    integral    completeness error {attribution.completeness_error:.1%} (below 1% is good)",
@@ -415,12 +419,11 @@ def _signed(
 ) -> dict[str, FilterSelection]:
     """The signed sets, their price and size measured on the crops of the search."""
     batches = {name: [_batch(pairs)] for name, pairs in found.items()}
-    outputs = Outputs(target, base, target, lambda model, pair: model(pair[0]), batches)
+    outputs = Outputs(target, base, target, _restored, batches)
     sets = {}
     for name in learnt:
         masking = Masking(target, base, target, squared_error, {name: batches[name]})
-        with warnings.catch_warnings():  # the table says what it removes
-            warnings.filterwarnings("ignore", "no set of", FilterAttrWarning)
+        with concerns_are_shown():
             sets[name] = choose(
                 outputs,
                 attributions,
@@ -433,20 +436,21 @@ def _signed(
     return sets
 
 
-def _outputs_of(
-    target: nn.Module,
-    base: nn.Module,
-    batches: Mapping[str, Pair],
-    sets: Mapping[str, tuple[str, FilterSelection]],
-) -> list[DemoOutputs]:
-    """Where the outputs of every set go, on the crops to test on."""
-    data = {name: [batch] for name, batch in batches.items()}
-    outputs = Outputs(target, base, target, lambda model, pair: model(pair[0]), data)
-    found = []
-    for label, (function, chosen) in sets.items():
-        moved = {name: share for name, share in outputs.moved(chosen).items() if name != function}
-        found.append(DemoOutputs(label, outputs.reverted(chosen)[function], moved))
-    return found
+def _restored(model: nn.Module, pair: Pair) -> Tensor:
+    restored: Tensor = model(pair[0])
+    return restored
+
+
+def _measured(outputs: Outputs, label: str, function: str, chosen: FilterSelection) -> DemoOutputs:
+    """Where the outputs of a set go, on the crops to test on."""
+    moved = {name: share for name, share in outputs.moved(chosen).items() if name != function}
+    return DemoOutputs(label, _reverted(outputs, chosen, function), moved)
+
+
+def _reverted(outputs: Outputs, chosen: FilterSelection, function: str) -> float:
+    """How far the outputs of one function come back to base."""
+    away = outputs.sample_distances(outputs.masked(chosen), (function,)).to_base[function]
+    return float(1 - away.sum() / outputs.apart_from_base[function].sum())
 
 
 def _check_settings(base: nn.Module, target: nn.Module, fraction: float, crops: int, draws: int, n_steps: int) -> None:

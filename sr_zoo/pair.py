@@ -66,7 +66,7 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
 
 @contextmanager
 def concerns_are_shown() -> Iterator[None]:
-    """Leave out the warnings of an attribution that say what `concern_lines` says.
+    """Leave out warnings of what is printed anyway: what `concern_lines` says, and sets that remove too little.
 
     Yields:
         Nothing; the block is what is quiet.
@@ -82,6 +82,6 @@ def concerns_are_shown() -> Iterator[None]:
         1
     """
     with warnings.catch_warnings():
-        for beginning in ("reasons to doubt this", "the attributions should sum to"):
+        for beginning in ("reasons to doubt this", "the attributions should sum to", "no set of"):
             warnings.filterwarnings("ignore", beginning, FilterAttrWarning)
         yield

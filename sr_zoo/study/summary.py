@@ -8,7 +8,7 @@ from typing import Any
 from filterattr.analysis import Estimate, Modulation, RankingTable, SpecificityMatrix, bounded
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.contest import ContestTable
-from sr_zoo.study.stages.reversion import ENOUGH, GUARD, KINDS
+from sr_zoo.study.stages.reversion import GUARD, KINDS, REVERTED
 
 Row = Mapping[str, Any]
 HOW_TO_READ = (
@@ -185,10 +185,10 @@ def _reversion(results: Mapping[str, Any]) -> Iterable[str]:
         return
     yield markdown_table(sorted(rows, key=lambda row: str(row["function"])))
     for key, curve in _of(results, "curve_").items():
-        sizes = curve.smallest(ENOUGH), curve.smallest(ENOUGH, moved=0.05)
+        sizes = curve.smallest(REVERTED), curve.smallest(REVERTED, moved=0.05)
         texts = [f"{count} kernels" if count else "none of the curve" for count in sizes]
         yield (
-            f"- {curve.function}, {KINDS[key.split('_')[0]]}: smallest set that reverts {ENOUGH:g}: {texts[0]}; that "
+            f"- {curve.function}, {KINDS[key.split('_')[0]]}: smallest set that reverts {REVERTED:g}: {texts[0]}; that "
             f"also moves nothing else by more than 0.05: {texts[1]}"
         )
 

@@ -379,7 +379,7 @@ def reverted(learnt: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[
 class TestReversion:
     def test_every_kind_of_set_is_measured_with_clean_inputs(self, learnt: Subject, reverted: dict[str, Any]) -> None:
         samples = learnt.test_samples(small())
-        for kind in ("strict", "published", "signed", "searched"):
+        for kind in ("strict", "published", "signed", "chosen", "searched"):
             matrix = reverted[f"outputs_{kind}"]
             assert set(matrix.counts) == {"blur", "noise"}, kind
             for name in matrix.counts:

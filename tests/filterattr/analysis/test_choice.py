@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError, blend, signed_contrast
+from filterattr import FilterAttribution, FilterAttributor, FilterAttrWarning, SettingError, signed_contrast
 from filterattr.analysis import PRICES, Chosen, Masking, Outputs, choose
 from tests.reliability.fingerprint import Fingerprint
 
