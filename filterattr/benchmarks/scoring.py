@@ -233,8 +233,8 @@ def conductance(pair: PlantedPair, samples: list[tuple[Tensor, Tensor]]) -> Filt
             method = LayerConductance(
                 lambda inputs, classes: nn.functional.cross_entropy(model(inputs), classes, reduction="none"), layer
             )
-            found = method.attribute(x, torch.zeros_like(x), additional_forward_args=(y,), n_steps=N_STEPS)
-            tensors[name] = found.detach().sum((0, 2, 3)).abs().double()
+            parts = method.attribute(x, torch.zeros_like(x), additional_forward_args=(y,), n_steps=N_STEPS)
+            tensors[name] = parts.detach().sum((0, 2, 3)).abs().double()
     return FilterScores(tensors, parameters)
 
 
