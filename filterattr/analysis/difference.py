@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from filterattr.analysis.record import Record, Row
@@ -16,7 +22,10 @@ from filterattr.errors import StateMismatchError, name_some
 from filterattr.files.lazy import StoredTensor, stored_weights
 from filterattr.jobs.progress import Progress, counted
 
+Array: TypeAlias = NDArray[Any]
+_SPAN = 2**22  # weights that a thread opens both files for
 _PART = 2**18  # weights in a part: two of them and their difference stay in the cache of a processor
+_ROW = 2**13
 _WIDE = (torch.float64, torch.complex64, torch.complex128, torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
@@ -84,7 +93,7 @@ def compare_checkpoints(
 ) -> CheckpointDifference:
     """Compare two checkpoints weight by weight.
 
-    Safetensors files and shards are read part by part. Files of `torch.save` are read completely.
+    At most four threads read safetensors files and shards part by part. Files of `torch.save` are read completely.
 
     Args:
         first: A file, or a folder as Hugging Face libraries write it.
@@ -117,9 +126,11 @@ def compare_checkpoints(
         )
     groups: dict[str, _Sums] = {}
     with counted(progress, len(both), "parameter", title="comparing") as step:
+        sums = _in_order(_spans((ends[0][name], ends[1][name]) for name in both))
         for name in both:
-            group = name if depth is None else ".".join(name.split(".")[:depth])
-            groups.setdefault(group, _Sums()).add(ends[0][name], ends[1][name])
+            group = groups.setdefault(name if depth is None else ".".join(name.split(".")[:depth]), _Sums())
+            for _ in range(0, ends[0][name].numel, _SPAN):
+                group.add(next(sums))
             step()
     total = math.fsum(sums.squares for sums in groups.values())
     entries = [sums.entry(name, total) for name, sums in groups.items()]
@@ -134,41 +145,45 @@ def compare_checkpoints(
 
 
 class _Sums:
-    """Sums over the parts of the parameters."""
+    """Sums over the spans of the parameters."""
 
-    def __init__(self) -> None:
-        self.count = self.changed = 0
+    def __init__(self, count: int = 0) -> None:
+        self.count, self.changed = count, 0
         self.squares = self.lengths = self.largest = 0.0
 
-    def add(self, first: StoredTensor, second: StoredTensor) -> None:
-        """Add one parameter."""
-        self.count += first.numel
-        wide = first.dtype in _WIDE or second.dtype in _WIDE
-        for part, other in zip(first.parts(_PART), second.parts(_PART), strict=True):
-            self._add_part(_as_numbers(part, wide=wide), _as_numbers(other, wide=wide))
+    def add(self, other: _Sums) -> None:
+        """Add those of other weights."""
+        self.count += other.count
+        self.changed += other.changed
+        self.squares += other.squares
+        self.lengths += other.lengths
+        self.largest = max(self.largest, other.largest)
 
-    def _add_part(self, first: Tensor, second: Tensor) -> None:
-        difference = second - first
-        squares, lengths = float(torch.dot(difference, difference)), float(torch.dot(first, first))
+    def add_part(self, first: Array, second: Array, unequal: Array, difference: Array) -> None:
+        """Add weights, a row each; the last two are memory for as many marks and numbers."""
+        changed = _n_rows(np.not_equal(first, second, out=unequal))
+        lengths, squares = _squared_length(first.reshape(-1)), 0.0
+        if changed:
+            squares = _squared_length(np.subtract(second, first, out=difference).reshape(-1))
         if not math.isfinite(squares + lengths):
-            first, difference = self._without_oddities(first.double(), second.double())
-            squares, lengths = float(torch.dot(difference, difference)), float(torch.dot(first, first))
-        self.lengths += lengths
-        if squares or bool(difference.any()):  # tiny numbers have squares of 0
-            least, most = torch.aminmax(difference)
-            self.changed += int(np.count_nonzero(difference.numpy() != 0))  # several times as fast as PyTorch's
-            self.squares += squares
-            self.largest = max(self.largest, float(most), -float(least))
-
-    def _without_oddities(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Count infinite and NaN weights separately, as they have no norm."""
-        odd = ~(first.isfinite() & second.isfinite())
-        odd_first, odd_second = first[odd], second[odd]
-        changed = int(((odd_first != odd_second) & ~(odd_first.isnan() & odd_second.isnan())).sum())
+            self._add_oddities(first.astype(np.float64), second.astype(np.float64))
+            return
         self.changed += changed
-        self.largest = math.inf if changed else self.largest
-        first = torch.where(odd, 0.0, first)
-        return first, torch.where(odd, 0.0, second) - first
+        self.lengths += lengths
+        if changed:  # tiny numbers have squares of 0
+            self.squares += squares
+            self.largest = max(self.largest, float(difference.max()), -float(difference.min()))
+
+    def _add_oddities(self, first: Array, second: Array) -> None:
+        """Count infinite and NaN weights separately, as they have no norm."""
+        odd = ~(np.isfinite(first) & np.isfinite(second))
+        unequal = (first != second) & ~(np.isnan(first) & np.isnan(second))
+        first = np.where(odd, 0.0, first)
+        difference = np.where(odd, 0.0, second) - first
+        self.changed += _n_rows(unequal)
+        self.squares += _squared_length(difference.reshape(-1))
+        self.lengths += _squared_length(first.reshape(-1))
+        self.largest = max(self.largest, math.inf if (odd & unequal).any() else float(np.abs(difference).max()))
 
     def entry(self, name: str, total: float) -> ParameterChange:
         """The row of a group."""
@@ -182,11 +197,86 @@ class _Sums:
         )
 
 
-def _as_numbers(values: Tensor, *, wide: bool) -> Tensor:
-    """The values as real numbers of sufficient precision; float32 is not copied."""
+@dataclass(frozen=True)
+class _Span:
+    """Weights of one parameter, which one thread reads and compares."""
+
+    first: StoredTensor
+    second: StoredTensor
+    begin: int
+    end: int
+
+    def sums(self) -> _Sums:
+        """Read and compare them."""
+        sums, wide = _Sums(self.end - self.begin), self.first.dtype in _WIDE or self.second.dtype in _WIDE
+        memory, marks, numbers = _memory()
+        unequal, difference = marks.numpy(), numbers.view(torch.float64 if wide else torch.float32).numpy()
+        ends = zip((self.first, self.second), memory, strict=True)
+        parts = (end.parts(_PART, self.begin, self.end, memory=held) for end, held in ends)
+        with np.errstate(all="ignore"):  # infinite squares are seen afterwards
+            for pair in zip(*parts, strict=True):
+                first, second = (_as_numbers(part, wide=wide) for part in pair)
+                shaped = (held[: first.size].reshape(first.shape) for held in (unequal, difference))
+                sums.add_part(first, second, *shaped)
+        return sums
+
+
+_HELD = threading.local()
+
+
+def _memory() -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Bytes for a part of both ends, marks, and bytes for differences: a thread takes the same ones again."""
+    if not hasattr(_HELD, "memory"):
+        ends = tuple(torch.empty(16 * _PART, dtype=torch.uint8, device="cpu") for _ in range(2))
+        marks = torch.empty(2 * _PART, dtype=torch.bool, device="cpu")  # complex numbers are two
+        _HELD.memory = ends, marks, torch.empty(16 * _PART, dtype=torch.uint8, device="cpu")
+    held: tuple[tuple[Tensor, Tensor], Tensor, Tensor] = _HELD.memory
+    return held
+
+
+def _spans(pairs: Iterable[tuple[StoredTensor, StoredTensor]]) -> Iterator[_Span]:
+    for first, second in pairs:
+        yield from (_Span(first, second, k, min(k + _SPAN, first.numel)) for k in range(0, first.numel, _SPAN))
+
+
+def _in_order(spans: Iterable[_Span]) -> Iterator[_Sums]:
+    """Compare in several threads: one waits for the disk while another one computes."""
+    pool = ThreadPoolExecutor(_threads())
+    waiting: deque[Future[_Sums]] = deque()
+    try:
+        for span in spans:
+            waiting.append(pool.submit(span.sums))
+            if len(waiting) > 2 * _threads():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _threads() -> int:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(2, allowed))
+
+
+def _n_rows(marks: Array) -> int:
+    """How many weights are marked; a complex one has two marks."""
+    return int(np.count_nonzero(marks if marks.ndim == 1 else marks.any(axis=1)))
+
+
+def _squared_length(values: Array) -> float:
+    """The sum of squares, row by row: rows are too short for BLAS to start threads, and their sums exact enough."""
+    n_rows = len(values) // _ROW
+    rows, rest = values[: n_rows * _ROW].reshape(n_rows, 1, _ROW), values[n_rows * _ROW :]
+    return float(np.matmul(rows, rows.transpose(0, 2, 1)).sum(dtype=np.float64)) + float(np.dot(rest, rest))
+
+
+def _as_numbers(values: Tensor, *, wide: bool) -> Array:
+    """The values as real numbers of sufficient precision, two in a row for a complex one; float32 is not copied."""
     if values.is_complex():
-        values = torch.view_as_real(values.resolve_conj()).reshape(-1)
-    return values.to(torch.float64 if wide else torch.float32)
+        values = torch.view_as_real(values.resolve_conj())
+    numbers: Array = values.to(torch.float64 if wide else torch.float32).numpy()
+    return numbers
 
 
 def _ratio(squares: float, lengths: float) -> float:

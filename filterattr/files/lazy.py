@@ -66,11 +66,16 @@ class StoredTensor:
         flat = next(self.parts(max(1, self.numel)), torch.empty(0, dtype=self.dtype, device="cpu"))
         return flat.reshape(self.shape)
 
-    def parts(self, count: int) -> Iterator[Tensor]:
+    def parts(
+        self, count: int, begin: int = 0, end: int | None = None, *, memory: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Read it in parts; each is valid until the next one is asked for.
 
         Args:
             count: Number of weights in a part; the last one may have less.
+            begin: The first weight of the flat tensor that is read.
+            end: The first one after it that is not; all are read by default.
+            memory: Bytes in which a part has its place; they are allocated by default.
 
         Yields:
             Rows of weights, in the order of the flat tensor.
@@ -78,20 +83,26 @@ class StoredTensor:
         Raises:
             StorageError: The disk cannot read it, or the file was cut meanwhile.
         """
+        end = self.numel if end is None else end
         if self.held is not None:
             flat = self.held.reshape(-1)
-            yield from (flat[begin : begin + count] for begin in range(0, self.numel, count))
+            yield from (flat[place : min(place + count, end)] for place in range(begin, end, count))
             return
-        buffer = torch.empty(min(count, self.numel), dtype=self.dtype, device="cpu")
-        with reading(self.path) as (stream, _):
-            stream.seek(self.begin)
-            for begin in range(0, self.numel, count):
-                part = buffer[: self.numel - begin]
+        size = min(count, end - begin)
+        if memory is None:
+            memory = torch.empty(size * self.dtype.itemsize, dtype=torch.uint8, device="cpu")
+        buffer = memory[: size * self.dtype.itemsize].view(self.dtype)
+        content = bytes_of(buffer)
+        with reading(self.path) as (buffered, _):
+            stream = buffered.raw  # type: ignore[attr-defined]  # whose bytes go where they belong at once
+            stream.seek(self.begin + begin * self.dtype.itemsize)
+            for place in range(begin, end, count):
+                n_weights = min(count, end - place)
                 try:
-                    fill(stream, bytes_of(part))
+                    fill(stream, content[: n_weights * self.dtype.itemsize])
                 except EOFError as error:
                     raise StorageError(f"'{self.path}' was cut while it was read: {error}.") from error
-                yield part
+                yield buffer[:n_weights]
 
 
 def stored_weights(path: str | Path, *, key: str | None = None) -> dict[str, StoredTensor]:

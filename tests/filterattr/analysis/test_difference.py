@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from filterattr import StateMismatchError
-from filterattr.analysis import CheckpointDifference, compare_checkpoints
+from filterattr import StateMismatchError, StorageError
+from filterattr.analysis import CheckpointDifference, compare_checkpoints, difference
 from tests.filterattr.files.test_lazy import headed, sharded
 
 
@@ -41,6 +43,49 @@ def test_numbers_are_those_of_plain_arithmetic(dtype: torch.dtype, tmp_path: Pat
     assert found.relative == pytest.approx(float(difference.norm()) / whole, rel=1e-4)
     assert found.n_bytes == 2 * sum(value.nbytes for value in first.values())
     assert not found.is_equal
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16])
+@pytest.mark.parametrize("number", [255, 256, 1000, 1001, 5003])
+def test_parts_and_threads_leave_no_weight_out(
+    dtype: torch.dtype, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("_SPAN", 1000), ("_PART", 256), ("_ROW", 32)):
+        monkeypatch.setattr(difference, name, size)
+    first, second = (torch.randn(number).to(dtype) for _ in range(2))
+    kept = torch.rand(number) < 0.5
+    second[kept] = first[kept]
+    second[-1] = first[-1] + 100  # the last one counts
+    states = [{"before": end[:1].clone(), "a": end, "empty": end[:0].clone()} for end in (first, second)]
+    paths = [tmp_path / f"{end}.pt" for end in ("first", "second")]
+    for path, state in zip(paths, states, strict=True):
+        torch.save(state, path)
+    found = compare_checkpoints(*paths)
+    if not dtype.is_complex:  # which safetensors lack
+        headed(tmp_path / "first.safetensors", states[0])
+        assert compare_checkpoints(tmp_path / "first.safetensors", paths[1]) == found  # to the bit
+    numbers = [torch.view_as_real(end).double() if dtype.is_complex else end.double() for end in (first, second)]
+    change = numbers[1] - numbers[0]
+    (entry,) = [entry for entry in found.entries if entry.name == "a"]
+    assert entry.n_weights == number
+    assert entry.changed == pytest.approx(float((first != second).sum()) / number)
+    assert entry.largest == pytest.approx(float(change.abs().max()), rel=1e-6)
+    assert entry.relative == pytest.approx(float(change.norm() / numbers[0].norm()), rel=1e-5)
+
+
+def test_a_file_that_is_cut_meanwhile_is_named_and_no_thread_stays(tmp_path: Path) -> None:
+    state = {name: torch.rand(2**21) for name in "abcdef"}
+    headed(tmp_path / "first.safetensors", state)
+    headed(tmp_path / "second.safetensors", state)
+    before = threading.active_count()
+
+    def cut(done: int, _: int | None) -> None:
+        if done == 1:
+            os.truncate(tmp_path / "second.safetensors", 5 * 2**23)
+
+    with pytest.raises(StorageError, match=r"second\.safetensors' was cut while it was read"):
+        compare_checkpoints(tmp_path / "first.safetensors", tmp_path / "second.safetensors", progress=cut)
+    assert threading.active_count() == before
 
 
 def test_infinities_and_nan_are_values_like_others(tmp_path: Path) -> None:
