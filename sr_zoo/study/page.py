@@ -32,6 +32,7 @@ _TABLES = {
     ("reversion", "curve_"): "Put back, size by size",
     ("depth", "depth_"): "Kernels of every layer, with intervals",
     ("comparison", "table"): "All rankings",
+    ("rivals", "rivals_"): "All rankings, by what their sets put back and move",
     ("oracle", "agreement_"): "Agreement with knocking kernels out",
     ("gradient_maps", "gradient_maps"): "The published metric beside ours",
     ("places", "places"): "Weights, locations, connections",

@@ -34,6 +34,7 @@ from sr_zoo.study.stages.prediction import PREDICTION
 from sr_zoo.study.stages.ranking import COMPARISON, ORACLE, RANKINGS
 from sr_zoo.study.stages.retraining import RETRAINING
 from sr_zoo.study.stages.reversion import REVERSION
+from sr_zoo.study.stages.rivals import RIVALS
 from sr_zoo.study.stages.search import SANITY, SEARCH, STABILITY
 from sr_zoo.study.subject import Subject, network_text
 
@@ -53,6 +54,7 @@ STAGES: tuple[Stage, ...] = (
     MODULATION,
     RANKINGS,
     COMPARISON,
+    RIVALS,
     ORACLE,
     CHANNELS,
     GRADIENT_MAPS,

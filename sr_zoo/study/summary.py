@@ -9,6 +9,7 @@ from filterattr.analysis import Estimate, Modulation, RankingTable, SpecificityM
 from sr_zoo.study.archive import Archive
 from sr_zoo.study.contest import ContestTable
 from sr_zoo.study.stages.reversion import GUARD, KINDS, REVERTED
+from sr_zoo.study.stages.rivals import Rivals
 
 Row = Mapping[str, Any]
 HOW_TO_READ = (
@@ -191,6 +192,27 @@ def _reversion(results: Mapping[str, Any]) -> Iterable[str]:
             f"- {curve.function}, {KINDS[key.split('_')[0]]}: smallest set that reverts {REVERTED:g}: {texts[0]}; that "
             f"also moves nothing else by more than 0.05: {texts[1]}"
         )
+
+
+def _rivals(results: Mapping[str, Rivals]) -> Iterable[str]:
+    yield (
+        "The sets of all rankings, measured as above. The last columns say how much more the chosen signed set and the "
+        "searched set revert, with paired intervals over the test crops; below 0 they revert less."
+    )
+    for rivals in results.values():
+        rows = [
+            {
+                "ranking": entry.ranking,
+                "kernels": entry.count,
+                "reverted": str(entry.reverted),
+                "moved, others": max(entry.moved[other].value for other in rivals.others),
+                "moved, clean": str(entry.moved[GUARD]),
+                **{f"{kind} reverts more": str(gain) for kind, gain in entry.gain.items()},
+            }
+            for entry in rivals.entries
+        ]
+        yield f"{rivals.function}:"
+        yield markdown_table(rows)
 
 
 def _modulation(results: Mapping[str, Modulation]) -> Iterable[str]:
@@ -376,6 +398,7 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
     "curves": _curves,
     "nulls": _nulls,
     "comparison": _comparison,
+    "rivals": _rivals,
     "oracle": _oracle,
     "channels": _channels,
     "gradient_maps": _gradient_maps,
@@ -396,6 +419,7 @@ _TITLES = {
     "curves": "What does masking more and more kernels remove?",
     "nulls": "What do random kernels remove?",
     "comparison": "Does a cheaper ranking do as well?",
+    "rivals": "Do other rankings put a function back?",
     "oracle": "Do rankings agree with knocking kernels out one by one?",
     "channels": "Which channels? Against Captum's layer methods",
     "gradient_maps": "What does the published metric say?",

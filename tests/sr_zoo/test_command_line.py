@@ -73,6 +73,7 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
         "--steps": ("0", "-1", HUGE, *NO_NUMBERS),
         "--null-draws": ("1", "0", "-1", HUGE, *NO_NUMBERS),
         "--reversion-draws": ("1", "0", "-1", HUGE, *NO_NUMBERS),
+        "--ranking-crops": ("0", "-1", HUGE, *NO_NUMBERS),
         "--retrain-seeds": ("0", "-1", HUGE, *NO_NUMBERS),
         "--retrain-iterations": ("0", "-1", HUGE, *NO_NUMBERS),
         "--adaptive-iterations": ("-1", HUGE, *NO_NUMBERS),

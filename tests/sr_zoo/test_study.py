@@ -44,9 +44,10 @@ from sr_zoo.study.stages.gradient_maps import gradient_change, gradient_map
 from sr_zoo.study.stages.masking import CURVES, SPECIFICITY
 from sr_zoo.study.stages.pictures import Pictures
 from sr_zoo.study.stages.places import places_rows
-from sr_zoo.study.stages.ranking import contrasted, random_units
+from sr_zoo.study.stages.ranking import RANKINGS, contrasted, random_units
 from sr_zoo.study.stages.retraining import mean_over_seeds, places_of, retrain
 from sr_zoo.study.stages.reversion import REVERSION
+from sr_zoo.study.stages.rivals import RIVALS
 from sr_zoo.study.stages.search import SEARCH
 from sr_zoo.study.summary import summary
 from sr_zoo.training import fast_precision
@@ -759,3 +760,31 @@ def test_a_whole_study_of_a_network_with_two_branches(
     words = ["study", "--base", str(folders / "one.safetensors"), "--target", str(folders / "other.safetensors")]
     assert main([*words, "--quick", "--images", str(folders / "photos"), "--out", str(folders / "out")]) == 0
     assert open_archive(folders / "out").stages() == sorted(stage.name for stage in STAGES)
+
+
+@pytest.fixture(scope="module")
+def ranked(learnt: Subject, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    stages = (SEARCH, REVERSION, RANKINGS, RIVALS)
+    return run_study(learnt, small(), tmp_path_factory.mktemp("study"), stages=stages, progress=False)
+
+
+class TestRivals:
+    def test_every_ranking_is_measured_like_the_sets_that_it_is_compared_with(
+        self, learnt: Subject, ranked: Archive
+    ) -> None:
+        reversion = ranked.load("reversion")
+        for name, rivals in ((name, ranked.load("rivals")[f"rivals_{name}"]) for name in learnt.functions):
+            by_ranking = {entry.ranking: entry for entry in rivals.entries}
+            assert {"attribution", "attribution, equation 7", "Fisher", "weight change", "random"} <= set(by_ranking)
+            assert not any(label.endswith("no contrast") and "attribution" not in label for label in by_ranking)
+            shares = [entry.reverted.value for entry in rivals.entries]
+            assert shares == sorted(shares, reverse=True)
+            assert rivals.others == tuple(other for other in learnt.functions if other != name)
+            for entry in rivals.entries:
+                for kind, gain in entry.gain.items():
+                    better = reversion[f"outputs_{kind}"].reverted[name].value
+                    assert gain.value == pytest.approx(better - entry.reverted.value, abs=1e-9), (entry.ranking, kind)
+                    assert gain.low <= gain.value <= gain.high
+
+    def test_the_summary_holds_them(self, ranked: Archive) -> None:
+        assert "Do other rankings put a function back?" in summary(ranked)

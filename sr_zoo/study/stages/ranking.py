@@ -153,8 +153,15 @@ def _rankings_cost(subject: Subject, settings: Settings) -> Cost:
     return Cost(passes=len(subject.functions) * settings.ranking_crops * (of_weights + of_inputs + layers))
 
 
-def _plain_scores(context: Context) -> tuple[dict[str, dict[str, FilterScores]], Mapping[str, int]]:
-    """Read the rankings back: name to function to scores, and name to passes."""
+def stored_scores(context: Context) -> tuple[dict[str, dict[str, FilterScores]], Mapping[str, int]]:
+    """Read the rankings back.
+
+    Args:
+        context: The study, of which the stage of rankings is done.
+
+    Returns:
+        Name to function to scores, without any contrast, and name to passes.
+    """
     stored = context.archive.load("rankings")
     passes: Mapping[str, int] = stored["ranked"].passes
     functions = context.subject.functions
@@ -164,7 +171,7 @@ def _plain_scores(context: Context) -> tuple[dict[str, dict[str, FilterScores]],
 
 
 def _comparison(context: Context) -> Results:
-    scores, passes = contrasted(*_plain_scores(context), with_plain=context.settings.plain_rankings)
+    scores, passes = contrasted(*stored_scores(context), with_plain=context.settings.plain_rankings)
     table = compare_rankings(
         context.masking(),
         scores,
@@ -208,7 +215,7 @@ def random_units(like: FilterSelection, count: int, seed: int) -> FilterSelectio
 def _oracle(context: Context) -> Results:
     subject, settings = context.subject, context.settings
     results: dict[str, object] = {}
-    scores, _ = _plain_scores(context)
+    scores, _ = stored_scores(context)
     for name, chosen in context.sets.items():
         job = KnockOutJob(
             subject.attributor,

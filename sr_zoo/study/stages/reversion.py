@@ -75,7 +75,17 @@ def restored(model: nn.Module, sample: Sample) -> Tensor:
     return image
 
 
-def _outputs(context: Context, samples: Mapping[str, list[Sample]], *, per_row: bool) -> Outputs:
+def outputs_of(context: Context, samples: Mapping[str, list[Sample]], *, per_row: bool) -> Outputs:
+    """Where outputs go, for every function and for clean inputs.
+
+    Args:
+        context: The study.
+        samples: Name of an input to its samples.
+        per_row: Whether each row of a batch counts.
+
+    Returns:
+        The outputs of base and target.
+    """
     subject = context.subject
     data = {name: samples[name] for name in (*subject.functions, GUARD)}
     return Outputs(subject.target, subject.base, subject.target, restored, data, per_row=per_row)
@@ -97,7 +107,7 @@ def _reversion(context: Context) -> Results:
     sets |= {("chosen", name): one.selection for name, one in chosen.items()}
     sets |= {("searched", name): one.selection for name, one in searched.items()}
     results |= {f"set_{kind}_{name}": selection for (kind, name), selection in sets.items()}
-    outputs = _outputs(context, {name: batches_of(some) for name, some in context.test.items()}, per_row=True)
+    outputs = outputs_of(context, {name: batches_of(some) for name, some in context.test.items()}, per_row=True)
     masking = context.masking(*subject.functions)
     pieces = Archive(context.work)
     for kind in KINDS:
@@ -166,7 +176,7 @@ def _chosen(
 ) -> Iterator[tuple[str, Chosen]]:
     """The signed sets whose price and size are measured on the search crops."""
     subject = context.subject
-    outputs = _outputs(context, dict(context.search), per_row=False)
+    outputs = outputs_of(context, dict(context.search), per_row=False)
     ends = subject.target, subject.base, subject.target
     for name in learnt:
         masking = Masking(*ends, restoration_error, {name: context.search[name]})
@@ -180,7 +190,7 @@ def _chosen(
 def _searched(context: Context, scores: Mapping[str, FilterScores]) -> Iterator[tuple[str, Searched]]:
     """The sets that are searched for on the search crops, from the signed scores."""
     settings = context.settings
-    outputs = _outputs(context, dict(context.search), per_row=False)
+    outputs = outputs_of(context, dict(context.search), per_row=False)
     for name, one in scores.items():
         yield (
             name,
