@@ -253,6 +253,50 @@ class Stability(Record):
         flat[list(self.units)] = torch.tensor(self.probabilities, dtype=torch.float64, device="cpu")
         return FilterScores(like._split(flat), like.parameters)
 
+    def reproduction(self, like: FilterScores | FilterSelection) -> FilterScores:
+        r"""Probability of every unit to be in the set of as many *other* samples.
+
+        .. math:: p = \Phi\left(\Phi^{-1}(\mathrm{inclusion}) / \sqrt 2\right)
+
+        A draw of the bootstrap differs from the present samples as the present samples differ from the truth. Other
+        samples differ from the present ones by both, so by :math:`\sqrt 2` times as much. Inclusion probabilities alone
+        are too confident. This supposes that units of all strengths are about as frequent near the edge of the set.
+
+        Args:
+            like: Scores or a selection with the same units.
+
+        Returns:
+            Probabilities in (0, 1); with a finite number of draws, none is 0 or 1.
+
+        Raises:
+            SettingError: ``like`` has another number of units.
+        """
+        least = 1 / (2 * self.draws)
+        inclusion = self.inclusion(like).flat().clamp(least, 1 - least)
+        flat = torch.special.ndtr(torch.special.ndtri(inclusion) / 2**0.5)
+        return FilterScores(like._split(flat), like.parameters)
+
+    def core(self, like: FilterScores | FilterSelection, probability: float = 0.95) -> FilterSelection:
+        """The units that other samples find, too.
+
+        Args:
+            like: Scores or a selection with the same units.
+            probability: The least `reproduction` of each of them, in (0.5, 1).
+
+        Returns:
+            The selection; it may be empty.
+
+        Raises:
+            SettingError: ``like`` has another number of units, or the draws cannot show such a probability.
+        """
+        most = float(torch.special.ndtr(torch.special.ndtri(torch.tensor(1 - 1 / (2 * self.draws)).double()) / 2**0.5))
+        if not 0.5 < probability <= most:
+            raise SettingError(
+                f"probability must be above 0.5, and with {self.draws} draws at most {most:.4g}; got {probability}."
+            )
+        flat = self.reproduction(like).flat() >= probability
+        return FilterSelection(like._split(flat), like.parameters)
+
     def rows(self) -> list[Row]:
         """One row per number of samples."""
         return [

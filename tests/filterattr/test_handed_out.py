@@ -157,6 +157,8 @@ ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "random": lambda _: (generator(),),
     "weighted": lambda own: (torch.full((2, len(own)), 0.5),),
     "inclusion": lambda _: (SCORES,),
+    "reproduction": lambda _: (SCORES,),
+    "core": lambda _: (SCORES, 0.6),
     "Differences.selection": lambda _: (SCORES,),
     "masked": lambda _: (CHOSEN,),
     "grafted": lambda _: (CHOSEN,),

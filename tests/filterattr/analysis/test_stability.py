@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +31,10 @@ from filterattr.analysis import (
     per_sample_scores,
     stability,
 )
+from sr_zoo.degradations import evaluation_inputs
+from sr_zoo.demo import bundled_photographs
+from sr_zoo.pretrained import load_network
+from sr_zoo.samples import draw_pairs, squared_error
 from tests.networks import image, smooth_network, squared_sum
 from tests.reference.slow_analysis import benjamini_hochberg, kendall, spearman, t_test
 
@@ -135,6 +142,111 @@ def test_stability_refuses_what_it_cannot_split() -> None:
     found = stability({"a": four}, lambda scores: scores["a"], 1, draws=2, splits=2)
     with pytest.raises(SettingError, match="knows 2, got 5"):
         found.inclusion(scores_of(torch.zeros(5)))
+    for probability in (0.5, 0.9, 1.0):
+        with pytest.raises(SettingError, match=r"with 2 draws at most 0\.6833"):
+            found.core(scores_of(torch.zeros(2)), probability)
+
+
+def test_the_core_are_units_whose_reproduction_is_high_enough() -> None:
+    found = Stability(4, 8, 2, 200, (0, 1, 2, 3), (1.0, 0.975, 0.6, 0.425), (1,), (), ())
+    like = scores_of(torch.zeros(4))
+    normal = NormalDist()
+    expected = [normal.cdf(normal.inv_cdf(share) / 2**0.5) for share in (0.9975, 0.975, 0.6, 0.425)]
+    assert found.reproduction(like)["w"].tolist() == pytest.approx(expected)
+    assert found.core(like, 0.95)["w"].tolist() == [True, False, False, False]
+    assert found.core(like, 0.9)["w"].tolist() == [True, True, False, False]
+
+
+def held(
+    drawn: Callable[[], Mapping[str, torch.Tensor]], rank: Any, count: int, *, splits: int, draws: int, like: Any = None
+) -> tuple[list[float], list[bool], list[float], list[float]]:
+    """Predict from one half what the other half finds: every unit that may be in the set, and core sets at 0.9."""
+    predicted: list[float] = []
+    included: list[float] = []
+    is_there: list[bool] = []
+    cores: list[float] = []
+    generator = torch.Generator().manual_seed(0)
+    for split in range(splits):
+        samples = drawn()
+        (n,) = {len(values) for values in samples.values()}
+        order = torch.randperm(n, generator=generator)
+        first, second = (
+            {
+                name: samples_of(values[half]) if like is None else SampleScores(values[half], like)
+                for name, values in samples.items()
+            }
+            for half in (order[: n // 2], order[n // 2 :])
+        )
+        found = stability(first, rank, count, draws=draws, splits=2, sizes=[1], seed=split)
+        ranked = rank({name: one.scores() for name, one in first.items()})
+        fresh = rank({name: one.scores() for name, one in second.items()}).top(count).flat()
+        inclusion = found.inclusion(ranked).flat()
+        unsure = (inclusion > 0.05) & (inclusion < 0.99)
+        predicted += found.reproduction(ranked).flat()[unsure].tolist()
+        included += inclusion[unsure].tolist()
+        is_there += fresh[unsure].tolist()
+        core = found.core(ranked, 0.9).flat()
+        cores.append(float(fresh[core].double().mean()))
+    return predicted, is_there, cores, included
+
+
+def check_calibration(predicted: Sequence[float], is_there: Sequence[bool], cores: Sequence[float]) -> None:
+    """Units that are said to hold with about 90% do in 85 to 95% of the splits; the core is surer still."""
+    chances, truths = torch.tensor(predicted), torch.tensor(is_there).double()
+    for low, high in ((0.7, 0.85), (0.85, 0.95)):
+        inside = (chances >= low) & (chances < high)
+        assert inside.sum() > 50
+        assert truths[inside].mean() == pytest.approx(float(chances[inside].mean()), abs=0.05), (low, high)
+    assert sum(share >= 0.9 for share in cores) / len(cores) > 0.95
+
+
+def test_units_hold_in_other_samples_as_often_as_is_said() -> None:
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.linspace(-1, 1, 200).repeat(2)
+    predicted, is_there, cores, included = held(
+        lambda: {"a": signal + 0.5 * torch.randn(64, 400, generator=generator)},
+        lambda scores: scores["a"],
+        80,
+        splits=60,
+        draws=100,
+    )
+    check_calibration(predicted, is_there, cores)
+    # the share of the draws alone says too much
+    sure = torch.tensor(included) > 0.9
+    assert torch.tensor(included)[sure].mean() - torch.tensor(is_there)[sure].double().mean() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::filterattr.errors.FilterAttrWarning")
+def test_units_of_the_shipped_pair_hold_as_often_as_is_said() -> None:
+    """200 splits of 96 crops of photographs, signed scores, 1% of the kernels."""
+    base, target = (load_network(f"srresnet_x2_f32b8_{role}") for role in ("base", "target"))
+    inputs = {name: one for name, one in evaluation_inputs(2).items() if name != "both"}
+    photographs = [picture for some in bundled_photographs() for picture in some]
+    pairs = draw_pairs(photographs, inputs, count=96, size=48, scale=2, seed=0, margin=16)
+    attributor = FilterAttributor(target)
+    scores = {
+        name: per_sample_scores(
+            attributor, base, target, squared_error, pairs[name], reduction="sum", n_steps=8, progress=False
+        )
+        for name in ("blur", "noise")
+    }
+
+    def signed(of: str, guard: str) -> Any:
+        def rank(found: Mapping[str, FilterScores]) -> FilterScores:
+            parts = {name: one * (-1 / abs(float(one.flat().sum()))) for name, one in found.items()}
+            sizes = FilterScores(
+                {key: tensor.abs() for key, tensor in parts[guard].kept.items()}, parts[guard].parameters
+            )
+            return parts[of] - sizes * 2.0
+
+        return rank
+
+    for of, guard in (("blur", "noise"), ("noise", "blur")):
+        values = {name: one.values for name, one in scores.items()}
+        like = scores["blur"].like
+        found = held(lambda values=values: values, signed(of, guard), 217, splits=200, draws=100, like=like)
+        check_calibration(*found[:3])
 
 
 @pytest.mark.parametrize("procedure", ["bh", "by"])
