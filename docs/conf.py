@@ -111,6 +111,7 @@ TUTORIALS = (
     "language_model.py",
     "units_loss_and_path.py",
     "reading_the_numbers.py",
+    "give_back.py",
     "coming_from_captum.py",
 )
 

@@ -31,7 +31,7 @@ from filterattr.results.signed import expected_removed, gain_of
 from filterattr.units.unit import Immutable
 
 PRICES = 0.0, 0.5, 1.0, 2.0, 4.0, 8.0
-_PLACES = 2**20  # on the way of a set
+PLACES = 2**20  # on the way of a set
 _LOOKS = 6  # at networks, for one price
 _NEAR = 0.9  # of the limit: near enough
 _AIM = 0.97  # of the limit: where the next network should be
@@ -279,22 +279,22 @@ class _Repair:
         if count == 0:
             return
 
-        def part_of_the_way(place: int) -> RepairStep:
-            return self._measured(price, self._set(scores, count), 1 - place / _PLACES)
+        def part_of_the_way(place: int) -> float:
+            return self._measured(price, self._set(scores, count), 1 - place / PLACES)
 
-        def part_of_the_units(place: int) -> RepairStep:
+        def part_of_the_units(place: int) -> float:
             return self._measured(price, self._set(scores, place), 0.0)
 
         if partly:
-            _up_to(self._at_most, _PLACES, part_of_the_way)
+            up_to(self._at_most, PLACES, part_of_the_way)
         else:
-            _up_to(self._at_most, count, part_of_the_units)
+            up_to(self._at_most, count, part_of_the_units)
 
     def _set(self, scores: torch.Tensor, count: int) -> FilterSelection:
         return FilterSelection(self._like._split(mark_top(scores, count)), self._like.parameters)
 
-    def _measured(self, price: float, selection: FilterSelection, strength: float) -> RepairStep:
-        """Measure a network, and keep it if it is the best so far."""
+    def _measured(self, price: float, selection: FilterSelection, strength: float) -> float:
+        """Measure what a network loses of a skill, and keep it if it is the best so far."""
         shares = self._masking.removed(selection, strength)
         lost = {name: shares[name] for name in self._skills}
         # of an ability the loss rises from base to target, and the share of its way back is what is given back
@@ -302,7 +302,7 @@ class _Repair:
         self._steps.append(step)
         if step.most_lost <= self._at_most and step.mean_recovered > self.best.mean_recovered:
             self.best, self._selection = step, selection
-        return step
+        return step.most_lost
 
     def result(self) -> Repaired:
         """Say what was found."""
@@ -321,14 +321,28 @@ class _Repair:
         )
 
 
-def _up_to(limit: float, last: int, look: Callable[[int], RepairStep]) -> None:
-    """Look at some of the networks 1 to ``last`` on a way, until one is just inside the limit.
+def up_to(limit: float, last: int, lost_at: Callable[[int], float]) -> None:
+    """Look at some of the networks 1 to ``last`` on a way from target, until one is just inside a limit.
 
     Near target, where a skill is at its best, what is lost of it grows as the square of the way. So the root of it is
     taken for a straight line.
+
+    Args:
+        limit: What may be lost.
+        last: Number of the network that is looked at first.
+        lost_at: Measures a network, and returns what it loses.
+
+    Example:
+        >>> def lost_at(place):
+        ...     seen.append(place)
+        ...     return (place / 100) ** 2
+        >>> seen = []
+        >>> up_to(0.25, 100, lost_at)
+        >>> seen
+        [100, 49]
     """
     aim = (_AIM * limit) ** 0.5
-    inside, outside = (0, 0.0), (last, _root(look(last).most_lost))
+    inside, outside = (0, 0.0), (last, _root(lost_at(last)))
     if outside[1] <= limit**0.5:
         return
     for _ in range(_LOOKS - 1):
@@ -337,7 +351,7 @@ def _up_to(limit: float, last: int, look: Callable[[int], RepairStep]) -> None:
             return
         straight = (aim - inside[1]) / (outside[1] - inside[1])
         place = inside[0] + min(max(round(length * min(max(straight, 0.05), 0.95)), 1), length - 1)
-        lost = _root(look(place).most_lost)
+        lost = _root(lost_at(place))
         if lost > limit**0.5:
             outside = place, lost
         else:
