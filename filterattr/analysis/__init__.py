@@ -5,6 +5,7 @@ Import every name from this package: ``from filterattr.analysis import Masking, 
 
 from filterattr.activations.result import ChannelMethod
 from filterattr.analysis.agreement import Agreement, AgreementRow, agreement, load_scipy
+from filterattr.analysis.bending import bend
 from filterattr.analysis.budget import (
     Budget,
     LayerBudget,
@@ -150,6 +151,7 @@ __all__ = [
     "agreement",
     "all_rankings",
     "area_under",
+    "bend",
     "bounded",
     "channel_ranking",
     "choose",

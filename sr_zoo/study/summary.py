@@ -66,7 +66,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3f}"
-    return str(value)
+    return str(value).replace("|", "\\|")
 
 
 def _of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
