@@ -96,8 +96,8 @@ def bend(
             totals = {name: torch.zeros_like(point[name]) for name in names}
             for function, samples in data.items():
                 for index in torch.randint(len(samples), (batch,), generator=generator).tolist():
-                    found = sample_gradient(network, state, loss, (samples[index],), names, seed + number)
-                    for name, gradient in found.items():
+                    gradients = sample_gradient(network, state, loss, (samples[index],), names, seed + number)
+                    for name, gradient in gradients.items():
                         totals[name] += gradient.to(totals[name].dtype) * (part / scales[function] / batch)
             for name in names:
                 point[name].grad = totals[name]
