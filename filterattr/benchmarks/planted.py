@@ -13,8 +13,6 @@ Scores of any other method join it with the same columns::
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -26,8 +24,8 @@ import numpy as np
 from filterattr.benchmarks.families import families
 from filterattr.benchmarks.planting import PlantedPair, is_learnt, plant
 from filterattr.benchmarks.scoring import Judge, rankings
+from filterattr.benchmarks.tables import first_line, markdown, write_csv
 from filterattr.errors import FilterAttrWarning, SettingError, name_some
-from filterattr.files.writing import replace_file
 from filterattr.jobs.progress import Progress, counted
 
 
@@ -130,7 +128,7 @@ def table(rows: Sequence[Row]) -> str:
     """
     names = list(dict.fromkeys(row.family for row in rows))
     head = ["ranking", *names, "precision", "reverted", "moved", "passes"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for ranking in dict.fromkeys(row.ranking for row in rows):
         those = [row for row in rows if row.ranking == ranking]
         cells = [_mean(row.auroc for row in those if row.family == name) for name in names]
@@ -142,31 +140,7 @@ def table(rows: Sequence[Row]) -> str:
             str(those[0].n_passes),
         ]
         lines.append([ranking, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """Write all rows.
-
-    Args:
-        rows: Of `run`, and of other methods.
-        path: The file.
-
-    Raises:
-        StorageError: The disk refuses.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "planted.csv"
-        >>> write_csv([Row("CNN", 0, "A", "random", 0.5, 0.25, 0.125, 0.5, 0)], path)
-        >>> print(path.read_text().splitlines()[0])
-        family,seed,function,ranking,auroc,precision,reverted,moved,n_passes
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
-    replace_file(path, [text.getvalue().encode()])
+    return markdown(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,19 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ...
         SystemExit: 0
     """
-    parser = argparse.ArgumentParser(prog="python -m filterattr.benchmarks.planted", description=_first_line(__doc__))
+    parser = argparse.ArgumentParser(prog="python -m filterattr.benchmarks.planted", description=first_line(__doc__))
     parser.add_argument("--families", nargs="+", default=list(families()), help="default: all", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5, help="pairs of each family (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("planted.csv"), help="CSV file (default: %(default)s)")
     options = parser.parse_args(arguments)
     rows = run(options.families, range(options.seeds), progress=True)
-    write_csv(rows, options.out)
+    write_csv(Row._fields, rows, options.out)
     sys.stdout.write(f"{table(rows)}\nwrote {options.out}\n")
     return 0
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").partition("\n")[0].partition(":")[0] + "."
 
 
 def _mean(values: Iterable[float]) -> str:

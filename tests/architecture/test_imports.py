@@ -35,10 +35,11 @@ ALLOWED = {
 }
 ALLOWED["attribution"] = {*ALLOWED} - {"activations", "recorder", "intervention"}
 ALLOWED["analysis"] = {*ALLOWED} - {"recorder"}
-ALLOWED["benchmarks"] = {
-    "errors", "names", "files", "units", "jobs", "results", "intervention", "attribution", "analysis",
-}  # fmt: skip
 ALLOWED["export"] = {"errors", "names", "model", "files", "units", "results", "intervention", "attribution", "analysis"}
+ALLOWED["benchmarks"] = {
+    "errors", "names", "model", "files", "units", "jobs", "results", "intervention", "attribution", "analysis",
+    "export",
+}  # fmt: skip
 ALLOWED["display"] = {"errors", "files", "jobs", "results", "intervention", "attribution", "activations", "analysis"}
 ALLOWED["callbacks"] = {"errors", "model", "results", "recorder", "attribution"}
 ALLOWED["cli"] = {*ALLOWED} - {"activations", "recorder", "benchmarks", "callbacks"}
