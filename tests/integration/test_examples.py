@@ -15,6 +15,7 @@ SLOW = {
     "plot_character_gpt",
     "plot_character_lm",
     "plot_deblurring_and_denoising",
+    "plot_diffusion",
     "plot_digits_new_domain",
     "plot_evidence",
     "plot_lora",
