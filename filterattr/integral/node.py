@@ -165,7 +165,8 @@ class PathNode(Generic[G]):
             visit.watch.check()
         if coefficient is not None:
             visit.coefficients[t] = coefficient
-            self._fitted = max(self._fitted, visit.sizes, key=lambda sizes: sum(map(math.prod, sizes)))
+            if visit.sizes:
+                self._fitted = max(self._fitted, visit.sizes, key=lambda sizes: sum(map(math.prod, sizes)))
         return visit.losses[t]
 
     def loss_of_end(self, t: float) -> float:

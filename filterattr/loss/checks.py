@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -117,6 +118,8 @@ def check_call(loss: Loss, *, with_data: bool) -> None:
     """
     if not callable(loss):
         raise LossError(f"loss must be a function; got {type(loss).__name__}.")
+    if _takes(loss, 2 if with_data else 1):
+        return
     expected = "loss(model, sample)" if with_data else "loss(model)"
     try:
         signature = inspect.signature(loss)
@@ -129,6 +132,14 @@ def check_call(loss: Loss, *, with_data: bool) -> None:
         raise LossError(
             f"loss must be callable as {expected}, because {hint}; its signature is {signature} ({error})."
         ) from error
+
+
+def _takes(function: object, count: int) -> bool:
+    """Whether a plain function takes so many arguments; `inspect` need not be asked about it, which takes longer."""
+    if type(function) is not FunctionType or function.__dict__:  # what is decorated may show another signature
+        return False
+    code, defaults = function.__code__, function.__defaults__ or ()
+    return code.co_argcount - len(defaults) <= count <= code.co_argcount and not code.co_kwonlyargcount
 
 
 Loss: TypeAlias = Callable[..., Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -209,7 +210,7 @@ def lost_values(role: str, values: Mapping[str, Tensor], clones: Mapping[str, Te
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite; where their sum is, nothing else needs to be looked at."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def _fixed(
@@ -280,7 +281,7 @@ def _fitted(value: Tensor, like: Tensor) -> Tensor:
     Tensors made in inference mode are copied: they do not tell when somebody writes to them.
     """
     is_plain = type(value) in (Tensor, nn.Parameter) and not (value.is_inference() or value.is_neg() or value.is_conj())
-    dense = torch.empty_like(like, device="meta").stride()
+    dense = like.stride() if like.is_contiguous() else torch.empty_like(like, device="meta").stride()
     if is_plain and (value.dtype, value.device, value.stride()) == (like.dtype, like.device, dense):
         return value.detach()
     return _clone_like(value, like)

@@ -407,7 +407,9 @@ def warning_text(attribution: FilterAttribution) -> str | None:
         The text of its warning, or ``None``.
     """
     kept: Reduction = "abs_of_sum" if attribution.is_signed else "sum_of_abs"
-    if not attribution.remainder and not any(bool(values.any()) for values in attribution.scores(kept).kept.values()):
+    if not attribution.remainder and not any(
+        bool(values.any()) for values in kept_by(attribution.means[kept]).values()
+    ):
         return (
             "every attribution is 0: the loss does not change with any weight that differs between base and target. If "
             "both are one model that was trained in place, keep its weights from before: copy.deepcopy(model)."
