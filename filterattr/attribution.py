@@ -102,13 +102,13 @@ class FilterAttributor:
         self.unit: UnitLike = "kernel" if unit is None else unit
         self.select = select
         self._scored: tuple[tuple[object, ...], dict[str, ScoredParameter]] = (), {}
-        slots = _swap_of(self.model)
+        swap = _swap_of(self.model)
         guesses: list[str] = []
-        scored = self._scored_parameters(slots, guesses)
+        scored = self._scored_parameters(swap, guesses)
         single = single_weights(scored) if unit is None else []
         if single:
             self.unit = {**dict.fromkeys(single, "filter"), "*": "kernel"}
-            scored = self._scored_parameters(slots)
+            scored = self._scored_parameters(swap)
         for doubt in doubts_of_units(scored, single, guesses):
             warnings.warn(doubt, FilterAttrWarning, stacklevel=2)
 
@@ -241,10 +241,10 @@ class FilterAttributor:
             )
         batch_size = 1 if internal_batch_size is None else internal_batch_size
         ranks = self._ranks(distributed=distributed, checkpoint=checkpoint)
-        claim, mode, caller = ModelLock(self.model), GradientMode(), CallersRandomness()
+        lock, mode, caller = ModelLock(self.model), GradientMode(), CallersRandomness()
 
         def prepare() -> tuple[EstimatorSettings, AttributionTask]:
-            claim.take()
+            lock.take()
             mode.enter()
             caller.enter()
             plan = EstimatorSettings(method, n_steps, tolerance, aggregate, until, batch_size, keep)
@@ -266,7 +266,7 @@ class FilterAttributor:
         # threads that Python starts would otherwise split the work differently than the main thread does
         torch.set_num_threads(torch.get_num_threads())
         try:
-            run = restoring(compute, caller.leave, mode.restore, claim.release)
+            run = restoring(compute, caller.leave, mode.restore, lock.release)
         except Exception as error:
             note = pair_note(data)
             if note:
@@ -325,22 +325,24 @@ class FilterAttributor:
         times = [perf_counter()]
         first = None if data is None else [data[0]]
         watch = lambda *_: times.append(perf_counter())  # noqa: E731
-        found = self.attribute(base, target, loss, first, n_steps=5, keep=keep, progress=watch, **settings)
+        attribution = self.attribute(base, target, loss, first, n_steps=5, keep=keep, progress=watch, **settings)
         n_samples = 1 if data is None else len(data)
         moving = {name: value for name, value in _held(_swap_of(self.model)).items() if is_number(value)}
         sizes = {name: value.numel() * value.element_size() for name, value in moving.items()}
         sums = {name: value.numel() * sum_type(value).itemsize for name, value in moving.items()}
         largest = max(sums.values(), default=0)
-        n_units = sum(map(math.prod, units_of(found.parameters).values()))
-        kept = sum(len([name for name in reductions if name in found.means]) for reductions in STATISTICS.values())
+        n_units = sum(map(math.prod, units_of(attribution.parameters).values()))
+        kept = sum(
+            len([name for name in reductions if name in attribution.means]) for reductions in STATISTICS.values()
+        )
         return CostEstimate(
             n_samples=n_samples,
             n_passes=n_samples * (DEFAULT_STEPS if n_steps is None else n_steps),
             seconds_per_pass=min(after - before for before, after in pairwise(times[1:])),
             n_units=n_units,
             weight_bytes=sum(sizes.values()),
-            engine_bytes=sum(sizes.values()) + (largest if found.is_signed else sum(sums.values()) + largest),
-            score_bytes=8 * (kept + (SAMPLES_AT_A_NODE if found.is_signed else 0)) * n_units,
+            engine_bytes=sum(sizes.values()) + (largest if attribution.is_signed else sum(sums.values()) + largest),
+            score_bytes=8 * (kept + (SAMPLES_AT_A_NODE if attribution.is_signed else 0)) * n_units,
         )
 
     def _ranks(self, *, distributed: bool, checkpoint: object) -> ProcessGroup:
@@ -367,19 +369,19 @@ class FilterAttributor:
         precision: Precision | None,
     ) -> AttributionTask:
         """Check what a run needs."""
-        slots = ShardedSwap(self.model) if isinstance(ranks, LockstepGroup) else ParameterSwap(self.model)
-        parameters = self._scored_parameters(slots)
+        swap = ShardedSwap(self.model) if isinstance(ranks, LockstepGroup) else ParameterSwap(self.model)
+        parameters = self._scored_parameters(swap)
         if buffers not in (None, "base", "target"):
             raise SettingError(f'buffers must be None, "base" or "target"; got {buffers!r}.')
         corners = {f"waypoint {index}": state for index, state in enumerate(waypoints)}
-        path = _path(slots, base, target, corners, buffers)
+        path = _path(swap, base, target, corners, buffers)
         check_precision(precision, path.base)
         check_call(loss, with_data=data is not None)
         if data is not None:
             series(data)  # before any work
         globs = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        unused = first_names(slots, globs) if globs else frozenset()  # names of nothing do no harm here
-        return AttributionTask(self.model, slots, path, loss, parameters, unused, precision)
+        unused = first_names(swap, globs) if globs else frozenset()  # names of nothing do no harm here
+        return AttributionTask(self.model, swap, path, loss, parameters, unused, precision)
 
     def scored_parameters(self) -> dict[str, ScoredParameter]:
         """Find the parameters that are scored, and their units.
@@ -396,11 +398,11 @@ class FilterAttributor:
         """
         return dict(self._scored_parameters(_swap_of(self.model)))
 
-    def _scored_parameters(self, slots: ParameterSwap, guesses: list[str] | None = None) -> dict[str, ScoredParameter]:
+    def _scored_parameters(self, swap: ParameterSwap, guesses: list[str] | None = None) -> dict[str, ScoredParameter]:
         """The same as the last time, unless something is another that it depends on, or a predicate decides."""
-        basis = _basis_of_units(self.model, slots, self.unit, self.select)
+        basis = _basis_of_units(self.model, swap, self.unit, self.select)
         if callable(self.select) or self._scored[0] != basis:
-            self._scored = basis, scored_parameters(self.model, slots, self.unit, self.select, guesses)
+            self._scored = basis, scored_parameters(self.model, swap, self.unit, self.select, guesses)
         return self._scored[1]
 
 

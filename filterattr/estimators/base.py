@@ -35,7 +35,7 @@ class AttributionTask:
 
     Attributes:
         model: The model that the loss is given.
-        slots: Its slots.
+        swap: Exchanges its weights.
         path: The path.
         loss: The user's loss.
         parameters: Parameter name to how it is scored.
@@ -44,7 +44,7 @@ class AttributionTask:
     """
 
     model: nn.Module
-    slots: ParameterSwap
+    swap: ParameterSwap
     path: Path
     loss: Loss
     parameters: Mapping[str, ScoredParameter]
@@ -84,7 +84,7 @@ class AttributionTask:
 
     def _ends(self) -> dict[str, str]:
         """Digests of base and target; the parts that processes hold of a sharded model are never the same."""
-        if isinstance(self.slots, ShardedSwap):
+        if isinstance(self.swap, ShardedSwap):
             return {}
         return {"base": fingerprint(self.path.base), "target": fingerprint(self.path.target)}
 
@@ -121,7 +121,7 @@ class Estimator(ABC, Generic[G]):
             job: What is to be done.
             gradients: What takes the gradients.
         """
-        return PathNode(job.model, job.slots, job.path, job.loss, gradients, job.autocast())
+        return PathNode(job.model, job.swap, job.path, job.loss, gradients, job.autocast())
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

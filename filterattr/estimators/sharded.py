@@ -15,7 +15,7 @@ from filterattr.estimators.fixed import FixedEstimator
 from filterattr.estimators.signed import SignedEstimator, UnitSums
 from filterattr.integral.gradients import Contributions, GradientAccumulator, GradientSums, with_all
 from filterattr.integral.node import G, PathNode
-from filterattr.integral.path import Path, sum_type
+from filterattr.integral.path import Path
 from filterattr.model.sharded import ShardedSwap, refuse_frozen
 from filterattr.model.swap import ParameterSwap
 from filterattr.units.sharded import UnitsOfShard
@@ -45,16 +45,11 @@ class ShardedPath(Path):
         """See `Path.side_by_side`: points are written into the model itself, and need no memory."""
         return self, {}, {}
 
-    def cosine(self) -> float:
-        """See `Path.cosine`; all processes call it together."""
-        sums = torch.zeros(3, dtype=torch.float64, device="cpu")
-        for name, base in self.base.items():
-            first, second = base.to(sum_type(base)), self.target[name].to(sum_type(base))
-            pairs = (first, second), (first, first), (second, second)
-            sums += torch.stack([(left.conj() * right).real.sum() for left, right in pairs]).double().cpu()
-        dot, norm_base, norm_target = self.add_up(sums).tolist()
-        product = math.sqrt(norm_base * norm_target)
-        return dot / product if product else float(norm_base == norm_target)
+    def products(self) -> tuple[float, float, float]:
+        """See `Path.products`; all processes call it together."""
+        here = torch.tensor(super().products(), dtype=torch.float64, device="cpu")
+        mixed, base_squared, target_squared = self.add_up(here).tolist()
+        return mixed, base_squared, target_squared
 
 
 class ShardedNode(PathNode[G]):
@@ -66,13 +61,13 @@ class ShardedNode(PathNode[G]):
     """
 
     def __init__(self, job: AttributionTask, gradients: G) -> None:
-        super().__init__(job.model, job.slots, job.path, job.loss, gradients, job.autocast())
-        refuse_frozen(job.slots.parameters, self.moved)
+        super().__init__(job.model, job.swap, job.path, job.loss, gradients, job.autocast())
+        refuse_frozen(job.swap.parameters, self.moved)
 
     def leaves_at(self, t: float) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
         """See `PathNode.leaves_at`: the leaves are the model's own, and are written to when they are put in place."""
-        shards_of(self.slots).turn_to(partial(self.path.write, t))
-        return dict(self.slots.parameters), {name: value.clone() for name, value in self.path.fixed.items()}
+        shards_of(self.swap).turn_to(partial(self.path.write, t))
+        return dict(self.swap.parameters), {name: value.clone() for name, value in self.path.fixed.items()}
 
     def _keep_written(self, t: float, leaves: Mapping[str, Tensor]) -> None:
         """Nothing stays written from one pass to the next."""
@@ -82,7 +77,7 @@ class _TakesShards(GradientAccumulator):
     """Takes the part of every gradient that this process gets, from the model's own parameters.
 
     Attributes:
-        swap: The slots of the model.
+        swap: Exchanges the weights of the model.
         add_up: Turns a tensor of this process into the sum over all processes.
     """
 
@@ -118,7 +113,7 @@ class ShardedGradientSums(_TakesShards, GradientSums):
 
     def __init__(self, job: AttributionTask) -> None:
         super().__init__({name: job.path.base[name] for name in job.path.moved()})
-        self.swap, self.add_up = shards_of(job.slots), path_of(job).add_up
+        self.swap, self.add_up = shards_of(job.swap), path_of(job).add_up
 
     def collect(self, leaves: Mapping[str, nn.Parameter], coefficient: float) -> None:
         """Nothing is left: the hooks take small gradients, too."""
@@ -133,7 +128,7 @@ class ShardedUnitSums(_TakesShards, UnitSums):
 
     def __init__(self, job: AttributionTask) -> None:
         super().__init__(job.path, job.parameters)
-        self.swap, self.add_up = shards_of(job.slots), path_of(job).add_up
+        self.swap, self.add_up = shards_of(job.swap), path_of(job).add_up
         for name in job.path.moved():
             if name in job.parameters:
                 self._reduce[name] = UnitsOfShard(job.parameters[name], self.swap.shards[name]).reduce
@@ -161,7 +156,7 @@ class ShardedContributions(Contributions):
     def __init__(self, job: AttributionTask) -> None:
         super().__init__(job.parameters)
         self._add_up = path_of(job).add_up
-        shards = shards_of(job.slots).shards
+        shards = shards_of(job.swap).shards
         self._units = {name: UnitsOfShard(scored, shards[name]) for name, scored in job.parameters.items()}
 
     def per_unit(self, attributions: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, dict[Reduction, Tensor]]]:
@@ -242,7 +237,7 @@ def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def shards_of(swap: ParameterSwap) -> ShardedSwap:
-    """The slots of a sharded model, as such."""
+    """The swap of a sharded model, as such."""
     if not isinstance(swap, ShardedSwap):
         raise TypeError(type(swap).__name__)
     return swap

@@ -74,8 +74,7 @@ class UnitSums(GradientAccumulator):
 
     def take(self, name: str, gradient: Tensor, coefficient: float) -> None:  # noqa: ARG002 - `collect` multiplies
         """See `GradientAccumulator.take`."""
-        change = self.segment.displacement(name, self._memory_like(gradient))
-        values = change.conj_physical_().mul_(gradient).real if change.is_complex() else change.mul_(gradient)
+        values = self.segment.times_displacement(name, gradient, self._memory_like(gradient))
         part = self._reduce[name](values)
         # where every weight is a unit, the sums are the weights', in memory that the next parameter takes
         self._parts[name] = part.clone() if part.data_ptr() == values.data_ptr() else part

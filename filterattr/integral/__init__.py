@@ -17,7 +17,7 @@ Example:
     >>> _ = torch.manual_seed(0)
     >>> (model, target), image = (nn.Conv2d(1, 3, 3, bias=False) for _ in range(2)), torch.rand(1, 1, 8, 8)
     >>> loss = lambda model: model(image).sigmoid().sum()
-    >>> base, slots = {"weight": model.weight.detach().clone()}, ParameterSwap(model)
+    >>> base, swap = {"weight": model.weight.detach().clone()}, ParameterSwap(model)
     >>> path = Path(base, {"weight": target.weight.detach()}, fixed={})  # gamma
     >>> sums, point = GradientSums(base), {"weight": torch.empty_like(model.weight)}
     >>> rule = Quadrature.rule("gausslegendre", 16)  # t_j and c_j
@@ -25,9 +25,9 @@ Example:
     ...     path.write(t, point)
     ...     leaves = {name: nn.Parameter(value.detach()) for name, value in point.items()}
     ...     def evaluate():
-    ...         with slots.holding(leaves):  # the model computes with the point
+    ...         with swap.holding(leaves):  # the model computes with the point
     ...             sums.take_all(loss(model), leaves, coefficient)  # backward; adds c_j times the gradient
-    ...     restoring(evaluate, slots.restore)  # the model has its own weights again
+    ...     restoring(evaluate, swap.restore)  # the model has its own weights again
     >>> contributions = {name: path.times_displacement(name, total) for name, total in sums.sums.items()}  # A_i
     >>> bool(abs(contributions["weight"].sum() - (loss(target) - loss(model))) < 1e-4)  # completeness
     True

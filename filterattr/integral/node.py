@@ -56,14 +56,14 @@ class PathNode(Generic[G]):
 
     Args:
         model: The model that the loss is given.
-        slots: Its slots.
+        swap: Exchanges its weights.
         path: The path.
         loss: The user's loss.
         gradients: Takes the gradients, of the parameters that change along the path.
         autocast: What the loss is evaluated in; the default leaves that to the user.
 
     Attributes:
-        slots: The slots of the model.
+        swap: Exchanges the weights of the model.
         path: The path.
         moved: The parameters that change along the path.
         visit: The current sample, and what was seen of it.
@@ -77,7 +77,7 @@ class PathNode(Generic[G]):
     def __init__(
         self,
         model: nn.Module,
-        slots: ParameterSwap,
+        swap: ParameterSwap,
         path: Path,
         loss: Loss,
         gradients: G,
@@ -90,13 +90,13 @@ class PathNode(Generic[G]):
         self.visit = Visit()
         self.doubt = ""
         self._model = model
-        self.slots = slots
+        self.swap = swap
         self._loss = loss
         self._autocast = autocast if autocast is not None and autocast.is_used else None
         # autocast keeps its casts of every weight that it has seen
         self._turn = Turn()
         modes = () if self._autocast is None else (self._autocast.restore,)
-        self.give_back = (*modes, slots.restore, torch.clear_autocast_cache)
+        self.give_back = (*modes, swap.restore, torch.clear_autocast_cache)
         self._line, self._point, self._weights = path.side_by_side()
         self.keeps_points = False
         self._written: float | None = None  # the place whose weights the memory holds
@@ -144,7 +144,7 @@ class PathNode(Generic[G]):
 
             def one_pass() -> Tensor:
                 seeded = self._begin(turns)
-                with self.slots.holding(tensors):
+                with self.swap.holding(tensors):
                     value = self.compute(visit.arguments)
                     if moved and coefficient is not None:
                         self.gradients.take_all(value, moved, coefficient)
@@ -191,7 +191,7 @@ class PathNode(Generic[G]):
 
         def holding() -> T:
             self._begin(turns)
-            with self.slots.holding(tensors):
+            with self.swap.holding(tensors):
                 return work()
 
         releases = [turn.release for turn in turns]
@@ -329,7 +329,7 @@ class PathNode(Generic[G]):
                 "it is given, without no_grad, inference_mode, detach or reentrant checkpointing."
             )
         if differentiable and not self._is_traced:
-            self.slots.check_graph(value)
+            self.swap.check_graph(value)
             self._is_traced = True
         return value
 
@@ -368,7 +368,7 @@ class PathNode(Generic[G]):
         leaves = {name: nn.Parameter(value.data) for name, value in self._weights.items()}
         tensors: dict[str, Tensor] = dict(leaves)
         for name, value in self.path.fixed.items():  # clones, so that no place sees what another wrote
-            is_parameter = name in self.slots.parameters
+            is_parameter = name in self.swap.parameters
             tensors[name] = nn.Parameter(value.clone(), requires_grad=False) if is_parameter else value.clone()
         return leaves, tensors
 

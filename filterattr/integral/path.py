@@ -149,24 +149,26 @@ class Path:
             out = torch.empty_like(base, dtype=sum_type(base))
         return torch.sub(target, base, out=out) if out.dtype == base.dtype else out.copy_(target).sub_(base)
 
-    def times_displacement(self, name: str, values: Tensor) -> Tensor:
+    def times_displacement(self, name: str, values: Tensor, out: Tensor | None = None) -> Tensor:
         r"""Multiply with ``target - base``.
 
         Args:
             name: Name of a parameter.
-            values: Of its `sum_type` and shape, or with samples in front; they are used up. The complex conjugate
-                counts where the parameter is complex.
+            values: Of its `sum_type` and shape, or with samples in front; they are used up, unless ``out`` is given.
+                The complex conjugate counts where the parameter is complex.
+            out: Where the displacement is written, and the product in its place, as for `displacement`.
 
         Returns:
-            :math:`\Re(\overline{v}\,(\theta - \bar\theta))`, real, in the memory of ``values``.
+            :math:`\Re(\overline{v}\,(\theta - \bar\theta))`, real, in the memory of ``values`` or ``out``.
 
         Example:
             >>> path = Path({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.5, 4.0])}, {})
             >>> path.times_displacement("w", torch.tensor([10.0, 10.0]))
             tensor([ 5., 20.])
         """
-        change = self.displacement(name)
-        return values.conj_physical_().mul_(change).real if values.is_complex() else values.mul_(change)
+        change = self.displacement(name, out)
+        first, second = (values, change) if out is None else (change, values)
+        return first.conj_physical_().mul_(second).real if first.is_complex() else first.mul_(second)
 
     def moved(self) -> list[str]:
         """List the parameters that change along the path."""
@@ -181,6 +183,12 @@ class Path:
 
     def cosine(self) -> float:
         """Cosine of the angle between all weights of base and of target; 1 if both are equal."""
+        dot, norm_base, norm_target = self.products()
+        product = math.sqrt(norm_base * norm_target)
+        return dot / product if product else float(norm_base == norm_target)
+
+    def products(self) -> tuple[float, float, float]:
+        """Sum over all weights: base times target, base squared, target squared."""
         line = self if self._line is None else self._line  # few long tensors instead of many small ones
         rows: dict[torch.device, list[Tensor]] = {}
         for name, base in line.base.items():
@@ -188,9 +196,8 @@ class Path:
             products = torch.stack([(first * second).sum(), (first * first).sum(), (second * second).sum()])
             rows.setdefault(base.device, []).append(products.double())
         sums = [torch.stack(products).sum(0).tolist() for products in rows.values()]
-        dot, norm_base, norm_target = map(math.fsum, zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
-        product = math.sqrt(norm_base * norm_target)
-        return dot / product if product else float(norm_base == norm_target)
+        mixed, base_squared, target_squared = map(math.fsum, zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
+        return mixed, base_squared, target_squared
 
     def segment_at(self, t: float) -> tuple[Path, float]:
         """Find the straight part of a place; corners are hit exactly, whatever t was rounded to.

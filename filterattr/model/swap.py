@@ -112,8 +112,8 @@ class ParameterSwap:
                     known[name] = tensor
                     self.owners[name] = Owner(module, path, local)
                 if not seen:
-                    slots = module._parameters if is_parameter else module._buffers
-                    self._places.setdefault(first, []).append((slots, local))
+                    entries = module._parameters if is_parameter else module._buffers
+                    self._places.setdefault(first, []).append((entries, local))
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors into the slots; call it inside two nested ``try``, each with `restore` in its ``finally``.
@@ -131,8 +131,8 @@ class ParameterSwap:
         for name, tensor in tensors.items():
             if name in self._marks:
                 tensor.__dict__.update(self._marks[name])
-            for slots, local in self._places[name]:
-                slots[local] = tensor
+            for entries, local in self._places[name]:
+                entries[local] = tensor
         if holdings.places:
             holdings.put(tensors)
 
@@ -158,7 +158,7 @@ class ParameterSwap:
             if name in self._held
             for tensor in (self._held[name],)
             if (tensor.dtype, tensor.device, tensor.shape) != kind
-            or [slots for slots, local in self._places[name] if slots.get(local) is not tensor]
+            or [local for entries, local in self._places[name] if entries.get(local) is not tensor]
         ]
         if replaced:
             raise ModelChangedError(
@@ -250,18 +250,18 @@ def restoring(work: Callable[[], Answer], *give_back: Callable[[], object]) -> A
 class Holding:
     """The block of `ParameterSwap.holding`."""
 
-    def __init__(self, slots: ParameterSwap, tensors: Mapping[str, Tensor]) -> None:
-        self._slots, self._tensors = slots, tensors
+    def __init__(self, swap: ParameterSwap, tensors: Mapping[str, Tensor]) -> None:
+        self._swap, self._tensors = swap, tensors
 
     def __enter__(self) -> None:
-        self._slots.put(self._tensors)
+        self._swap.put(self._tensors)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is None:
-            self._slots.check()
+            self._swap.check()
         elif isinstance(error, Exception):
             try:
-                self._slots.check()
+                self._swap.check()
             except ModelChangedError as cause:
                 raise cause from error  # what went wrong afterwards is a mere consequence
 
@@ -284,17 +284,17 @@ def is_sharded(model: nn.Module) -> bool:
     return any(map(is_sharded_kind, set(map(type, model.modules()))))
 
 
-def refuse_behind(value: Tensor, own: Mapping[str, nn.Parameter]) -> None:
+def refuse_behind(value: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
     """Refuse a loss that was computed with a model's own parameters while others were in its slots.
 
     Args:
         value: The loss, with its graph.
-        own: The model's own parameters.
+        parameters: The model's own parameters.
 
     Raises:
         LossError: It was computed with some of them; they are named.
     """
-    used = parameters_behind(value, own)
+    used = parameters_behind(value, parameters)
     if used:
         raise LossError(
             "the loss must compute with the weights that the model holds while it runs, but it uses the model's own "

@@ -31,7 +31,7 @@ def scored_parameters(
 
     Args:
         model: The model, not wrapped.
-        swap: Its slots.
+        swap: Knows its parameters.
         unit: As in `filterattr.FilterAttributor`.
         select: As in `filterattr.FilterAttributor`.
         guesses: Gets the parameters whose outputs and inputs are guessed, in words.

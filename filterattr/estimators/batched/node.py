@@ -108,7 +108,7 @@ class BatchedPathNode:
             inside = {**held, **weights, **moving}
 
             def one_pass() -> Tensor:
-                with self._alone.slots.holding(inside):
+                with self._alone.swap.holding(inside):
                     return self._alone.compute(stack.arguments(tensors), differentiable=is_node)
 
             return restoring(one_pass, *self._alone.give_back, inside.clear)
