@@ -207,25 +207,16 @@ def wanted_sections(value: object) -> list[str]:
     return wanted
 
 
-def messages() -> str:
-    """Every text in the code, with `...` for what is filled in."""
-    texts = []
-    for path in (path for package in ("filterattr", "sr_zoo") for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
-                texts.append("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.append(node.value)
-    return "\n".join(texts)
-
-
-def test_every_message_of_the_errors_page_is_one_of_the_library() -> None:
-    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
-    quoted = [text for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for text in re.findall(r"`(.*?)`", row)]
-    known = messages()
-    assert len(quoted) > 20
-    assert not [text for text in quoted if text not in known]
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
+    for package in ("filterattr", "sr_zoo")
+    for path in (ROOT / package).rglob("*.py")
+}
+ERRORS = [name for name, value in vars(filterattr.errors).items() if name.endswith("Error") and name[0] != "_"]
+ROWS = [  # the messages that the page of errors quotes; several in a row are parts of one, or stand for each other
+    re.findall(r"`(.*?)`", row)
+    for row in re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "reference" / "errors.md").read_text(), re.MULTILINE)
+]
 
 
 def text_of(node: ast.expr) -> str:
@@ -237,17 +228,41 @@ def text_of(node: ast.expr) -> str:
     return str(node.value) if isinstance(node, ast.Constant) else "..."
 
 
+def texts_in(tree: ast.Module) -> Iterator[str]:
+    """Every text of a module that can become a part of a message: all but its docstrings."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if id(node) not in docstrings and isinstance(node, ast.JoinedStr | ast.Constant):
+            yield text_of(node)
+
+
+def errors_in(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Every error that a module makes: its class, and its message."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            yield node.func.id, text_of(node.args[0])
+
+
+def test_every_message_of_the_errors_page_is_one_of_the_library() -> None:
+    known = "\n".join(text for tree in SOURCES.values() for text in texts_in(tree))
+    assert len(ROWS) > 100
+    assert not [text for row in ROWS for text in row if text not in known]
+
+
+def test_every_class_of_errors_has_rows_on_the_errors_page() -> None:
+    errors = [error for name, tree in SOURCES.items() if name.startswith("filterattr/") for error in errors_in(tree)]
+    assert len(errors) > 200
+    listed = {kind for kind, text in errors if any(all(part in text for part in row) for row in ROWS)}
+    assert set(ERRORS) - listed == {"FilterAttrError"}  # the root, which is never raised itself
+    raised = {kind for kind, _ in errors}
+    assert raised == listed
+
+
 @pytest.mark.parametrize("module", ["analysis/outputs", "analysis/masks", "results/signed"])
 def test_every_error_of_a_module_is_on_the_errors_page(module: str) -> None:
-    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
-    rows = [re.findall(r"`(.*?)`", row) for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)]
-    raised = [
-        text_of(node.exc.args[0])
-        for node in ast.walk(ast.parse((ROOT / "filterattr" / f"{module}.py").read_text()))
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
-    ]
-    assert len(raised) > 1
-    assert not [text for text in raised if not any(all(part in text for part in row) for row in rows)]
+    messages = [text for _, text in errors_in(SOURCES[f"filterattr/{module}.py"])]
+    assert len(messages) > 1
+    assert not [text for text in messages if not any(all(part in text for part in row) for row in ROWS)]
 
 
 def test_every_error_class_is_on_the_errors_page() -> None:
