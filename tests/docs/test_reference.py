@@ -254,8 +254,6 @@ def test_every_class_of_errors_has_rows_on_the_errors_page() -> None:
     assert len(errors) > 200
     listed = {kind for kind, text in errors if any(all(part in text for part in row) for row in ROWS)}
     assert set(ERRORS) - listed == {"FilterAttrError"}  # the root, which is never raised itself
-    raised = {kind for kind, _ in errors}
-    assert raised == listed
 
 
 @pytest.mark.parametrize("module", ["analysis/outputs", "analysis/masks", "results/signed"])
