@@ -48,6 +48,16 @@ def test_what_an_earlier_key_has_taken_is_no_member() -> None:
     assert result.members == {"att.q.weight": Member("att", Unit("o ... -> o"))}
 
 
+def test_a_module_whose_parameters_are_all_taken_is_no_group() -> None:
+    result = assign({"a.*": "layer", "[ab]": Group({"*": "o ... -> o"})}, "a.weight", "b.weight")
+    assert result == Assigned({"b.weight": Member("b", Unit("o ... -> o"))}, {"a.weight": "layer"})
+
+
+@pytest.mark.parametrize("rest", ["*", "**"])
+def test_the_key_for_the_rest_may_catch_nothing(rest: str) -> None:
+    assert assign({"a.*": "filter", rest: "kernel"}, "a.weight") == Assigned({}, {"a.weight": "filter"})
+
+
 def test_only_the_outermost_modules_that_a_key_means_are_groups() -> None:
     names = "att.q.weight", "att.inner.att.q.weight", "other.att.q.weight"
     result = assign({"*att": Group({"*q.weight": "o i -> o"})}, *names)
