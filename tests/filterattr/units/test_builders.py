@@ -284,6 +284,8 @@ def mixed(layer: Attention, x: Tensor) -> Tensor:
         (nn.RNN(2, 3), {"l0": (1, 3)}),
         (nn.LSTM(2, 3, proj_size=2), {"l0": (4, 3)}),
         (nn.GRUCell(2, 3), {"model": (3, 3)}),
+        (nn.LSTMCell(2, 3), {"model": (4, 3)}),
+        (nn.RNNCell(2, 3), {"model": (1, 3)}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -295,6 +297,22 @@ def test_gates_span_both_weights_and_both_biases(module: nn.Module, shapes: dict
     assert found == {name.removeprefix("model."): shape for name, shape in shapes.items()}
     with pytest.raises(UnitError, match="no recurrent layer"):
         recurrent_gates(nn.Linear(2, 2))
+
+
+def test_names_with_brackets_are_no_globs() -> None:
+    model = nn.ModuleDict({
+        "att[0]": nn.MultiheadAttention(4, 2), "att0": nn.MultiheadAttention(4, 2),
+        "rnn[0]": nn.GRU(2, 3), "rnn0": nn.GRU(2, 3),
+        "up[0]": nn.Linear(2, 3), "up0": nn.Linear(2, 3),
+    })  # fmt: skip
+    assert list(attention_heads(model)) == ["att[[]0]", "att0"]
+    assert list(recurrent_gates(model)) == ["rnn[[]0]", "rnn0"]
+    names = {group.label: list(group.members) for group in output_channels(model)[""]}
+    assert names["up[0]"] == ["up[[]0].weight", "up[[]0].bias"]
+    attributor = FilterAttributor(model, unit={**attention_heads(model), **recurrent_gates(model)})
+    assert {scored.group for scored in attributor.scored_parameters().values()} == {
+        "att[0]", "att0", "rnn[0].l0", "rnn0.l0",
+    }  # fmt: skip
 
 
 class Block(nn.Module):
