@@ -40,6 +40,7 @@ extensions = [
     "version_list",
     "absolute_addresses",
     "gallery_head",
+    "name_list",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 exclude_patterns = ["_build", "tutorials/*", "explanation/benchmarks.md"]  # the last is part of another page

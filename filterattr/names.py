@@ -97,10 +97,21 @@ class Names:
         Example:
             >>> Names(["head.weight", "head.bias", "body.weight"]).describe("haed.weight")
             "'haed.weight' (nearest: 'head.weight', 'body.weight')"
+            >>> Names(["model.encoder.layer.11.attention.self.query"]).describe("*.q_proj")
+            "'*.q_proj' (nearest: '*.query')"
         """
-        near = get_close_matches(text, self._names, n=3, cutoff=0.6) or get_close_matches(text, self._names, 3, 0.3)
+        near = (
+            get_close_matches(text, self._names, n=3, cutoff=0.6)
+            or get_close_matches(text, self._names, n=3, cutoff=0.3)
+            or self._near_ends(text)
+        )
         listed = ", ".join(repr(name) for name in near)
         return f"{text!r} (nearest: {listed})" if near else repr(text)
+
+    def _near_ends(self, text: str) -> list[str]:
+        """Globs of the last parts of names, for a glob whose last part fits none: names may be long, and ends short."""
+        ends = dict.fromkeys(name.rpartition(".")[2] for name in self._names)
+        return [f"*.{end}" for end in get_close_matches(text.rpartition(".")[2].strip("*"), ends, n=3, cutoff=0.3)]
 
     def describe_some(self, texts: Iterable[str], limit: int = 5) -> str:
         """Describe at most ``limit`` texts that fit nothing, and count the rest.

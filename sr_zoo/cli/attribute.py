@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -66,6 +67,16 @@ def run(options: argparse.Namespace) -> None:
         (options.out / "unfinished.safetensors").unlink()
     sys.stdout.write(f"\n{_table(attribution, selection, name)}\n\n")
     sys.stdout.write("".join(f"wrote {file}\n" for file in files))
+    sys.stdout.write(f"\n{_next(options)}\n")
+
+
+def _next(options: argparse.Namespace) -> str:
+    """The command that tests the kernels, in words to copy."""
+    keys = ["--key", *options.key] if options.key else []
+    ends = ["--base", str(options.base), "--target", str(options.target), *keys, "--search", str(options.images)]
+    return "A high score is no proof. Test the kernels on other photographs:\n  " + shlex.join(
+        ["python", "-m", "sr_zoo", "demo", *ends, "--test", "OTHER_PHOTOS"]
+    )
 
 
 def _check_pair(base: nn.Module, target: nn.Module, options: argparse.Namespace) -> None:

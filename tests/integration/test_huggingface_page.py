@@ -83,10 +83,20 @@ def test_heads_of_other_families_fit(of: str, model: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers
-def test_rank_directions_of_an_adapter() -> None:
+def test_rank_directions_of_an_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     peft = pytest.importorskip("peft", reason="pip install peft")
     names = run(snippet("lora_B"), adapted(peft, target_modules=["query"]))
-    assert [tuple(one.shape) for one in names["attribution"].scores().values()] == [(3,)]
+    scores = names["attribution"].scores()
+    assert [tuple(each.shape) for each in scores.values()] == [(3,)]
+    run(snippet("needless"), {**names, "scores": scores})
+    (low,) = (~scores.top(0.5)).values()
+    expected = {name: value.clone() for name, value in names["target"].items()}
+    for name, value in expected.items():
+        if "lora_" in name:
+            places = low if "lora_A" in name else (slice(None), low)
+            value[places] = names["base"][name][places]
+    with swapped(names["adapter"], expected):
+        assert float(capsys.readouterr().out) == loss(names["adapter"], BATCHES[0]).item()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft about transformers

@@ -151,7 +151,8 @@ class TestAttribute:
         printed = capsys.readouterr().out
         assert "noise inputs: loss" in printed
         assert "share of scores" in printed
-        assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("wrote"))
+        assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith(("wrote", "  python")))
+        assert f"  python -m sr_zoo demo --base {weights[0]} --target {weights[1]} --search {folder}/photos" in printed
         attribution = FilterAttribution.load(folder / "out" / "attribution.safetensors")
         assert attribution.n_samples == 2
         units = sum(weight.shape[0] * weight.shape[1] for weight in SRResNet(**SIZES).parameters() if weight.ndim == 4)
@@ -174,7 +175,7 @@ class TestAttribute:
         assert "if the ends are swapped, exchange base and target" in " ".join(worse.split())
         assert worse.count("Target is not better than base") == 1
         assert "swapped" not in better
-        assert all(len(line) <= 80 for line in first.splitlines() if not line.startswith("wrote"))
+        assert all(len(line) <= 80 for line in first.splitlines() if not line.startswith(("wrote", "  python")))
 
     def test_a_two_branch_pair_can_be_attributed(self, folder, capsys):
         arguments = {"num_feat": 4, "num_block": 1, "hidden": 2, "condition": 3, "predictor_feat": 4, "upscale": 2}

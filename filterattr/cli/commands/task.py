@@ -98,6 +98,11 @@ def _from_folders(options: argparse.Namespace) -> tuple[nn.Module, StateLike, St
     quiet.disable_progress_bar()
     text = _text(options.text)
     for folder in (options.base, options.target):
+        if (folder / "adapter_config.json").is_file():
+            raise SettingError(
+                f"--text needs complete models; '{folder}' holds an adapter. Score it in Python (docs: Score a LoRA "
+                "adapter), or save the model with the adapter merged into it (merge_and_unload) and pass that folder."
+            )
         if not (folder / "config.json").is_file():
             raise SettingError(f"--text needs folders as save_pretrained writes them; '{folder}' has no config.json.")
     try:

@@ -281,6 +281,18 @@ def test_the_module_runs(tmp_path: Path) -> None:
     assert done.stderr == "filterattr: 'a.pt' cannot be read: No such file or directory.\n"
 
 
+def test_a_folder_of_an_adapter_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("some words")
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
+    assert main(["attribute", "adapter", "adapter", "--text", "text.txt"]) == 2
+    assert "'adapter' holds an adapter. Score it in Python (docs: Score a LoRA adapter)" in capsys.readouterr().err
+
+
 def test_folders_of_a_language_model_need_no_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
