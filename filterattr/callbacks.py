@@ -1,4 +1,4 @@
-"""Watch a training from inside of a trainer: record its way, and attribute what each stretch of it did."""
+"""Callbacks of trainers: record waypoints of a training, and attribute the changes of each part of it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from filterattr.results.attribution import FilterAttribution
 
 
 class TrainingWatch:
-    """Keep waypoints of a training, and attribute every few steps what has changed since the last time.
+    """Record waypoints of a training, and attribute the changes since the last attribution every few steps.
 
-    `for_transformers` and `for_lightning` make callbacks of it; in a loop of your own, call `begin`, `step` after every
-    step of the optimizer, and `end`. Attributing computes with copies in evaluation mode: weights, gradients, train
-    flags and random numbers of the training are as if it had not happened.
+    `for_transformers` and `for_lightning` make callbacks. In your own training loop, call `begin`, then `step` after
+    every step of the optimizer, then `end`. An attribution computes with copies in evaluation mode. It does not change
+    weights, gradients, train flags or random numbers of the training.
 
     Args:
-        loss: As for `FilterAttributor.attribute`, of the part that is watched; ``None`` records only.
-        data: Its samples; they are passed through each time.
-        every: Steps of the optimizer from one attribution to the next; the last one covers what is left.
-        record_every: Steps from one waypoint to the next, at first; see `PathRecorder`.
+        loss: As for `FilterAttributor.attribute`, a function of the watched module; ``None`` records only.
+        data: Samples of the loss; every attribution uses all of them.
+        every: Number of optimizer steps between attributions; the last attribution covers the remaining steps.
+        record_every: Number of steps between waypoints, at first; see `PathRecorder`.
         limit: Largest number of waypoints.
-        part: Name of the module inside the trained one that is watched; the whole of it by default.
-        attributor: Makes the attributor of the watched module.
+        part: Name of the submodule to watch; the complete model by default.
+        attributor: A function that makes the attributor of the watched module.
         **settings: Further arguments of `FilterAttributor.attribute`.
 
     Attributes:
         recorder: The waypoints; ``None`` before the training begins.
-        attributions: Step to the attribution of what changed up to it, since the one before.
+        attributions: Step to the attribution of the changes between the previous entry and this step.
 
     Raises:
         SettingError: A number is too small.
@@ -80,11 +80,11 @@ class TrainingWatch:
         self._state: dict[str, Tensor] = {}
 
     def begin(self, model: nn.Module, step: int = 0) -> None:
-        """Take the present weights as those that the training begins with; a training that goes on changes nothing.
+        """Begin the training with the present weights. During a training, the call has no effect.
 
         Args:
-            model: The model that is trained; it is unwrapped.
-            step: Steps that were done before.
+            model: The model in training; wrappers are unwrapped.
+            step: Number of steps before.
 
         Raises:
             SettingError: The model has no such part.
@@ -101,10 +101,10 @@ class TrainingWatch:
         self._state = copied(plain_state(watched, "model"))
 
     def step(self, step: int) -> None:
-        """Note that the optimizer has made a step; a number that was noted before counts nothing.
+        """Report a step of the optimizer. A step that was reported before is ignored.
 
         Args:
-            step: Steps so far.
+            step: Number of steps so far.
 
         Raises:
             SettingError: The training has not begun.
@@ -119,10 +119,10 @@ class TrainingWatch:
             self._attribute(step)
 
     def end(self, step: int) -> None:
-        """Attribute what changed since the last time.
+        """Attribute the changes since the last attribution.
 
         Args:
-            step: Steps so far.
+            step: Number of steps so far.
 
         Raises:
             SettingError: The training has not begun.

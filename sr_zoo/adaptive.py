@@ -1,8 +1,8 @@
-"""One shared network and a small set of kernels per degradation, put in for the image at hand.
+"""Restoration with one shared network and a small set of kernels per degradation, chosen for each image.
 
-A separate network per degradation costs a whole network each. Here every degradation costs the kernels that the
-attribution found for it: ``base`` is shared, and a *patch* replaces some of its kernels. Which patches an image needs
-is asked of the network itself (`filterattr.analysis.prediction`), without a reference.
+A separate network per degradation costs a complete network each. Here every degradation costs only the kernels that the
+attribution found for it: all degradations share ``base``, and a *patch* replaces some of its kernels. The scores of the
+network predict which patches an image needs (`filterattr.analysis.prediction`), without a reference.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Patch:
     """Kernels that replace those of the shared network.
 
     Attributes:
-        selection: Their places.
-        values: Parameter name to their weights, in the order of the parameter.
+        selection: The places of the kernels.
+        values: Parameter name to the weights of the kernels, in the order of the parameter.
     """
 
     selection: FilterSelection
@@ -52,10 +52,10 @@ class Patch:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], selection: FilterSelection) -> Patch:
-        """Cut the chosen kernels out of a network.
+        """Copy the selected kernels of a network.
 
         Args:
-            state: Its weights.
+            state: The weights of the network.
             selection: The kernels.
 
         Returns:
@@ -66,17 +66,17 @@ class Patch:
 
     @property
     def n_parameters(self) -> int:
-        """Number of weights in it."""
+        """Number of weights of the patch."""
         return sum(value.numel() for value in self.values.values())
 
     def put_into(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Replace the kernels of a network.
 
         Args:
-            state: Its weights.
+            state: The weights of the network.
 
         Returns:
-            New weights; nothing in them shares memory with the old ones.
+            New weights, which share no memory with the old ones.
         """
         patched = {name: value.detach().clone() for name, value in state.items()}
         for name, marked in self.selection.weights().items():
@@ -89,8 +89,8 @@ class Restored(NamedTuple):
 
     Attributes:
         image: Shape ``(1, 3, H, W)``, in [0, 1].
-        answer: What the image was taken for.
-        patches: The patches that restored it.
+        answer: The predicted degradation.
+        patches: The patches that restored the image.
     """
 
     image: Tensor
@@ -103,17 +103,16 @@ class AdaptiveRestorer:
 
     Args:
         base: The shared network.
-        patches: Degradation to patch. Where two patches replace the same kernel, the later one wins if both are put in.
-        plans: What an image can be taken for, to the patches that it then needs; by default every degradation needs
-            its own, and ``"clean"`` none.
-        calibration: Chooses among the names of ``plans``; without it, the largest overlap with a patch wins, which
-            cannot answer anything but single degradations.
-        fallback: The answer for images that the predictor is unsure of; the plan with most patches by default.
+        patches: Degradation to patch. If two patches replace the same kernel and both are used, the later one counts.
+        plans: Answer to the patches that it needs. By default every degradation needs its patch, and ``"clean"`` none.
+        calibration: Chooses among the names of ``plans``. Without it, the patch with the largest overlap is the answer,
+            so only single degradations can be predicted.
+        fallback: The answer if the predictor is unsure; by default the plan with the most patches.
         n_steps: Nodes of the predictor, at most 1,000; each costs one forward-backward pass per image.
 
     Raises:
-        SettingError: There are fewer than two patches, a plan names an unknown one, or ``n_steps`` is no such number;
-            all findings are in one message.
+        SettingError: There are fewer than two patches, a plan names an unknown patch, or ``n_steps`` is out of range;
+            one message holds all findings.
 
     Example:
         >>> from filterattr.analysis import magnitude
@@ -179,10 +178,10 @@ class AdaptiveRestorer:
             raise SettingError("; ".join(findings) + ".")
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Weights of the shared network with some patches put in.
+        """Return the weights of the shared network with some patches.
 
         Args:
-            names: The patches, in their order.
+            names: The patches, in order.
 
         Returns:
             A state dict.
@@ -193,7 +192,7 @@ class AdaptiveRestorer:
         return state
 
     def signals(self, degraded: Tensor) -> Signals:
-        """Ask the kernels what an image calls on; see `FunctionPredictor.signals`.
+        """Compute the read-outs of an image; see `FunctionPredictor.signals`.
 
         Args:
             degraded: Shape ``(1, 3, h, w)``.
@@ -207,10 +206,10 @@ class AdaptiveRestorer:
             return self._predictor.signals(degraded)
 
     def judge(self, signals: Signals) -> Prediction:
-        """Say which degradation an image has, from what its kernels say.
+        """Predict the degradation of an image from its read-outs.
 
         Args:
-            signals: What `signals` gave.
+            signals: The read-outs that `signals` returned.
 
         Returns:
             The answer: a name of ``plans`` or ``"unsure"``.
@@ -223,13 +222,13 @@ class AdaptiveRestorer:
 
         Args:
             degraded: Shape ``(1, 3, h, w)``, values in [0, 1].
-            answer: What it is, if somebody knows; otherwise it is predicted.
+            answer: The degradation, if it is known; otherwise it is predicted.
 
         Returns:
-            The image, and what was done.
+            The image, the answer and the patches.
 
         Raises:
-            SettingError: It is no single image, or there is no plan for the answer.
+            SettingError: The shape is not that of a single image, or there is no plan for the answer.
         """
         if degraded.ndim != 4 or len(degraded) != 1:
             raise SettingError(f"one image of shape (1, C, h, w) is restored at a time; got {tuple(degraded.shape)}.")
@@ -257,12 +256,12 @@ class AdaptiveRestorer:
         A patch costs its weights and one bit per kernel of the network.
 
         Args:
-            path: Where to write.
+            path: The file to write.
             architecture: Name of the network in `sr_zoo.pretrained.ARCHITECTURES`.
             arguments: Arguments of its constructor.
 
         Raises:
-            StorageError: The disk refuses.
+            StorageError: The file cannot be written.
         """
         tensors = {f"shared/{name}": value for name, value in self._shared.items()}
         for patch_name, patch in self.patches.items():
@@ -287,7 +286,7 @@ class AdaptiveRestorer:
 
     @classmethod
     def load(cls, path: str | Path) -> AdaptiveRestorer:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Args:
             path: The file.
@@ -298,7 +297,7 @@ class AdaptiveRestorer:
         Raises:
             StorageError: The file is missing, damaged, or holds something else.
             WeightsError: Its weights do not fit the network that it names, or are not finite.
-            SettingError: What it says of itself makes no sense.
+            SettingError: The settings in the file are out of range.
         """
         tensors, description = read_tensors(path, _KIND)
         try:

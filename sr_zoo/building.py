@@ -1,4 +1,4 @@
-"""Networks from a name and arguments, which may come from a file: nothing is built before names and shapes fit."""
+"""Build networks from a name and arguments, which may come from a file, after a check of names and shapes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
         The network, in training mode.
 
     Raises:
-        WeightsError: The name is unknown, or an argument is unknown or has no such value.
+        WeightsError: The name or an argument is unknown, or a value is not allowed.
 
     Example:
         >>> build("srcnn_style", {"upscale": 2}).upscale
@@ -60,7 +60,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 def build_with(
     architecture: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path
 ) -> nn.Module:
-    """Build a network around weights that were read; what does not fit costs neither memory nor time.
+    """Build a network with given weights. Weights that do not fit are refused before memory or time is spent.
 
     Args:
         architecture: As in `build`.

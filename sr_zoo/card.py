@@ -1,4 +1,4 @@
-"""The card of trained weights: what they are, how they came about, and how well they restore."""
+"""Cards of trained weights: network, training, and quality of the restoration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_card(
         folders: Name of a test set to its ``uint8`` photographs of shape ``(3, H, W)``.
         data: What the weights were trained on, with its licence.
         seed: Seed of the noise.
-        table: What `measure_weights` found, if it was asked already.
+        table: The result of `measure_weights`, if it is known already.
         key: As in `sr_zoo.pretrained.open_weights`.
 
     Returns:
@@ -109,21 +109,21 @@ def _measured(opened: OpenedWeights, folders: Folders, seed: int) -> Table:
 def write_half(weights: Path, out: Path, folders: Folders, *, seed: int = 0, key: str | None = None) -> Table:
     """Write weights in half precision, if that changes no PSNR by more than 0.01 dB.
 
-    Both are measured first: an older file at ``out`` stays as it is until there is a good one to replace it.
+    Both are measured first. An existing file at ``out`` is replaced only if the new one passes.
 
     Args:
         weights: Weights as `sr_zoo.pretrained.open_weights` opens them.
-        out: The file to write; any but that of the weights.
+        out: The file to write, other than the file of the weights.
         folders: Test sets to measure both on.
         seed: Seed of the noise.
         key: As in `sr_zoo.pretrained.open_weights`.
 
     Returns:
-        What `measure_weights` finds for the weights that were written.
+        The result of `measure_weights` for the written weights.
 
     Raises:
-        WeightsError: ``out`` is the file of the weights, or some PSNR changed by more; nothing is written then.
-        StorageError: The disk refuses; an older file is unharmed.
+        WeightsError: ``out`` is the file of the weights, or a PSNR changes by more than 0.01 dB. Nothing is written.
+        StorageError: The file cannot be written; an existing file is unchanged.
 
     Example:
         >>> from pathlib import Path

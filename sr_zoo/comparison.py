@@ -1,4 +1,4 @@
-"""One branch or two? Networks of equal cost and training side by side, and how well a predictor predicts."""
+"""Comparison of networks of equal cost and training, and of the accuracy of predictors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FREE = {"seed", "prediction_weight"}
 def measure_estimates(
     network: TwoBranch, photographs: Sequence[Tensor], inputs: Mapping[str, Degradation], *, seed: int = 0
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """How well the predictor of a two-branch network tells what was done to photographs.
+    """Measure how well the predictor of a two-branch network estimates the degradations of photographs.
 
     Args:
         network: The network.
@@ -177,7 +177,11 @@ def comparison_table(result: Mapping[str, Any]) -> str:
                 cells.append(f"{two - one:+.2f}")
             lines.append(f"| {folder} | {name} | " + " | ".join(cells) + " |")
     for label, seeds in result["predictions"].items():
-        lines += ["", f"Degradations told by the predictor of {label}, share of photographs (mean absolute error):", ""]
+        lines += [
+            "",
+            f"Degradations recognised by the predictor of {label}, share of photographs (mean absolute error):",
+            "",
+        ]
         lines += _prediction_lines(seeds)
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What every degradation does to one photograph, on one sheet."""
+"""A contact sheet: every degradation of one photograph."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def draw_contact_sheet(photograph: Tensor, path: str | Path, *, size: int = 144,
     Args:
         photograph: ``uint8`` of shape ``(3, H, W)``, at least 96x96.
         path: The picture to write; missing folders are made.
-        size: Width and height of the piece that is shown, in pixels; made smaller to a multiple of 4 that fits.
-        seed: Seed of everything that is drawn.
+        size: Width and height of the part that is shown, in pixels; rounded down to a multiple of 4 that fits.
+        seed: Seed of all random numbers.
 
     Raises:
-        ImageError: The photograph or the piece is smaller than 96x96, or the extension is unknown.
-        StorageError: The disk refuses; an older picture is unharmed.
+        ImageError: The photograph or the part is smaller than 96x96, or the extension is unknown.
+        StorageError: The file cannot be written; an existing file is unchanged.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds, counted without computing anything."""
+"""The cost of a network: parameters and multiply-adds, counted without any computation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Cost(NamedTuple):
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
         parameters: Number of weights and biases.
@@ -26,13 +26,14 @@ def cost(network: nn.Module, height: int = 32, width: int = 32, channels: int = 
     """Count parameters, and multiply-adds for one image.
 
     Args:
-        network: Maps ``(1, channels, height, width)`` to anything; it is left alone, and may be on the meta device.
-        height: Of the image.
-        width: Of the image.
-        channels: Of the image.
+        network: Takes images of shape ``(1, channels, height, width)``. It is not changed; it may be on the meta
+            device.
+        height: Height of the image.
+        width: Width of the image.
+        channels: Number of channels of the image.
 
     Returns:
-        The cost; what is no convolution, matrix product or attention is not counted.
+        The cost of convolutions, matrix products and attention; other operations are not counted.
 
     Example:
         >>> cost(nn.Conv2d(3, 8, 3, padding=1))

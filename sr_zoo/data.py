@@ -134,7 +134,7 @@ def hold_out(photographs: Sequence[Tensor], every: int = 50) -> tuple[list[Tenso
 class PatchSampler:
     """Draw random square patches, flipped and rotated.
 
-    Photographs that a patch does not fit into are passed over; all others are drawn equally often.
+    Photographs that are smaller than a patch are left out; all others are drawn equally often.
 
     Args:
         photographs: ``uint8`` tensors of shape ``(3, H, W)``.
@@ -166,7 +166,7 @@ class PatchSampler:
         """Draw patches.
 
         Args:
-            count: How many.
+            count: Number of patches.
             generator: Source of randomness, on the CPU.
 
         Returns:
@@ -196,7 +196,7 @@ class PatchSampler:
 
 
 def without_border(images: Tensor, border: int) -> Tensor:
-    """Cut off what a degradation made of the end of an image.
+    """Cut off the border of degraded images.
 
     Args:
         images: Shape ``(..., H, W)``.

@@ -1,4 +1,4 @@
-"""The main job on real photographs: which 1% of the kernels remove blur, which remove noise, and is it chance?"""
+"""The demo on real photographs: find the 1% of the kernels that remove blur, and noise, and compare with chance."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class DemoRow:
     """One masked network.
 
     Attributes:
-        label: What was masked.
-        removed: Function to the share of it that is gone (0 intact, 1 gone); means over draws for the random rows.
-        spread: Function to standard deviation over draws; empty where there is only one set.
+        label: The masked set.
+        removed: Function to the removed share (0 intact, 1 gone); means over draws for the random rows.
+        spread: Function to standard deviation over draws; empty for a single set.
         psnr: Input to PSNR in dB on RGB, mean over the test crops; the first draw for the random rows.
     """
 
@@ -63,12 +63,12 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoOutputs:
-    """Where the outputs of one masked network go.
+    """The outputs of one masked network.
 
     Attributes:
-        label: What was masked.
-        reverted: How far the outputs of its function come back to base: 1 all the way.
-        moved: Every other input to how far its outputs leave target: 0 not at all.
+        label: The masked set.
+        reverted: Reverted share of its function; 1 is base.
+        moved: Every other input to its moved share; 0 is target.
     """
 
     label: str
@@ -78,18 +78,18 @@ class DemoOutputs:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything the demo found.
+    """The results of the demo.
 
     Attributes:
         rows: The table, from target to base.
-        outputs: Where the outputs of every set go, in the order of the table.
-        selections: Function to the kernels that carry it: its signed set, or that of the strict contrast if target has
-            not learnt it.
+        outputs: The outputs of every set, in the order of the table.
+        selections: Function to the kernels that carry it: its signed set, or the set of the strict contrast if target
+            has not learned it.
         n_kernels: Size of the sets of absolute scores.
         attributions: Function to its attribution on the search crops.
-        p_values: Function to null (``"random"``, ``"layer-matched"``) to p-value of what its set reverts.
-        nulls: Function to null to what its random sets revert of it, one number per draw.
-        seconds: Wall time of the attribution and of the whole.
+        p_values: Function to null (``"random"``, ``"layer-matched"``) to the p-value of its reverted share.
+        nulls: Function to null to the shares that its random sets revert, one number per draw.
+        seconds: Duration of the attribution and of the complete demo.
     """
 
     rows: list[DemoRow]
@@ -141,11 +141,11 @@ def find_and_mask(
 
     Args:
         base: Network trained on clean inputs.
-        target: The same network fine-tuned on blurred and noisy ones.
+        target: The same network, fine-tuned on blurred and noisy inputs.
         search: ``uint8`` photographs of shape ``(3, H, W)`` to attribute on.
         test: Other photographs to mask on.
         fraction: Share of all kernels in each set.
-        crops: Number of crops of 128x128 pixels, for searching and for testing each.
+        crops: Number of crops of 128x128 pixels, for the search and for the test each.
         draws: Random sets of every null.
         n_steps: Gauss-Legendre nodes of the integral.
         seed: Seed of crops, noise and random sets.
@@ -238,10 +238,10 @@ def find_to_show(photographs: Sequence[Tensor]) -> Tensor:
         photographs: ``uint8`` tensors of shape ``(3, H, W)``.
 
     Returns:
-        The first that is.
+        The first photograph that is large enough.
 
     Raises:
-        ImageError: None is.
+        ImageError: No photograph is large enough.
 
     Example:
         >>> find_to_show([torch.zeros(3, 20, 900), torch.zeros(3, 200, 300)]).shape
@@ -260,7 +260,7 @@ def table(result: DemoResult) -> str:
     """The result as text of at most 80 columns.
 
     Args:
-        result: What `find_and_mask` found.
+        result: The result of `find_and_mask`.
 
     Returns:
         Several lines.
@@ -333,7 +333,7 @@ def draw_pictures(
     Args:
         base: The base network.
         target: The target network.
-        result: What `find_and_mask` found.
+        result: The result of `find_and_mask`.
         photograph: ``uint8`` of shape ``(3, H, W)``, at least 192x192; its upper middle is shown.
         folder: Where to write ``restorations.png``, ``layers.png``, ``path.png`` and ``table.json``.
         seed: Seed of the noise.

@@ -1,4 +1,4 @@
-"""How well a network restores: PSNR and SSIM over photographs and inputs."""
+"""Quality of a restoration network: PSNR and SSIM over photographs and inputs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def degrade_photograph(photograph: Tensor, degradation: Degradation, scale: int,
 def traced_photograph(
     photograph: Tensor, degradation: Degradation, scale: int, seed: int
 ) -> tuple[Tensor, Tensor, Strengths]:
-    """Do what `degrade_photograph` does, and say how strongly it was degraded.
+    """Degrade a photograph as `degrade_photograph` does, and return the strengths, too.
 
     Args:
         photograph: ``uint8`` of shape ``(3, H, W)``.
@@ -49,7 +49,7 @@ def traced_photograph(
         seed: Seed of the degradation's randomness.
 
     Returns:
-        ``degraded``, ``reference``, and the strengths, as `Degradation.traced` gives them.
+        ``degraded``, ``reference``, and the strengths, as `Degradation.traced` returns them.
 
     Example:
         >>> from sr_zoo.degradations import GaussianNoise

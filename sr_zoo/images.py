@@ -1,4 +1,4 @@
-"""Photographs on disk to tensors of shape ``(3, H, W)`` in [0, 1], and back."""
+"""Read photographs as tensors of shape ``(3, H, W)``, and write them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def list_photographs(folder: str | Path) -> list[Path]:
 
     Args:
         folder: The folder. Files are taken by extension (``png``, ``jpg``, ``jpeg``, ``bmp``, ``tif``,
-            ``tiff``, ``webp``); hidden files are passed over.
+            ``tiff``, ``webp``); hidden files are ignored.
 
     Returns:
         At least one path.
@@ -72,13 +72,13 @@ def list_photographs(folder: str | Path) -> list[Path]:
 
 @contextmanager
 def opened_picture(path: str | Path) -> Iterator[Image.Image]:
-    """Open a file of one of `FORMATS`, whatever its name ends in.
+    """Open a file of one of `FORMATS`, with any extension.
 
     Args:
         path: The file.
 
     Yields:
-        The picture; its pixels are decoded when they are asked for.
+        The picture; its pixels are decoded on access.
 
     Raises:
         OSError: The file cannot be read, or is of no such format.
@@ -100,8 +100,8 @@ def opened_picture(path: str | Path) -> Iterator[Image.Image]:
 def read_image(path: str | Path) -> Tensor:
     """Read one photograph as RGB, upright as the camera meant it (EXIF orientation).
 
-    Gray images are repeated over the three channels, 16-bit ones are rounded to 8 bits, palettes are looked up, and
-    what is transparent is laid on white. Of an animation the first picture is taken.
+    Gray images are repeated over the three channels. Values of 16 bits are rounded to 8 bits. Palettes become colours,
+    and transparent pixels are laid on white. The first picture of an animation is taken.
 
     Args:
         path: A PNG, JPEG, BMP, TIFF or WebP file.
@@ -155,7 +155,7 @@ def to_float(image: Tensor) -> Tensor:
         A tensor of the same shape, ``pixel / 255``.
 
     Raises:
-        ImageError: The tensor is not ``uint8``; dividing other values by 255 would go unnoticed.
+        ImageError: The tensor is not ``uint8``.
 
     Example:
         >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
@@ -167,10 +167,10 @@ def to_float(image: Tensor) -> Tensor:
 
 
 def check_finite(image: Tensor) -> Tensor:
-    """Refuse what is no image, before it becomes black pixels or a mean without a word.
+    """Check that all values of an image are finite.
 
     Args:
-        image: A tensor of any shape, such as what a network put out.
+        image: A tensor of any shape, such as the output of a network.
 
     Returns:
         The tensor itself.
@@ -203,7 +203,7 @@ def to_uint8(image: Tensor) -> Tensor:
         A ``uint8`` tensor of the same shape.
 
     Raises:
-        NonFiniteError: A value is infinite or not a number; it would become black or white without a word.
+        NonFiniteError: A value is infinite or not a number.
 
     Example:
         >>> to_uint8(torch.tensor([-1.0, 0.2, 2.0]))
@@ -239,15 +239,15 @@ def write_image(path: str | Path, image: Tensor) -> None:
 
 
 def save_picture(image: Image.Image, path: str | Path, **options: Any) -> None:
-    """Write a picture of Pillow, or leave an older file as it was; the extension chooses the format.
+    """Write a picture of Pillow in one step; the extension chooses the format.
 
     Args:
         image: The picture.
         path: Where to write; missing folders are made.
-        **options: What Pillow takes for the format.
+        **options: Options of Pillow for the format.
 
     Raises:
-        ImageError: The extension is unknown, the format cannot hold the picture, or the disk refuses.
+        ImageError: The extension is unknown, the format cannot hold the picture, or the file cannot be written.
 
     Example:
         >>> from PIL import Image

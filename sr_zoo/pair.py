@@ -1,4 +1,4 @@
-"""Two networks as a pair: what one of them has learnt and the other has not, and whether that can be told."""
+"""Pairs of networks: whether their weights differ, and reasons to doubt an attribution between them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _WIDTH = 80
 
 
 def same_weights(base: nn.Module, target: nn.Module) -> bool:
-    """Whether two networks hold the same weights, so that nothing tells them apart.
+    """Whether two networks hold the same weights.
 
     Args:
-        base: The one.
-        target: The other.
+        base: The first network.
+        target: The second network.
 
     Returns:
         Whether names, shapes and values are equal.
@@ -39,10 +39,10 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
 
     Args:
         attribution: The attribution.
-        indent: What every line begins with.
+        indent: The beginning of every line.
 
     Returns:
-        Lines of at most 80 columns; none if nothing does.
+        Lines of at most 80 columns; none without reasons.
 
     Example:
         >>> from filterattr import FilterAttributor
@@ -66,10 +66,10 @@ def concern_lines(attribution: FilterAttribution, indent: str = "") -> list[str]
 
 @contextmanager
 def concerns_are_shown() -> Iterator[None]:
-    """Leave out warnings of what is printed anyway: what `concern_lines` says, and sets that remove too little.
+    """Suppress warnings that are printed as text anyway: those of `concern_lines`, and sets that remove too little.
 
     Yields:
-        Nothing; the block is what is quiet.
+        Nothing.
 
     Example:
         >>> from filterattr import FilterAttributor

@@ -1,4 +1,4 @@
-"""Weights on disk: the shipped networks by name, files of this repository, and checkpoints in the published layout."""
+"""Weights: shipped networks by name, files of this package, and checkpoints of other projects."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class OpenedWeights(NamedTuple):
-    """A network with its weights, and what is known of both.
+    """A network with its weights, and a description of both.
 
     Attributes:
         network: The network on the CPU, ``float32``, in evaluation mode.
-        architecture: Name for `build`; a name that `build` does not know for a network of spandrel.
+        architecture: Name for `build`. For a network of spandrel, it is a name that `build` does not know.
         arguments: Keyword arguments of its constructor.
         provenance: How the weights came about; empty for those of other projects.
     """
@@ -64,14 +64,14 @@ def save_network(
     """Write weights together with what is needed to rebuild the network, as safetensors.
 
     Args:
-        path: Where to write.
+        path: The file to write.
         architecture: Name of the architecture.
         arguments: Keyword arguments of its constructor.
         state: Parameter name to tensor.
         provenance: How the weights came about: recipe, data, seed, command.
 
     Raises:
-        StorageError: The provenance is not JSON, or the disk refuses.
+        StorageError: The provenance is not JSON, or the file cannot be written.
 
     Example:
         >>> from pathlib import Path
@@ -92,7 +92,7 @@ def save_network(
 
 
 def describe_network(path: str | Path) -> dict[str, Any]:
-    """Read what a file of `save_network` says about itself.
+    """Read the description in a file of `save_network`.
 
     Args:
         path: A file, or the name of shipped weights.
@@ -117,10 +117,11 @@ def describe_network(path: str | Path) -> dict[str, Any]:
 
 
 def trained_on(provenance: Mapping[str, Any]) -> dict[str, Degradation]:
-    """The degradations that weights were trained to undo.
+    """The degradations that weights were trained to remove.
 
     Args:
-        provenance: What `describe_network` says of it; the first weights do not say, and undo blur and noise.
+        provenance: The provenance that `describe_network` returns. Without degradations in it, they are blur and
+            noise.
 
     Returns:
         Name to degradation.
@@ -173,8 +174,8 @@ def shipped_weights() -> list[str]:
 def load_checkpoint(network: nn.Module, path: str | Path, *, key: str | None = None) -> None:
     """Load a checkpoint in the published layout (BasicSR) into a network.
 
-    Entries ``params_ema``, ``params`` or ``state_dict`` are looked into (the average first), and the prefix
-    ``module.`` of data-parallel training is taken off. Nothing but tensors is unpickled, whatever the environment says.
+    The entries ``params_ema``, ``params`` and ``state_dict`` are unwrapped, the average first, and the prefix
+    ``module.`` of data-parallel training is removed. Only tensors are unpickled.
 
     Args:
         network: The network; its weights are replaced, all of them or none.
@@ -182,8 +183,8 @@ def load_checkpoint(network: nn.Module, path: str | Path, *, key: str | None = N
         key: As in `open_weights`.
 
     Raises:
-        WeightsError: The file cannot be read safely, names and shapes do not fit, or weights are not finite; all of
-            them are listed.
+        WeightsError: The file cannot be read safely, names and shapes do not fit, or weights are not finite. The
+            message lists all of them.
 
     Example:
         >>> from pathlib import Path
@@ -207,7 +208,7 @@ def load_checkpoint(network: nn.Module, path: str | Path, *, key: str | None = N
 
 
 def open_weights(path: str | Path, *, key: str | None = None) -> OpenedWeights:
-    """Open weights of any kind, with all that is known of them.
+    """Open weights of any kind, with their description.
 
     Args:
         path: The name of shipped weights, a file of `save_network`, or a checkpoint of another project.
@@ -215,10 +216,10 @@ def open_weights(path: str | Path, *, key: str | None = None) -> OpenedWeights:
             ones), or the beginning of the names of its weights (``"generator"``). Files of `save_network` need none.
 
     Returns:
-        The network and what is known of it.
+        The network and its description.
 
     Raises:
-        WeightsError: The name is unknown, the weights are of no network that is known, or not finite.
+        WeightsError: The name or the network is unknown, or weights are not finite.
         StorageError: A file of `save_network` is damaged.
 
     Example:
@@ -240,10 +241,10 @@ def open_network(path: str | Path, *, key: str | None = None) -> nn.Module:
         key: As in `open_weights`.
 
     Returns:
-        The network on the CPU; ``upscale`` tells its factor.
+        The network on the CPU; ``upscale`` is its factor.
 
     Raises:
-        WeightsError: The name is unknown, the weights are of no network that is known, or not finite.
+        WeightsError: The name or the network is unknown, or weights are not finite.
         StorageError: A file of `save_network` is damaged.
 
     Example:
@@ -258,20 +259,20 @@ def open_network(path: str | Path, *, key: str | None = None) -> nn.Module:
 def open_checkpoint(path: str | Path, *, key: str | None = None) -> nn.Module:
     """Build the network of a checkpoint of another project from its names and shapes, and load it, in evaluation mode.
 
-    Networks of `sr_zoo.models` in the layout of BasicSR are known, alone or inside a larger module: SRResNet, the
-    SRCNN-style network, and RRDBNet. SRResNet and RRDBNet are also known by the names of the first MSRResNet and
-    ESRGAN. All others are opened through spandrel, which knows about forty architectures, if it is installed. Only
-    tensors are unpickled, and nothing is built before names and shapes fit.
+    These networks in the layout of BasicSR are recognised, alone or inside a larger module: SRResNet, the SRCNN-style
+    network, and RRDBNet; also the first MSRResNet and ESRGAN, with their old names. Other networks open through
+    spandrel, which knows about forty architectures, if it is installed. Only tensors are unpickled, and the network is
+    built only if names and shapes fit.
 
     Args:
         path: A file of `torch.save` or a safetensors file.
         key: As in `open_weights`.
 
     Returns:
-        The network on the CPU; ``upscale`` tells its factor.
+        The network on the CPU; ``upscale`` is its factor.
 
     Raises:
-        WeightsError: The file cannot be read safely, no network is known that fits, or weights are not finite.
+        WeightsError: The file cannot be read safely, no known network fits, or weights are not finite.
 
     Example:
         >>> from pathlib import Path
@@ -329,13 +330,13 @@ def _under(path: str | Path, key: str | None) -> dict[str, Tensor]:
 
 
 def takes_key(path: str | Path) -> bool:
-    """Whether a file may hold more than one network, so that `open_weights` can be told where to look.
+    """Whether a file may hold more than one network, so that `open_weights` takes a key.
 
     Args:
         path: The name of shipped weights, a file of `save_network`, or a checkpoint of another project.
 
     Returns:
-        Whether it is of another project.
+        Whether the file belongs to another project.
 
     Raises:
         WeightsError: The name is unknown.

@@ -1,4 +1,4 @@
-"""Which network a checkpoint of another project holds, told by its names and shapes."""
+"""Recognise the network of a checkpoint of another project by its names and shapes."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _FIRST_LAYERS = ("conv_first.weight", "features.0.weight", "model.0.weight")
 
 
 def recognise(state: Mapping[str, Tensor]) -> _Recognised | None:
-    """Tell architecture and arguments from the weights of a network.
+    """Find architecture and arguments from the weights of a network.
 
-    The network may be part of a larger module, such as ``generator.`` beside ``discriminator.``; of several the moving
-    average (``ema`` in its name) is taken.
+    The network may be part of a larger module, such as ``generator.`` beside ``discriminator.``. Among several
+    networks, the moving average (``ema`` in its name) is taken.
 
     Args:
         state: Parameter name to tensor.
@@ -53,7 +53,7 @@ def recognise(state: Mapping[str, Tensor]) -> _Recognised | None:
         none of `sr_zoo.models`.
 
     Raises:
-        WeightsError: There are several, and nothing tells which one to use.
+        WeightsError: There are several networks, and none is the moving average.
 
     Example:
         >>> from sr_zoo.models import SRResNet

@@ -1,4 +1,4 @@
-"""Restoring image files of any size: tile by tile, gray as gray, transparency kept."""
+"""Restore image files of any size, tile by tile. Gray stays gray, and transparency is kept."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Picture:
     Attributes:
         pixels: ``uint8`` of shape ``(3, H, W)``; a gray image has three equal channels.
         alpha: Opacity, ``uint8`` of shape ``(1, H, W)``, or ``None`` for an image without.
-        is_gray: Whether the file was gray, and so what is written is gray, too.
-        profile: Colour profile (ICC) of gray or RGB values, whichever the picture has; it is written again.
+        is_gray: Whether the file was gray; the written file is then gray, too.
+        profile: Colour profile (ICC) of the gray or RGB values; it is kept in the written file.
     """
 
     pixels: Tensor
@@ -51,18 +51,18 @@ class Picture:
     def read(cls, path: str | Path) -> Picture:
         """Read an image file, upright as the camera meant it.
 
-        The colours of print (CMYK) become sRGB by the profile of the file. A profile that does not fit the picture is
-        left out, with a warning.
+        CMYK colours are converted to sRGB with the profile of the file. A profile that does not fit the picture is left
+        out, with a warning.
 
         Args:
-            path: A PNG, JPEG, BMP, TIFF or WebP file with 8 bits a channel.
+            path: A PNG, JPEG, BMP, TIFF or WebP file with 8 bits per channel.
 
         Returns:
             The picture.
 
         Raises:
-            ImageError: The file is missing, is no image, is damaged, holds more than 8 bits a channel, or more than 50
-                million pixels.
+            ImageError: The file is missing, damaged or no image, or it holds more than 8 bits per channel or more than
+                50 million pixels.
 
         Example:
             >>> Picture.read("no_such.png")
@@ -93,7 +93,8 @@ class Picture:
         """Write an image file; the extension chooses the format.
 
         Args:
-            path: Where to write; missing folders are made. An older file stays as it was until the new one is complete.
+            path: The file to write; missing folders are made. An existing file is replaced when the new file is
+                complete.
 
         Raises:
             ImageError: The file cannot be written, or its format cannot hold transparency.
@@ -113,7 +114,7 @@ def _check_kind(image: Image.Image, path: str | Path) -> None:
     decoder = str([part[3] for part in getattr(image, "tile", [])])
     if image.mode in ("I", "F") or image.mode.startswith("I;16") or ";16" in decoder:
         raise ImageError(
-            f"an image to restore must hold 8 bits a channel; '{path}' holds more (mode {image.mode}). The networks "
+            f"an image to restore must hold 8 bits per channel; '{path}' holds more (mode {image.mode}). The networks "
             "were trained on 8 bits: convert it first."
         )
     if image.width * image.height > MAX_PIXELS:
@@ -125,9 +126,9 @@ def _check_kind(image: Image.Image, path: str | Path) -> None:
 def restore_picture(
     network: nn.Module, picture: Picture, *, tile: int = 256, progress: Callable[[int, int], None] | None = None
 ) -> Picture:
-    """Restore a picture; transparency is enlarged bicubically.
+    """Restore a picture. Its transparency is enlarged bicubically.
 
-    A network of one channel restores gray pictures; what it puts out of three channels is coloured.
+    A network of one channel restores gray pictures only.
 
     Args:
         network: Maps ``(N, 3, h, w)`` to ``(N, 3, upscale * h, upscale * w)``; either may have one channel instead.
@@ -139,8 +140,8 @@ def restore_picture(
         A picture ``upscale`` times as large, of the same kind.
 
     Raises:
-        ImageError: The tile is too small, or the picture has colours and the network takes gray ones alone.
-        NonFiniteError: The network puts out values that are no numbers.
+        ImageError: The tile is too small, or the picture has colours and the network takes gray pictures only.
+        NonFiniteError: The network returns infinite values or NaN.
 
     Example:
         >>> from sr_zoo.models import SRResNet
@@ -168,24 +169,24 @@ def restore(
 ) -> Tensor:
     """Restore images in tiles, so that memory does not grow with the image.
 
-    The tiles overlap by the receptive field of the network, up to 64 pixels. A network of SRResNet's depth gives the
-    same as for the whole image, except for the last bits. For a deeper one the difference is too small to see. A
-    two-branch network first looks at all tiles to predict the degradation.
+    The tiles overlap by the receptive field of the network, up to 64 pixels. For a network as deep as SRResNet, the
+    result equals that of the complete image except for the last bits. For a deeper network the difference is too
+    small to see. A two-branch network first predicts the degradation from all tiles.
 
     Args:
-        network: Maps ``(N, 3, h, w)`` to ``(N, 3, upscale * h, upscale * w)``, on any device; its train flag is left
-            alone.
+        network: Maps ``(N, 3, h, w)`` to ``(N, 3, upscale * h, upscale * w)``, on any device; its train flag is not
+            changed.
         degraded: Shape ``(N, 3, H, W)``, floating in [0, 1] or ``uint8``, on any device.
         tile: Width and height of a tile without the overlap, in pixels of the degraded image; at least 16.
-        progress: Called with the numbers of finished and of all tiles.
+        progress: Called with the number of finished tiles and of all tiles.
 
     Returns:
         Shape ``(N, 3, upscale * H, upscale * W)`` on the CPU: ``uint8`` (rounded and clipped) for ``uint8``, otherwise
-        floating as the network put it out.
+        floating as the network returns it.
 
     Raises:
         ImageError: The tile is smaller than 16 pixels.
-        NonFiniteError: The network puts out values that are no numbers.
+        NonFiniteError: The network returns infinite values or NaN.
 
     Example:
         >>> from sr_zoo.models import SRResNet
@@ -229,9 +230,10 @@ def restore(
 
 
 def reach(network: nn.Module) -> int:
-    """How far a network looks around, in pixels of its input, at most 64.
+    """Half the width of the receptive field of a network, in pixels of its input, at most 64.
 
-    An upper bound from the kernels of all its convolutions, as if they followed one another at the input's resolution.
+    It is an upper bound from the kernels of all convolutions, as if they followed one another at the resolution of the
+    input.
 
     Args:
         network: The network.

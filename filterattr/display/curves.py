@@ -1,4 +1,4 @@
-"""Pictures of the evaluation: curves with the bands of their nulls, matrices, modulation and stability."""
+"""Plots of the evaluation: curves with the bands of their nulls, matrices, modulation and stability."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 def plot_curves(
     curves: Mapping[str, Curve], function: str, axis: Axes | None = None, nulls: Sequence[NullCurve] = ()
 ) -> Axes:
-    """Draw what masking (or grafting) more and more units does to one function, over the bands of the nulls.
+    """Draw the effect of masking (or grafting) on one function, by size of the set, with the bands of the nulls.
 
-    The axes reach as far as the curves and bands do; shares above 1.5 (damaged networks) and below -0.5 are cut off.
-    Fractions are spread as their logarithms, from the smallest on; 0 stands beside it.
+    The axes fit the curves and bands; shares above 1.5 (damaged networks) and below -0.5 are cut off. Fractions have a
+    logarithmic scale, with 0 next to the smallest.
 
     Args:
         curves: Label to curve.
-        function: Which function's share.
-        axis: Where to draw; a new figure of pyplot by default.
-        nulls: Nulls whose mean (line) and central 95% of the draws (band) are drawn.
+        function: The function whose share is drawn.
+        axis: Axes to draw on; a new figure of pyplot by default.
+        nulls: Nulls to draw: their mean (line) and the central 95% of the draws (band).
 
     Returns:
         The axes.
 
     Raises:
-        SettingError: Curves and nulls are of different interventions.
+        SettingError: Curves and nulls have different interventions.
     """
     kinds = {curve.intervention for curve in curves.values()} | {null.intervention for null in nulls}
     if len(kinds) != 1:
@@ -65,7 +65,7 @@ def plot_specificity(matrix: SpecificityMatrix, axis: Axes | None = None) -> Axe
 
     Args:
         matrix: The matrix.
-        axis: Where to draw; a new figure of pyplot by default.
+        axis: Axes to draw on; a new figure of pyplot by default.
 
     Returns:
         The axes.
@@ -90,7 +90,7 @@ def plot_confusion(confusion: Confusion, axis: Axes | None = None) -> Axes:
 
     Args:
         confusion: The matrix.
-        axis: Where to draw; a new figure of pyplot by default.
+        axis: Axes to draw on; a new figure of pyplot by default.
 
     Returns:
         The axes.
@@ -114,13 +114,13 @@ def plot_confusion(confusion: Confusion, axis: Axes | None = None) -> Axes:
 
 
 def plot_modulation(modulation: Modulation, axis: Axes | None = None) -> Axes:
-    """Draw what every function loses as the units of one are dialled between base and target.
+    """Draw the removed share of every function while the units of one are modulated between base and target.
 
-    Functions that target is not better at than base have no share, and are left out.
+    Functions at which target is not better than base have no share and are left out.
 
     Args:
         modulation: The result.
-        axis: Where to draw; a new figure of pyplot by default.
+        axis: Axes to draw on; a new figure of pyplot by default.
 
     Returns:
         The axes.
@@ -141,11 +141,11 @@ def plot_modulation(modulation: Modulation, axis: Axes | None = None) -> Axes:
 
 
 def plot_stability(stability: Stability, axis: Axes | None = None) -> Axes:
-    """Draw how well two disjoint groups of samples agree on the set, against their size.
+    """Draw the agreement of the sets of two disjoint groups of samples, by size of the groups.
 
     Args:
         stability: The result.
-        axis: Where to draw; a new figure of pyplot by default.
+        axis: Axes to draw on; a new figure of pyplot by default.
 
     Returns:
         The axes.
@@ -162,13 +162,15 @@ def plot_stability(stability: Stability, axis: Axes | None = None) -> Axes:
 
 
 def plot_rankings(table: RankingTable, function: str, fraction: float, axis: Axes | None = None) -> Axes:
-    """Draw what the top units of every ranking remove, best first: own function (dot) and the most of another (ring).
+    """Draw the shares that the top units of every ranking remove, best first.
+
+    A dot is the share of the function of the ranking, a ring the largest share of another function.
 
     Args:
         table: The comparison.
-        function: Which function's rankings.
-        fraction: Which share of the units.
-        axis: Where to draw; a new figure of pyplot by default.
+        function: The function of the rankings.
+        fraction: The share of the units.
+        axis: Axes to draw on; a new figure of pyplot by default.
 
     Returns:
         The axes.

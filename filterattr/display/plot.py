@@ -1,4 +1,4 @@
-"""Pictures of results; matplotlib is loaded when the first one is drawn."""
+"""Plots of results. matplotlib is imported at the first plot."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def short_name(name: str) -> str:
 
 
 def short_names(names: Sequence[str], width: int = 28) -> list[str]:
-    """Shorten the parameter names of one network for an axis, so that they stay apart.
+    """Shorten the parameter names of one network for an axis, and keep them different.
 
     Args:
         names: Names of parameters or groups.
-        width: Characters above which the middle is left out.
+        width: Largest number of characters; the middle of a longer name is left out.
 
     Returns:
-        The names without a trailing ``.weight`` and without the modules that all of them begin with; long ones with an
-        ellipsis, unless that would make two names equal.
+        The names without a trailing ``.weight`` and without their common first modules. Longer names have an ellipsis,
+        unless this would make two names equal.
 
     Example:
         >>> short_names(["bert.encoder.layer.0.attention.self.query.weight", "bert.pooler.weight"], width=20)
@@ -68,9 +68,9 @@ def join_layers(names: Sequence[str], limit: int = 60) -> dict[str, list[str]]:
         limit: Largest number of blocks.
 
     Returns:
-        Block to the names in it. Up to ``limit`` names are their own blocks. Beyond that, names are cut after as many
-        levels of modules as keep the number within the limit. If that leaves less than a fifth of the limit,
-        neighbouring names are joined instead.
+        Block to the names in it. With at most ``limit`` names, every name is a block. Otherwise names are cut after the
+        deepest level of modules that keeps the number within the limit. If this leaves fewer blocks than a fifth of the
+        limit, neighbouring names are joined instead.
 
     Example:
         >>> join_layers(["a.0.q", "a.0.k", "a.1.q", "a.1.k"], limit=3)
@@ -96,10 +96,10 @@ def join_layers(names: Sequence[str], limit: int = 60) -> dict[str, list[str]]:
 
 
 def axes_for(axis: Axes | None, size: tuple[float, float] = (7, 3.8)) -> Axes:
-    """Take the axes that were given, or make new ones.
+    """Return the given axes, or make new ones.
 
     Args:
-        axis: Axes, or nothing.
+        axis: Axes, or ``None``.
         size: Width and height of a new figure in inches.
 
     Returns:
@@ -119,13 +119,13 @@ def axes_for(axis: Axes | None, size: tuple[float, float] = (7, 3.8)) -> Axes:
 
 
 def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes | None = None) -> Axes:
-    """Draw which share of every layer's units was selected, one colour a selection.
+    """Draw the share of selected units of every layer, in one colour per selection.
 
     More than 60 layers are joined into blocks by `join_layers`.
 
     Args:
         selections: Label to selection; all with the same units.
-        axis: Where to draw; a new figure of pyplot by default. The dashed line is the share of a uniform spread.
+        axis: Axes to draw on; a new figure of pyplot by default. The dashed line is the share of a uniform spread.
 
     Returns:
         The axes.
@@ -162,14 +162,14 @@ def plot_layers(selections: Mapping[str, FilterSelection], axis: Axes | None = N
 
 
 def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes | None = None) -> Axes:
-    """Draw which share of all scores every layer has, one colour an attribution, on a logarithmic scale.
+    """Draw the share of every layer in all scores, in one colour per attribution, on a logarithmic scale.
 
     More than 60 layers are joined into blocks by `join_layers`.
 
     Args:
         attributions: Label to attribution; all with the same units.
-        axis: Where to draw; a new figure of pyplot by default. It spans at most four decades;
-            smaller shares are left out.
+        axis: Axes to draw on; a new figure of pyplot by default. They span at most four decades and leave out smaller
+            shares.
 
     Returns:
         The axes.
@@ -207,7 +207,7 @@ def plot_shares(attributions: Mapping[str, FilterAttribution], axis: Axes | None
 
 
 def _draw_bars(blocks: Mapping[str, Sequence[str]], heights: Mapping[str, Sequence[float]], axis: Axes) -> None:
-    """Draw a cluster of bars for every block, with names below that stay readable."""
+    """Draw a cluster of bars for every block, with readable names below."""
     width = 0.8 / len(heights)
     for place, (label, values) in enumerate(heights.items()):
         offsets = [index + (place + 0.5) * width - 0.4 for index in range(len(blocks))]
@@ -220,12 +220,12 @@ def _draw_bars(blocks: Mapping[str, Sequence[str]], heights: Mapping[str, Sequen
 def plot_path(attributions: Mapping[str, FilterAttribution], axis: Axes | None = None) -> Axes:
     """Draw the loss along the path from base to target, relative to base.
 
-    A hump means that the end points are separated by a barrier, and that the attribution means little. Thin lines mark
-    the waypoints, if the path has some.
+    A hump is a barrier between base and target; the attribution then means little. Thin lines mark the waypoints of the
+    path.
 
     Args:
         attributions: Label to attribution.
-        axis: Where to draw; a new figure of pyplot by default.
+        axis: Axes to draw on; a new figure of pyplot by default.
 
     Returns:
         The axes.

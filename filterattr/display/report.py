@@ -1,8 +1,8 @@
-"""Results on one page: a single HTML file that opens from disk, on a phone, on paper, in light and in dark.
+"""Reports: one HTML file with all results, for a desk, a phone and paper, in light and in dark.
 
-The page is made from results alone and needs no package beyond those of the library. It loads nothing: pictures are
-inside, a content security policy forbids everything else, and only its own script may run. Every name and caption is
-escaped. Without scripts all tables and pictures are there; sorting, filtering, downloads and sliders are not.
+The page is made from results alone and needs no further package. It loads nothing: all pictures are inside the file,
+and a content security policy forbids everything else except its own script. Every name and caption is escaped. Without
+scripts all tables and pictures are shown; sorting, filtering, downloads and sliders need scripts.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class ReportFile(type(Path())):  # type: ignore[misc]
     """
 
     def show(self, height: int = 800) -> None:
-        """Show the page: in a notebook below the cell, elsewhere in the browser.
+        """Show the page: below the cell of a notebook, or else in the browser.
 
         Args:
             height: Height in a notebook, in pixels.
 
         Raises:
-            StorageError: The page is not there any more.
+            StorageError: The file no longer exists.
         """
         with reading(self) as (stream, _):
             page = stream.read().decode("utf-8")
@@ -96,25 +96,25 @@ def report(
     costs: Tables | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> ReportFile:
-    """Write results as one self-contained HTML page. Every section appears if there is something to show in it.
+    """Write results as one self-contained HTML page. A section appears if it has something to show.
 
     Args:
-        path: Where to write; the old file stays whole until the new one is.
+        path: The file to write. An existing file is replaced when the new one is complete.
         title: Title of the page.
-        question: What was asked; empty lines separate paragraphs.
+        question: The question that the page answers; empty lines separate paragraphs.
         attributions: Label to attribution: path health in words and pictures, and the share of every layer.
-        selections: Label to chosen units: a picture per layer, and a table of the units.
-        scores: Label to the scores that the units were chosen by, under the labels of ``selections``. Scores without a
+        selections: Label to selected units: a picture per layer, and a table of the units.
+        scores: Label to the scores that ranked the units, under the labels of ``selections``. Scores without a
             selection show their 100 highest.
         curves: Masking and graft curves.
-        nulls: Their nulls; a chart shows those of the ranking that does most to its function.
+        nulls: The nulls of the curves. A chart shows those of the ranking with the largest effect on its function.
         matrix: The specificity matrix.
         modulations: One per function.
-        strips: Pictures side by side, and dials with one row of pictures a strength.
-        confusions: How often the function of an input was told, one per method.
+        strips: Pictures side by side, and dials with one row of pictures per strength.
+        confusions: Confusion matrices of predictions, one per method.
         further: Sections of your own, made with the charts and tables of `filterattr.display.page`.
         tables: Caption to any other result of `filterattr.analysis`, or to rows.
-        costs: Caption to rows: what it took.
+        costs: Caption to rows of costs.
         provenance: Name to text, number or mapping: digests, versions, seeds, settings, time, command.
 
     Returns:
@@ -123,7 +123,7 @@ def report(
     Raises:
         SettingError: There is nothing to show, something is of another type, or a picture cannot be shown; all findings
             are in one message, and nothing is written.
-        StorageError: The disk refuses.
+        StorageError: The file cannot be written.
 
     Example:
         >>> import tempfile, torch
@@ -177,7 +177,7 @@ _LAST = ("tables", "costs", "provenance")  # sections of the caller's own stand 
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """Find everything wrong before anything is drawn."""
+    """Check everything before the first drawing."""
     wrong = []
     if not any(given[name] for name in given if name not in ("nulls", "provenance")):
         wrong.append("there must be something to show; all results are empty")

@@ -1,4 +1,4 @@
-"""Files and arguments that others load: a set of units, or scores, in the forms that other programs take."""
+"""Exports of selections and scores to other programs: patches, arguments of PEFT, masks and checkpoints."""
 
 from filterattr.export.adapters import lora_arguments, shira_masks
 from filterattr.export.checkpoint import write_checkpoint

@@ -1,4 +1,4 @@
-"""Arguments of PEFT: ranks of low-rank adapters and masks of sparse ones, by contribution."""
+"""Arguments of PEFT: ranks of low-rank adapters and masks of sparse adapters, by contribution."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _WEIGHT = ".weight"
 
 
 def lora_arguments(budget: Budget, model: nn.Module | None = None, *, scaling: float = 1.0) -> dict[str, Any]:
-    """Arguments for ``peft.LoraConfig`` that give every layer the rank of a budget.
+    """Make arguments for ``peft.LoraConfig`` that give every layer the rank of a budget.
 
-    Layers of rank 0 get no adapter. The keys are those that PEFT looks for: the names of modules, and a regular
-    expression where a name is also the end of another one.
+    Layers of rank 0 get no adapter. The keys follow the rules of PEFT: names of modules, or a regular expression if a
+    name is also the end of another name.
 
     Args:
-        budget: Of `filterattr.analysis.lora_ranks`.
-        model: What the adapters are for. With it the names are also compared with modules that were not scored, and
-            layers that are stored the other way round (``Conv1D`` of transformers) are told to PEFT.
+        budget: The budget that `filterattr.analysis.lora_ranks` returned.
+        model: The model to adapt. If it is given, names are also compared with modules without scores, and PEFT is told
+            which layers are stored transposed (``Conv1D`` of transformers).
         scaling: Alpha over rank, the same in all layers: a larger scaling moves the weights further in each step.
 
     Returns:
-        ``target_modules``, ``r``, ``lora_alpha``, ``rank_pattern`` and ``alpha_pattern``; write
-        ``LoraConfig(**lora_arguments(budget))`` and add to it what you like.
+        ``target_modules``, ``r``, ``lora_alpha``, ``rank_pattern`` and ``alpha_pattern``, for
+        ``LoraConfig(**lora_arguments(budget))``. You can add further arguments.
 
     Raises:
-        SettingError: The budget is not of ranks, gives none, or names what is no weight of a module; or the model lacks
-            a module.
+        SettingError: The budget holds no ranks, all ranks are 0, a name is no weight of a module, or the model lacks a
+            module.
 
     Example:
         >>> import torch
@@ -72,22 +72,22 @@ def lora_arguments(budget: Budget, model: nn.Module | None = None, *, scaling: f
 
 
 def shira_masks(scores: FilterScores, model: nn.Module) -> Callable[..., Tensor]:
-    """A mask function for ``peft.ShiraConfig``: every layer trains its best weights instead of random ones.
+    """Make a mask function for ``peft.ShiraConfig``: every layer trains the weights with the highest scores.
 
     Write ``config = ShiraConfig(r=4, target_modules=...)`` and ``config.mask_fn = shira_masks(scores, model)`` before
-    ``get_peft_model(model, config)``. A layer of the shape ``(out, in)`` gets ``r * (out + in)`` weights, as many as a
-    low-rank adapter has; the weights of one unit are alike, and the earlier ones win.
+    ``get_peft_model(model, config)``. A layer of shape ``(out, in)`` trains ``r * (out + in)`` weights, the number of a
+    low-rank adapter. The weights of one unit have equal scores; the first ones are taken.
 
     Args:
-        scores: Scores of the model's weights; the finer their units, the finer the masks.
-        model: The model that will be adapted.
+        scores: Scores of the weights of the model. Small units give fine masks.
+        model: The model to adapt.
 
     Returns:
-        A function of a layer and a rank that returns zeros and ones of the shape of the layer's weight. It raises
-        `SettingError` for layers that have no scores.
+        A function of a layer and a rank that returns zeros and ones in the shape of the weight of the layer. It raises
+        `SettingError` for layers without scores.
 
     Raises:
-        SettingError: A score is of no weight of a module, or the model lacks the module.
+        SettingError: A score belongs to no weight of a module, or the model lacks the module.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A checkpoint with other weights in the layout of a given one: names, types, shards, nesting, and the files beside."""
+"""Write weights in the layout of a given checkpoint: names, types, shards, nesting, and the other files."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ _PLAIN = (bool, int, float, str, type(None))
 def write_checkpoint(
     state: nn.Module | Mapping[str, Tensor], like: str | Path, out: str | Path, *, key: str | None = None
 ) -> Path:
-    """Write weights as a checkpoint that loads wherever a given one does.
+    """Write weights as a checkpoint in the layout of a given one.
 
-    Names, types, order, shards and metadata are those of ``like``. Of a folder all other files (configuration,
-    tokenizer) come along, but no weights in other formats. Of a file of `torch.save` the weights keep their place, such
-    as ``"params_ema"``; numbers and texts beside them are kept, other tensors, such as raw weights or the state of an
-    optimizer, are not: they would be those of another network. What ``state`` lacks stays as it is in ``like``.
+    Names, types, order, shards and metadata are those of ``like``. From a folder, all other files (configuration,
+    tokenizer) are copied, except weights in other formats. In a file of `torch.save`, the weights keep their entry,
+    such as ``"params_ema"``. Numbers and texts beside them are kept. Other tensors, such as raw weights or the state of
+    an optimizer, are left out, because they belong to another network. Weights that ``state`` lacks are those of
+    ``like``.
 
     Args:
-        state: A module, or name to tensor; a mapping may compute a tensor when it is asked for, which happens once for
-            each and shard by shard.
+        state: A module, or name to tensor. A mapping may compute a tensor on access; each tensor is read once, shard by
+            shard.
         like: A file of `torch.save` or safetensors, or a folder as Hugging Face libraries write it.
-        out: The new file or folder; a folder appears when it is complete.
-        key: Where in a file of `torch.save` the weights are, as for `filterattr.load_state`.
+        out: The new file or folder. A folder appears when it is complete.
+        key: The entry of a `torch.save` file that holds the weights, as for `filterattr.load_state`.
 
     Returns:
         ``out``.
 
     Raises:
-        StateMismatchError: ``state`` has names that ``like`` has not, or other shapes; all of them are named.
-        StorageError: ``like`` cannot be read, ``out`` is a folder that already exists, or the disk refuses.
+        StateMismatchError: ``state`` has names that ``like`` lacks, or other shapes; the message names all of them.
+        StorageError: ``like`` cannot be read, ``out`` is an existing folder, or the files cannot be written.
 
     Example:
         >>> import tempfile, torch

@@ -1,4 +1,4 @@
-"""A patch: the values that chosen weights have in target, without all others, for those who have base already."""
+"""Patches: the values of selected weights in target, for users who have base."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # what has more bytes i
 class SparseWeights(NamedTuple):
     """New values of some weights of one parameter, in the coordinates of the checkpoint.
 
-    Fields and types are those of the sparse weight updates of inference servers: ``SparseWeightPatch(*weights)`` of
-    vLLM takes them as they are.
+    Fields and types are those of sparse weight updates of inference servers, such as ``SparseWeightPatch(*weights)`` of
+    vLLM.
 
     Attributes:
-        name: The parameter.
-        indices: Flat places in the parameter, ascending; ``int32``, or ``int64`` for 2^31 weights and more.
-        values: The values there, in the type of the parameter; as long as ``indices``.
+        name: Name of the parameter.
+        indices: Flat indices into the parameter, ascending; ``int32``, or ``int64`` for 2^31 weights and more.
+        values: The new values, one per index, in the type of the parameter.
         full_shape: Shape of the parameter.
     """
 
@@ -46,12 +46,12 @@ class SparseWeights(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Patch:
-    """What turns base into base with the chosen units of target.
+    """A patch, which changes base to base with the selected units of target.
 
     Attributes:
-        weights: One entry a parameter that changes.
+        weights: One entry per parameter that changes.
         base: Name to digest of every tensor of the base that the patch belongs to.
-        aliases: Name of a parameter to the other names that it had in base (tied weights).
+        aliases: Name of a parameter to its other names in base (tied weights).
     """
 
     weights: tuple[SparseWeights, ...]
@@ -68,23 +68,23 @@ class Patch:
 
 
 def export_patch(selection: FilterSelection, base: StateLike, target: StateLike, path: str | Path) -> Patch:
-    """Write the values that the selected units have in target, as a file that turns base into the blend of both.
+    """Write the values of the selected units in target to a file. `apply_patch` adds them to base.
 
-    Weights whose bits are the same in base and target are left out. The file is of safetensors: ``<parameter>.indices``
-    and ``<parameter>.values``. A weight takes 4 bytes for its place and those of its type.
+    Weights with equal bits in base and target are left out. The file has the safetensors format, with the tensors
+    ``<parameter>.indices`` and ``<parameter>.values``. A weight takes 4 bytes for its index, and the bytes of its type.
 
     Args:
         selection: The units to ship.
         base: The weights that the receiver has; a module or a state dict.
         target: The weights that the units are taken from.
-        path: Where to write; ends in ``.safetensors`` as a rule.
+        path: The file to write; its name usually ends in ``.safetensors``.
 
     Returns:
         The patch, as `read_patch` reads it.
 
     Raises:
-        StateMismatchError: A selected parameter is missing or has another shape; all of them are named.
-        StorageError: The disk refuses.
+        StateMismatchError: Selected parameters are missing or have other shapes; the message names all of them.
+        StorageError: The file cannot be written.
 
     Example:
         >>> import pathlib, tempfile
@@ -120,10 +120,10 @@ def export_patch(selection: FilterSelection, base: StateLike, target: StateLike,
 
 
 def read_patch(path: str | Path) -> Patch:
-    """Read a patch, for those who hand it on: to an inference server, or to another format.
+    """Read a patch, for example to send it to an inference server or to convert it.
 
     Args:
-        path: A file of `export_patch`.
+        path: A file that `export_patch` wrote.
 
     Returns:
         The patch, on the CPU.
@@ -153,18 +153,18 @@ def read_patch(path: str | Path) -> Patch:
 
 
 def apply_patch(base: StateLike, patch: Patch | str | Path) -> dict[str, Tensor]:
-    """Put the weights of a patch into base.
+    """Apply a patch to base.
 
     Args:
         base: The weights that the patch was made from; a module or a state dict.
         patch: The patch, or its file.
 
     Returns:
-        A new state dict, equal to that of `filterattr.blend` bit for bit: base with the units of target. It shares no
-        memory with ``base``; tied weights are tied in it.
+        A new state dict: base with the selected units of target, with the same bits as `filterattr.blend`. It shares no
+        memory with ``base``. Tied weights stay tied.
 
     Raises:
-        StateMismatchError: It is another base; the tensors that differ are named.
+        StateMismatchError: The patch belongs to another base; the message names the tensors that differ.
         StorageError: The file is missing, damaged, or no patch.
 
     Example:

@@ -83,11 +83,11 @@ class LayerSummary(NamedTuple):
     """One row of `FilterAttribution.per_layer`.
 
     Attributes:
-        name: The parameter.
-        n_units: Its number of units.
-        sum: Signed attribution of the whole parameter.
-        sum_of_abs: Sum of its units' ``sum_of_abs`` scores.
-        share: Its part of that sum over all parameters, in [0, 1].
+        name: Name of the parameter or group.
+        n_units: Number of units.
+        sum: Signed attribution of the parameter.
+        sum_of_abs: Sum of the ``sum_of_abs`` scores of its units.
+        share: Its share of this sum over all parameters, in [0, 1].
     """
 
     name: str
@@ -107,32 +107,34 @@ class FilterAttribution:
         loss_base: Loss at t = 0.
         loss_target: Loss at t = 1.
         remainder: Signed attribution of everything that is not scored, such as biases.
-        total: Signed attribution of all parameters; completeness says that it is ``loss_target - loss_base``.
-        completeness_error: ``|total - (loss_target - loss_base)| / max(|loss_target - loss_base|, 1e-3 sum |a|)``
-            (the denominator is at least the rounding of the losses, 1e-12 of the largest), numerator and denominator
-            summed over the samples, so that errors of different samples do not cancel.
-        path_places: The places t on the path at which the loss was seen, from 0 to 1.
-        path_losses: The losses there.
-        cosine: Cosine of the angle between all weights of base and target. Below about 0.9 masking a few filters tends
+        total: Signed attribution of all parameters. Completeness means that it equals ``loss_target - loss_base``.
+        completeness_error: ``|total - (loss_target - loss_base)| / max(|loss_target - loss_base|, 1e-3 sum |a|)``.
+            Numerator and denominator are summed over the samples, so that errors of different samples do not cancel.
+            The denominator is at least the rounding of the losses, 1e-12 of the largest loss.
+        path_places: The places t on the path where the loss was computed, from 0 to 1.
+        path_losses: The losses at these places.
+        cosine: Cosine of the angle between all weights of base and target. Below about 0.9, masking a few filters tends
             to damage the network rather than to remove one function.
         n_samples: Number of samples.
         n_passes: Number of forward-backward passes.
         method: Name of the quadrature.
-        n_steps: Number of its nodes, in every segment.
+        n_steps: Number of quadrature nodes in every segment.
         parameters: Parameter name to how it is scored.
         means: Reduction to parameter name to mean scores over the samples; ``keep="signed"`` leaves out
             ``"sum_of_abs"``.
         mean_squares: The same for the squared scores; ``"sum"`` stands for ``"abs_of_sum"``, too.
-        n_segments: Number of straight parts of the path, 1 without waypoints; each is as long in ``path_places``.
-        aggregate: ``"per_sample"`` or ``"pooled"``. A pooled attribution has seen no sample at both ends, so that its
-            losses and its completeness error are NaN.
-        precision: ``"bf16"`` if the loss was evaluated under autocast by this library.
-        tolerance: What ``method="adaptive"`` was to reach.
-        n_unsettled: Number of samples that did not reach it; ``n_steps`` is then the most nodes that a sample took.
-        agreement: Of a pooled attribution, the share of its top 1% that infinitely many samples would keep, estimated
+        n_segments: Number of straight parts of the path, 1 without waypoints. All parts have the same length in
+            ``path_places``.
+        aggregate: ``"per_sample"`` or ``"pooled"``. A pooled attribution evaluates no sample at both ends; its losses
+            and its completeness error are NaN.
+        precision: ``"bf16"`` if this library evaluated the loss under autocast.
+        tolerance: The tolerance of ``method="adaptive"``.
+        n_unsettled: Number of samples that did not reach the tolerance; ``n_steps`` is then the largest number of nodes
+            of a sample.
+        agreement: For a pooled attribution, the share of its top 1% that infinitely many samples would keep, estimated
             from two halves of the samples.
-        unscored_abs: Mean over the samples of the absolute attributions of everything that is not scored; ``None`` if
-            it was not kept, as in files of version 0.1.
+        unscored_abs: Mean over the samples of the absolute attributions of all parameters without scores; ``None`` if
+            it is not known, as in files of version 0.1.
         true_loss_base: Loss of base with its own buffers, if ``buffers=`` gives it others on the path; else ``None``.
         true_loss_target: The same for target.
     """
@@ -190,7 +192,7 @@ class FilterAttribution:
         lines = [
             f"FilterAttribution({units} units in {len(self.parameters)} parameters, {self.n_samples} samples, {rule})",
             *self._loss_lines(),
-            f"  attribution     {self.total:.6g} in all, {self.remainder:.6g} of it not scored",
+            f"  attribution     {self.total:.6g} in total, {self.remainder:.6g} of it not scored",
             f"  cosine          {self.cosine:.4f} between base and target",
             *(f"  concern         {concern}" for concern in self.concerns),
         ]
@@ -219,7 +221,7 @@ class FilterAttribution:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Table of `per_layer`; needs pandas.
+        """Return `per_layer` as a table; needs pandas.
 
         Returns:
             One row per parameter, with the columns of `LayerSummary`.
@@ -248,9 +250,9 @@ class FilterAttribution:
 
     @property
     def barrier(self) -> float:
-        """Height of the loss on the path above the higher of its ends; 0 if there is no barrier.
+        """Height of the loss on the path above its higher end; 0 without a barrier.
 
-        End points of unrelated trainings have a high one, and an attribution along such a path means little.
+        Networks of unrelated trainings have a high barrier between them. An attribution along such a path means little.
         """
         return max(self.path_losses) - max(self.loss_base, self.loss_target)
 
@@ -275,14 +277,14 @@ class FilterAttribution:
 
     @property
     def is_signed(self) -> bool:
-        """Whether ``keep="signed"`` left out what needs the attribution of every weight."""
+        """Whether ``keep="signed"`` left out the statistics that need the attribution of every weight."""
         return "sum_of_abs" not in self.means
 
     def scores(self, reduction: Reduction = "sum_of_abs") -> FilterScores:
-        r"""Scores of all units.
+        r"""Return the scores of all units.
 
         Args:
-            reduction: How the weights k of a unit become one number, for every sample before the mean over samples.
+            reduction: How the weights k of a unit become one number, for each sample before the mean over samples.
                 ``"sum_of_abs"`` is :math:`\sum_k |A_k|` (the paper's). ``"abs_of_sum"`` is :math:`|\sum_k A_k|`.
                 ``"sum"`` is :math:`\sum_k A_k`, which is signed and complete.
 
@@ -306,7 +308,7 @@ class FilterAttribution:
         return FilterScores(self.means[reduction], self.parameters)
 
     def standard_errors(self, reduction: Reduction = "sum_of_abs") -> FilterScores:
-        """Standard error of every score over the samples.
+        """Return the standard error of every score over the samples.
 
         Args:
             reduction: As in `scores`.
@@ -329,8 +331,8 @@ class FilterAttribution:
         """Summarise every scored parameter.
 
         Returns:
-            One row per parameter, in the order of the network. With ``keep="signed"`` the absolute values are those of
-            the units' sums.
+            One row per parameter, in the order of the network. With ``keep="signed"``, ``sum_of_abs`` is the sum of the
+            absolute signed scores.
         """
         kept = self.means["abs_of_sum" if self.is_signed else "sum_of_abs"]
         sizes = {name: float(tensor.sum()) for name, tensor in kept_by(kept).items()}
@@ -350,10 +352,10 @@ class FilterAttribution:
         """Write the result to a file (safetensors with a digest).
 
         Args:
-            path: Where to write.
+            path: The file to write.
 
         Raises:
-            StorageError: The disk refuses, or the memory does not suffice.
+            StorageError: The file cannot be written, or the memory does not suffice.
         """
         tensors = {
             f"{statistic}/{reduction}/{name}": tensor

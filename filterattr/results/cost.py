@@ -1,4 +1,4 @@
-"""What a call will cost, told beforehand."""
+"""Estimates of the cost of a call."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What `FilterAttributor.attribute` will take; ``print`` says it in words.
+    """The estimated cost of `FilterAttributor.attribute`; ``print`` shows it in words.
 
     Attributes:
         n_samples: Number of samples.
-        n_passes: Forward-backward passes.
-        seconds_per_pass: Seconds of one of them, on the first sample, the library's own work included.
-        n_units: Number of units that get scores.
-        weight_bytes: Bytes of the model's weights.
-        engine_bytes: Bytes that are held while samples are integrated, beyond a pass of the loss: the weights of a
-            node, sums, and the change of the largest parameter. Ends that are not of the model's type and device are
-            copied, which is not counted here.
-        score_bytes: Bytes of the scores and of what they are made of.
+        n_passes: Number of forward-backward passes.
+        seconds_per_pass: Duration of a pass, on the first sample, with the work of the library.
+        n_units: Number of units with scores.
+        weight_bytes: Bytes of the weights of the model.
+        engine_bytes: Bytes during the integration, beyond a pass of the loss: the weights of a node, sums, and the
+            change of the largest parameter. Copies of base and target, if their type or device differs from that of the
+            model, are not included.
+        score_bytes: Bytes of the scores and of the sums that they are computed from.
     """
 
     n_samples: int

@@ -1,4 +1,4 @@
-"""Scores of units, sets of them, and the contrast between the scores of several functions."""
+"""Scores of units, selections, and the contrast between the scores of several functions."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ class _PerParameter(ReadOnly[str, Tensor]):
         self.parameters = ReadOnly(parameters)
 
     def save(self, path: str | Path) -> None:
-        """Write them to a file (safetensors with a digest).
+        """Write the content to a file (safetensors with a digest).
 
         Args:
-            path: Where to write.
+            path: The file to write.
 
         Raises:
-            StorageError: The disk refuses, or the memory does not suffice.
+            StorageError: The file cannot be written, or the memory does not suffice.
         """
         write_tensors(path, self._kind, self.kept, {"parameters": described(self.parameters)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Args:
             path: The file.
 
         Returns:
-            The same, on the CPU.
+            An equal object, on the CPU.
 
         Raises:
             StorageError: The file is missing, damaged, or holds something else.
@@ -84,14 +84,14 @@ class _PerParameter(ReadOnly[str, Tensor]):
         return sum(tensor.numel() for tensor in self.kept.values())
 
     def only(self, *globs: str) -> Self:
-        """Narrow to some parameters and groups: a fraction of what is left, a ranking or a null is then among these.
+        """Keep some parameters and groups only. Fractions, rankings and nulls then refer to these.
 
         Args:
-            *globs: Names as they stand in the scores, such as ``"blocks.*.attention"``; a parameter or group stays
-                if one of them matches.
+            *globs: Globs of the names in the scores, such as ``"blocks.*.attention"``. A parameter or group is kept if
+                one of them matches.
 
         Returns:
-            The same, in the same order, for those alone.
+            Scores or a selection of these parameters, in the same order.
 
         Raises:
             SettingError: A glob matches nothing, or there is none.
@@ -129,13 +129,13 @@ class _PerParameter(ReadOnly[str, Tensor]):
         return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(self.kept.items(), parts, strict=True)}
 
     def check_same_units(self, other: _PerParameter) -> None:
-        """Make sure that two of them are about the same units.
+        """Check that two objects have the same units.
 
         Args:
             other: Scores or a selection.
 
         Raises:
-            SettingError: They are not; the message names the parameters concerned.
+            SettingError: The units differ; the message names the parameters.
         """
         if self.parameters != other.parameters:
             different = [
@@ -152,8 +152,8 @@ class _PerParameter(ReadOnly[str, Tensor]):
 class FilterScores(_PerParameter):
     """One score per unit: parameter name to a ``float64`` tensor, in the unit of the loss.
 
-    A kernel of any convolution is found at ``scores[name][o, i]``. Scores of equal layout can be added, subtracted
-    (the discriminative score of equation 7 of the paper) and multiplied by numbers.
+    The score of a kernel of any convolution is ``scores[name][o, i]``. Scores of the same units can be added,
+    subtracted (the discriminative score of equation 7 of the paper) and multiplied by numbers.
 
     Args:
         tensors: Parameter name to scores.
@@ -205,7 +205,7 @@ class FilterScores(_PerParameter):
         return self * -1.0
 
     def order(self) -> Tensor:
-        """Flat places of the units from the highest to the lowest score; ties by parameter, output, input."""
+        """Flat indices of the units from the highest to the lowest score; ties by parameter, output, input."""
         return torch.sort(self.flat(), descending=True, stable=True).indices
 
     def top(
@@ -214,22 +214,22 @@ class FilterScores(_PerParameter):
         """Select the units with the highest scores.
 
         Args:
-            amount: A ``float`` in [0, 1] is a fraction of all units (rounded to the nearest whole number), an ``int``
-                their number. So ``top(1)`` is one unit and ``top(1.0)`` is all of them.
-            until: Instead of an amount: take the fewest units whose parts add up to this. Of
-                `filterattr.signed_contrast` that is the share of the function that masking them is expected to remove.
-            parts: What the units add up to, in the order of these scores; the scores themselves by default. With a
-                price for collateral these are less than what a unit carries:
+            amount: A ``float`` in [0, 1] is a fraction of all units, rounded; an ``int`` is a number of units. So
+                ``top(1)`` is one unit, and ``top(1.0)`` is all units.
+            until: Instead of an amount: take the fewest units whose parts add up to this. With the scores of
+                `filterattr.signed_contrast`, it is the share of the function that masking is expected to remove.
+            parts: The numbers to add up for ``until``; the scores themselves by default. Scores with a price for
+                collateral effects are smaller than the parts that units carry:
                 ``signed_contrast(found, "blur").top(until=0.8, parts=signed_contrast(found, "blur", collateral=0))``.
 
         Returns:
-            The selection. Among equal scores the earlier parameter, output and input channel win; where it takes some
-            of the units whose score is exactly 0 and leaves others, a `FilterAttrWarning` says so.
+            The selection. Among equal scores, the first in the order of parameter, output and input channel are taken.
+            A `FilterAttrWarning` is given if only some of the units with score 0 are taken.
 
         Raises:
-            SettingError: The fraction is outside [0, 1], the number is negative or larger than all, or scores are NaN.
-                Or both or neither of ``amount`` and ``until`` are given, or the units with positive scores do not add
-                up to ``until``.
+            SettingError: The fraction is outside [0, 1], the number is negative or larger than the number of units, or
+                scores are NaN. Or both or neither of ``amount`` and ``until`` are given, or the units with positive
+                scores do not add up to ``until``.
 
         Example:
             >>> from filterattr import ScoredParameter, Unit
@@ -270,13 +270,13 @@ class FilterScores(_PerParameter):
         return int((reached >= until).nonzero()[0]) + 1
 
     def tops(self, amounts: Iterable[float]) -> Iterator[FilterSelection]:
-        """Select the units with the highest scores several times; one sort serves all.
+        """Select the units with the highest scores for several sizes, with a single sort.
 
         Args:
             amounts: As in `top`, ascending.
 
         Yields:
-            For every amount, what `top` returns.
+            The selection of `top` for each amount.
 
         Raises:
             SettingError: As in `top`, or the amounts do not ascend.
@@ -327,8 +327,8 @@ class FilterScores(_PerParameter):
 
         Args:
             places: Name of a parameter or group to the places of its units: numbers, or tuples as in the column
-                ``unit`` of `to_frame`. A place that names the first axes only takes all units there: of kernels, ``3``
-                is every kernel of output channel 3, ``(3, 0)`` is one. Negative numbers count from the end.
+                ``unit`` of `to_frame`. A place with fewer axes takes all units there: ``3`` takes all kernels of output
+                channel 3, ``(3, 0)`` takes one kernel. Negative numbers count from the end.
 
         Returns:
             The selection.
@@ -362,7 +362,7 @@ class FilterScores(_PerParameter):
         return FilterSelection(chosen, self.parameters)
 
     def to_index(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Flat places from the most to the least important, as in the index files of the published code.
+        """Return flat indices from the most to the least important unit, as in the index files of the published code.
 
         Parameters follow each other in the order of the network, output channels inside a parameter, input channels
         inside an output channel. ``numpy.savetxt(path, scores.to_index(), fmt="%d")`` writes such a file.
@@ -375,17 +375,17 @@ class FilterScores(_PerParameter):
 
     @classmethod
     def from_index(cls, index: str | Path | Sequence[int], like: _PerParameter) -> FilterScores:
-        """Make scores from a flat index file: the first place gets the highest score, the last one 0.
+        """Make scores from a flat index file: the first index gets the highest score, the last index gets 0.
 
         Args:
-            index: A text file with one place per line, or the places themselves.
+            index: A text file with one index per line, or the indices themselves.
             like: Scores or a selection with the same units.
 
         Returns:
-            Scores whose order is that of the file: ``n_units - 1`` down to 0.
+            Scores in the order of the file: ``n_units - 1`` down to 0.
 
         Raises:
-            SettingError: It is no permutation of all places.
+            SettingError: The indices are no permutation of all units.
 
         Example:
             >>> from filterattr import ScoredParameter, Unit
@@ -412,7 +412,7 @@ class FilterScores(_PerParameter):
         return cls(like._split(flat), like.parameters)
 
     def to_frame(self) -> pd.DataFrame:
-        """Table with one row per unit; needs pandas.
+        """Return a table with one row per unit; needs pandas.
 
         Returns:
             Columns ``parameter``, ``unit`` (its place in the parameter's scores, such as ``(3, 0)``) and ``score``,
@@ -432,8 +432,8 @@ class FilterScores(_PerParameter):
 class FilterSelection(_PerParameter):
     """A set of units: parameter name to a boolean tensor with one entry per unit.
 
-    ``|``, ``&``, ``-`` and ``~`` are those of sets. ``len(selection)`` is the number of parameters, as for every
-    mapping; `count` is the number of chosen units.
+    ``|``, ``&``, ``-`` and ``~`` work as for sets. ``len(selection)`` is the number of parameters, as for every
+    mapping; `count` is the number of selected units.
 
     Args:
         tensors: Parameter name to booleans.
@@ -479,7 +479,7 @@ class FilterSelection(_PerParameter):
         return rows
 
     def to_frame(self) -> pd.DataFrame:
-        """Table with one row per chosen unit; needs pandas.
+        """Return a table with one row per selected unit; needs pandas.
 
         Returns:
             Columns ``parameter`` and ``unit`` (its place in the parameter's scores, such as ``(3, 0)``), in the order
@@ -514,42 +514,42 @@ class FilterSelection(_PerParameter):
 
     @property
     def count(self) -> int:
-        """Number of chosen units."""
+        """Number of selected units."""
         return sum(int(tensor.sum()) for tensor in self.kept.values())
 
     def overlap(self, other: FilterSelection) -> float:
-        """Share of the smaller set that is also in the other.
+        """Share of the smaller set that is also in the other set.
 
         Args:
             other: A selection of the same units.
 
         Returns:
-            A number in [0, 1]; 1 if one of them is empty.
+            A number in [0, 1]; 1 if one set is empty.
         """
         smaller = min(self.count, other.count)
         return (self & other).count / smaller if smaller else 1.0
 
     def jaccard(self, other: FilterSelection) -> float:
-        """Size of the intersection over size of the union.
+        """Size of the intersection divided by size of the union.
 
         Args:
             other: A selection of the same units.
 
         Returns:
-            A number in [0, 1]; 1 if both are empty.
+            A number in [0, 1]; 1 if both sets are empty.
         """
         union = (self | other).count
         return (self & other).count / union if union else 1.0
 
     def per_layer(self) -> dict[str, int]:
-        """Count the chosen units of every parameter."""
+        """Count the selected units of every parameter."""
         return {name: int(tensor.sum()) for name, tensor in self.kept.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """Mark the weights of the chosen units.
+        """Mark the weights of the selected units.
 
         Returns:
-            Parameter name to a boolean tensor of the parameter's own shape.
+            Parameter name to a boolean tensor of the shape of the parameter.
         """
         return {
             name: scored.unit.expand(self.kept[scored.key(name)], scored.shape)
@@ -557,12 +557,12 @@ class FilterSelection(_PerParameter):
         }
 
     def random(self, generator: torch.Generator, *, layer_matched: bool = False) -> FilterSelection:
-        """Draw as many units at random: the null that a selection has to beat.
+        """Draw a random selection of the same size, to compare with.
 
         Args:
             generator: Source of randomness, on the CPU.
-            layer_matched: Draw as many in each parameter as this selection has there, so that only the choice inside
-                the layers is random.
+            layer_matched: Draw the same number of units in each parameter, so that only the choice inside the layers is
+                random.
 
         Returns:
             A selection of the same size.
@@ -587,23 +587,23 @@ class FilterSelection(_PerParameter):
 def contrast(
     scores: Mapping[str, FilterScores], of: str, against: str | None = None, *, scale: Scale = "loss"
 ) -> FilterScores:
-    r"""Discriminative score of one function against others: what its filters do more for it than for the rest.
+    r"""Discriminative scores: the scores of one function minus those of other functions.
 
-    It compares absolute values, which cannot tell a unit that carries a function from one that harms it; see
+    With absolute scores, a unit that carries a function cannot be distinguished from a unit that harms it; see
     `filterattr.signed_contrast` for scores that keep their sign.
 
     :math:`S_D = F_D - \lambda R_D` with :math:`R_D = \frac{1}{K - 1} \sum_{D' \ne D} F_{D'}` the mean of the other
     functions, or the one named by ``against``. Sort it in descending order with `FilterScores.top`.
 
     Args:
-        scores: Name of a function (a degradation, a task) to the scores found with its samples; every function on the
-            same number of samples, as the differences are taken between means.
-        of: The function in question.
-        against: The one to compare with; ``None`` means the mean of all others.
-        scale: ``"loss"`` is the paper's, :math:`\lambda = 1`. Where a function has larger scores in all (noise, say),
-            units that matter for everything come out as its own. ``"share"`` compares parts of the whole,
+        scores: Name of a function (a degradation, a task) to its scores. The scores are means over samples, so all
+            functions should have the same number of samples.
+        of: The function D.
+        against: The function to compare with; ``None`` takes the mean of all others.
+        scale: ``"loss"`` is the paper's, :math:`\lambda = 1`. If a function has larger scores in total (such as noise),
+            units that all functions use then seem specific to it. ``"share"`` compares shares of all scores,
             :math:`\lambda = \sum F_D / \sum R_D`. ``"strict"`` takes the larger :math:`\lambda` of both: a unit is
-            specific only if it does more for the function in the unit of the loss and as a part of the whole.
+            specific only if its score is larger in the unit of the loss and as a share of all scores.
 
     Returns:
         The difference, in the unit of the loss.

@@ -1,1 +1,1 @@
-"""What is scored: units of one parameter, groups over several, and the layouts of layers."""
+"""Units: of one parameter, groups over several parameters, and the layouts of layers."""

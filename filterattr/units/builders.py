@@ -1,6 +1,6 @@
-"""Units that span several parameters, found in the modules of a model: heads, gates, and channels with their norms.
+"""Builders of units that span several parameters of a model: heads, gates, and channels with their norms.
 
-For all others say which parameters belong together with a `Group`; it takes one line a parameter.
+For other units, write a `Group`: one line per parameter.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def attention_heads(model: nn.Module, run: Callable[[nn.Module], object] | None 
 
     A head of `torch.nn.MultiheadAttention` holds its rows of ``in_proj_weight`` (or of ``q_proj_weight`` and so on) and
     ``in_proj_bias``, its part of ``bias_k`` and ``bias_v``, and its columns of ``out_proj.weight``. In models of other
-    libraries the projections are found by their usual names: separate ones (BERT, ViT, T5, Llama) and fused ones
-    (GPT-2, GPT-NeoX, BLOOM, Falcon). For grouped queries (Llama, Mistral, Qwen), a unit is a key-value head with all
-    queries that share it. A pass of the model with copies of its weights must confirm every head; the model is
-    unchanged. The bias of the output projection belongs to no head, nor do norms of queries and keys.
+    libraries the projections are found by their usual names: separate (BERT, ViT, T5, Llama) or fused (GPT-2, GPT-NeoX,
+    BLOOM, Falcon). For grouped queries (Llama, Mistral, Qwen), a unit is a key-value head with all queries that share
+    it. A pass of the model with copies of its weights must confirm every head; it does not change the model. The bias
+    of the output projection and the norms of queries and keys belong to no head.
 
     Args:
         model: A model with attention.
-        run: Runs the model once, such as ``lambda model: model(**batch)``, for attention of other libraries; by
-            default a model of transformers is given a few tokens, or a random picture.
+        run: A function that runs the model once, such as ``lambda model: model(**batch)``, for attention of other
+            libraries. By default a model of transformers gets a few tokens, or a random picture.
 
     Returns:
-        What `FilterAttributor` takes as ``unit``; add ``"*": "filter"`` to score the rest, too.
+        A mapping for ``unit`` of `FilterAttributor`; add ``"*": "filter"`` to score the other parameters, too.
 
     Raises:
-        UnitError: There is no attention that is known by its names, the pass fails, or it does not confirm the heads;
-            the message names the modules, and shows how to write their group.
+        UnitError: No attention has known names, the pass fails, or it does not confirm the heads. The message names the
+            modules, and shows how to write their group.
 
     Example:
         >>> attention_heads(nn.TransformerEncoderLayer(8, 2))["self_attn"].members["in_proj_*"]
@@ -94,10 +94,10 @@ def recurrent_gates(model: nn.Module) -> dict[str, tuple[Group, ...]]:
         model: A model with recurrent layers or cells.
 
     Returns:
-        What `FilterAttributor` takes as ``unit``; add ``"*": "filter"`` to score the rest, too.
+        A mapping for ``unit`` of `FilterAttributor`; add ``"*": "filter"`` to score the other parameters, too.
 
     Raises:
-        UnitError: There are none.
+        UnitError: The model has no recurrent layers or cells.
 
     Example:
         >>> [group.label for group in recurrent_gates(nn.GRU(3, 5, num_layers=2))[""]]
@@ -131,12 +131,12 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
 
     Args:
         model: The model.
-        run: Runs the model once, such as ``lambda model: model(images)``. A norm belongs to the layer whose output it
-            is given as it is, which only shows in a forward pass; without it, norms belong to no channel. The pass
-            computes with copies: running statistics and everything else stay as they are.
+        run: A function that runs the model once, such as ``lambda model: model(images)``. The pass shows which norm
+            directly follows which layer. Without it, norms belong to no channel. The pass computes with copies and
+            does not change the model or its running statistics.
 
     Returns:
-        What `FilterAttributor` takes as ``unit``.
+        A mapping for ``unit`` of `FilterAttributor`.
 
     Raises:
         UnitError: No layer has channels.
@@ -177,7 +177,7 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
 
 
 def _n_channels(module: nn.Module) -> int | None:
-    """Number of output channels of a layer that has some; layers of other libraries say it as those of torch do."""
+    """Number of output channels of a layer; layers of other libraries name it as those of torch do."""
     if not isinstance(module, _WITH_CHANNELS) and getattr(module._parameters.get("weight"), "ndim", 0) < 2:
         return None
     told = (getattr(module, name, None) for name in ("out_features", "out_channels", "nf"))
@@ -185,7 +185,7 @@ def _n_channels(module: nn.Module) -> int | None:
 
 
 def _norm_of_layer(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[int, nn.Module]:
-    """Run a model once and see which norm gets the output of which layer itself, and of no other."""
+    """Run a model once, and find the norms whose input is the output of exactly one layer."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensor is kept so that no other gets its address
     givers: dict[int, set[int]] = {}
     norms: dict[int, nn.Module] = {}

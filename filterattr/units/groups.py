@@ -1,4 +1,4 @@
-"""Units that span several parameters, and what each parameter of a model is scored by."""
+"""Units that span several parameters, and the unit of each parameter of a model."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from filterattr.units.unit import Unit
 class Group:
     """Units that span several parameters of one module, such as an attention head.
 
-    A group is a value of the mapping that `FilterAttributor` takes as ``unit``. Its key is a glob of module names (the
-    empty text is the model itself). Every module that matches, and lies inside no other that does, gets its own units,
-    under its name in the scores. The attributions of a unit's weights in all members are one sum.
+    A group is a value of the mapping that `FilterAttributor` takes as ``unit``. Its key is a glob of module names; the
+    empty text is the model itself. Each outermost module that matches gets units, under its name in the scores. The
+    attribution of a unit is the sum over its weights in all members.
 
-    The key ``"*"`` matches the empty text, too: it is one group of the whole model. For one group a module write what
-    their names have in common, such as ``"*.attention"``; ``"?*"`` takes the outermost modules below the model.
+    The key ``"*"`` matches the empty text, too, so it makes one group of the complete model. For one group per module,
+    write the common part of their names, such as ``"*.attention"``. ``"?*"`` takes the outermost modules below the
+    model.
 
     Args:
-        members: Glob of parameter names inside the module to an einops pattern or a `Unit`; the first that matches
-            counts. All members must come to the same axes of units.
-        label: Appended to the module's name in the scores; tells several groups of one module apart.
-        **sizes: Lengths of axes that the shapes alone do not tell; each pattern takes those that it names.
+        members: Glob of parameter names inside the module to an einops pattern or a `Unit`; the first glob that matches
+            counts. All members must have the same axes of units.
+        label: Text after the name of the module in the scores, to distinguish several groups of one module.
+        **sizes: Lengths of axes that the shapes do not determine; each pattern uses those that it names.
 
     Attributes:
         members: Glob to unit.
-        label: What is appended to the module's name.
+        label: Text after the name of the module in the scores.
 
     Example:
         >>> heads = Group({"[qkv].*": "(heads d) ... -> heads", "out.weight": "o (heads d) -> heads"}, heads=4)
@@ -77,11 +78,11 @@ UnitLike: TypeAlias = "str | Unit | Mapping[str, str | Unit | Group | tuple[Grou
 
 @dataclass(frozen=True)
 class Assigned:
-    """What each parameter of a model is scored by.
+    """The unit of each parameter of a model.
 
     Attributes:
         members: First name of a parameter to its part in a group.
-        choices: First name of every other parameter to what was chosen for it; left out if no key means it.
+        choices: First name of every other parameter to its unit; parameters that no key matches are left out.
     """
 
     members: dict[str, Member]
@@ -89,19 +90,19 @@ class Assigned:
 
 
 def assigned(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mapping[str, str]) -> Assigned:
-    """Find out what each parameter is scored by; keys see all names of a parameter, and the first that fits counts.
+    """Find the unit of each parameter. Keys match any name of a parameter, and the first key that matches counts.
 
     Args:
-        wanted: What the user wants to be scored.
+        wanted: The argument ``unit`` of the user.
         parameters: First name to parameter of the model.
         aliases: Every name of a parameter or buffer to its first name.
 
     Returns:
-        The members of groups, and what was chosen for the others.
+        The members of groups, and the units of the others.
 
     Raises:
-        UnitError: A key means nothing (except for ``"*"``, which catches the rest) or nothing that is left, or members
-            do not fit, come to different units, or belong to two groups. One message holds all findings.
+        UnitError: A key other than ``"*"`` matches no parameter, or only parameters of earlier keys. Or members do not
+            fit, have different units, or belong to two groups. One message holds all findings.
 
     Example:
         >>> import torch
@@ -131,7 +132,7 @@ def assigned(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mappin
         left = [name for name in hits if name not in choices and name not in members]
         if not left and key.strip("*"):
             findings.append(
-                f"all that {key!r} means stands under an earlier key; put it before that"
+                f"an earlier key takes all that {key!r} matches; put {key!r} before it"
                 if hits
                 else f"no parameter has a name like {names.describe(key)}"
             )
@@ -143,7 +144,7 @@ def assigned(wanted: UnitLike, parameters: Mapping[str, Tensor], aliases: Mappin
 
 
 def has_only_groups(wanted: UnitLike) -> bool:
-    """Whether nothing but groups is wanted, so that what belongs to none is not scored."""
+    """Whether all units are groups; parameters outside of the groups then have no scores."""
     return isinstance(wanted, Mapping) and bool(wanted) and all(map(_groups_in, wanted.values()))
 
 

@@ -1,4 +1,4 @@
-"""Which axes of a weight are the outputs and inputs of its layer, in one registry, and the named units that follow."""
+"""A registry of the output and input axes of weights, and the named units that follow from it."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ REGISTERED: list[_Entry] = []
 
 
 def register_layout(layer: Layer, axes: Mapping[str, str], **sizes: int | str) -> None:
-    """Tell which axes of the weights of a layer are outputs and inputs, for the units kernel, filter and input.
+    """Register which axes of the weights of a layer are outputs and inputs, for the units kernel, filter and input.
 
-    Layers of `torch.nn`, the ``Conv1D`` and the experts of transformers, and layers whose ``in_features`` and
-    ``out_features`` tell it are known. What is registered last counts first.
+    Known layers need no registration: those of `torch.nn`, ``Conv1D`` and the experts of transformers, and layers whose
+    ``in_features`` and ``out_features`` fit the shape. The last registration counts first.
 
     Args:
-        layer: A class, the name of a class (so that its library need not be imported), or a predicate on the module.
+        layer: A class, the name of a class (its library need not be imported), or a predicate on the module.
         axes: Name of a parameter inside the layer (or a glob) to its axes, as einops writes them. Axes that begin with
-            ``o`` count outputs, those with ``i`` inputs, those with ``g`` groups (experts) that have both of their
-            own; others are summed over. ``"i o"`` is a transposed linear layer, ``"g o i"`` one of experts,
-            ``"(g o) i ..."`` a grouped convolution.
-        **sizes: Lengths of axes that the shape does not tell: a number, or the name of the layer's attribute.
+            ``o`` are outputs, those with ``i`` inputs, and those with ``g`` groups (experts) with outputs and inputs
+            of their own. Other axes are summed over. ``"i o"`` is a transposed linear layer, ``"g o i"`` a layer of
+            experts, ``"(g o) i ..."`` a grouped convolution.
+        **sizes: Lengths of axes that the shape does not determine: a number, or the name of an attribute of the layer.
 
     Raises:
-        UnitError: No axis is an output, or a size belongs to no axis.
+        UnitError: No axis is an output, or no axis has the name of a size.
 
     Example:
         >>> import torch

@@ -1,7 +1,8 @@
-r"""What is scored: a "filter" is an einops reduction of a parameter, such as ``o i ... -> o i`` for kernels.
+r"""Units are einops reductions of a parameter, such as ``o i ... -> o i`` for kernels.
 
-A unit maps a tensor of the parameter's shape to one number per unit by summation, :math:`s_u = \sum_{k \in u} a_k`,
-and a choice of units back to the weights that belong to them. Results and files know units and no model.
+A unit maps a tensor of the shape of the parameter to one number per unit by summation,
+:math:`s_u = \sum_{k \in u} a_k`, and a selection of units back to their weights. Results and files hold units and no
+model.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Unit(Immutable):
 
     Attributes:
         pattern: An einops pattern from the parameter's axes to the axes of its scores.
-        sizes: Lengths of axes that the shape alone does not tell.
+        sizes: Lengths of axes that the shape does not determine.
 
     Example:
         >>> heads = Unit("(heads d) i -> heads", {"heads": 2})
@@ -176,7 +177,7 @@ class Unit(Immutable):
             shape: Shape of the parameter.
 
         Returns:
-            The shape that `reduce` comes to; nothing is computed.
+            The shape of the result of `reduce`.
 
         Raises:
             UnitError: The pattern does not fit the shape.
@@ -198,7 +199,7 @@ class Unit(Immutable):
             ) from error
 
     def expand(self, chosen: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """Mark the weights that belong to the chosen units: the transpose of `reduce`.
+        """Mark the weights of the selected units. It is the transpose of `reduce`.
 
         Args:
             chosen: Boolean, one entry per unit.
@@ -240,9 +241,9 @@ class ScoredParameter:
     """How one parameter is scored.
 
     Attributes:
-        unit: What its units are.
+        unit: The units of the parameter.
         shape: Shape of the parameter, not of its scores.
-        group: Name of the group whose units it shares with other parameters, if any.
+        group: Name of the group of parameters that share their units, if any.
     """
 
     unit: Unit
@@ -260,7 +261,7 @@ class ScoredParameter:
         return self.units_shape.numel() == math.prod(self.shape)
 
     def key(self, name: str) -> str:
-        """Name that its scores stand under: that of its group, or its own.
+        """The key of its scores: the name of its group, or its own name.
 
         Args:
             name: Name of the parameter.

@@ -1,4 +1,4 @@
-"""What every degradation is: a small immutable description that can be applied, printed and stored as JSON."""
+"""The base class of degradations: small immutable descriptions that can be applied, printed and stored as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filterattr import FilterAttrError
 
 
 class DegradationError(FilterAttrError, ValueError):
-    """A degradation was given a parameter or an image that makes no sense; the message names it."""
+    """A parameter or an image does not suit a degradation; the message names it."""
 
 
 Strengths: TypeAlias = dict[str, Tensor]
@@ -57,7 +57,7 @@ class Degradation(ABC):
         return self.apply(images, generator)
 
     def traced(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Strengths]:
-        """Degrade a batch and say how strongly each image of it was degraded; the same random numbers are drawn.
+        """Degrade a batch, and return the strength for each image; the same random numbers are drawn.
 
         Args:
             images: Floating tensor of shape ``(N, C, H, W)``, values in [0, 1].

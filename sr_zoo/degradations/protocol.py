@@ -1,7 +1,7 @@
 """The degradations of the paper's experiment: what networks are trained on, and the inputs they are tested with.
 
-The same is made of any other degradations. Blurs are applied before the downsampling, where the optics are; everything
-else after it, where the sensor and the file are. A degradation that shrinks the image by the scale itself replaces the
+The same inputs can be made of other degradations. Blurs are applied before the downsampling, as in the optics; all
+others after it, as in the sensor and the file. A degradation that shrinks the image by the scale replaces the
 downsampling.
 """
 

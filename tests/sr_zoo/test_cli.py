@@ -122,7 +122,7 @@ class TestRestore:
         [
             (lambda path: None, "must be a readable file; got"),
             (lambda path: path.write_bytes(b"no image"), "must be a readable file; got"),
-            (lambda path: Image.fromarray(np.zeros((9, 9), np.uint16)).save(path), "must hold 8 bits a channel"),
+            (lambda path: Image.fromarray(np.zeros((9, 9), np.uint16)).save(path), "must hold 8 bits per channel"),
         ],
         ids=["missing", "no image", "16 bit"],
     )

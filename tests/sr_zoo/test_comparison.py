@@ -100,7 +100,7 @@ class TestCompare:
         assert f"{mean:.2f} ({spread:.2f}) / " in line
         assert f"| {two['psnr_luma']:.2f} / {two['ssim_luma']:.4f} | {two['psnr_luma'] - mean:+.2f} |" in line
         assert "Trained alike: yes." in table
-        assert "told by the predictor of two" in table
+        assert "recognised by the predictor of two" in table
 
     def test_what_is_not_alike_is_said(self, photographs, weights):
         files = {"a": [weights("a", "srresnet", ONE)], "b": [weights("b", "srresnet", ONE, iterations=7)]}

@@ -161,7 +161,7 @@ class TestPictures:
 class TestRefusals:
     def test_16_bits_are_refused_in_gray_and_in_colour(self, tmp_path):
         Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(tmp_path / "gray.png")
-        with pytest.raises(ImageError, match=r"must hold 8 bits a channel; '.*gray\.png' holds more \(mode I;16\)"):
+        with pytest.raises(ImageError, match=r"must hold 8 bits per channel; '.*gray\.png' holds more \(mode I;16\)"):
             Picture.read(tmp_path / "gray.png")
 
     def test_16_bit_colour_is_refused_though_pillow_reads_it(self, tmp_path):
@@ -169,7 +169,7 @@ class TestRefusals:
         cv2.imwrite(str(tmp_path / "colour.png"), np.full((20, 20, 3), 40_000, np.uint16))
         with Image.open(tmp_path / "colour.png") as image:
             assert image.mode == "RGB"
-        with pytest.raises(ImageError, match=r"must hold 8 bits a channel; '.*colour\.png' holds more"):
+        with pytest.raises(ImageError, match=r"must hold 8 bits per channel; '.*colour\.png' holds more"):
             Picture.read(tmp_path / "colour.png")
 
     def test_an_enormous_image_is_refused_before_it_is_decoded(self, tmp_path):

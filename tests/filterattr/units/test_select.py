@@ -69,7 +69,7 @@ def test_keys_of_a_mapping_mean_names_with_brackets_and_second_names() -> None:
     [
         ({"haed.weight": "layer", "*": "kernel"}, r"no parameter has a name like 'haed\.weight' \(nearest: 'head\.we"),
         ({"conv4*": "layer", "*": "kernel"}, r"no parameter has a name like 'conv4\*' \(nearest: "),
-        ({"*": "kernel", "head*": "layer"}, r"all that 'head\*' means stands under an earlier key; put it before"),
+        ({"*": "kernel", "head*": "layer"}, r"an earlier key takes all that 'head\*' matches; put 'head\*' before"),
         ({"conv[5x5].weight": "layer", "*": "kernel"}, r"'conv\[5x5\]\.weight' \(nearest: 'conv\[3x3\]\.weight'"),
         ({"haed": Group({"*": "o ... -> o"})}, r"no module with parameters has a name like 'haed' \(nearest: 'head'"),
     ],
