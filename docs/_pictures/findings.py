@@ -15,12 +15,6 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).parents[1]
 ORANGE, BLUE, INK, GREY = "#D55E00", "#0072B2", "#1c2b36", "#8a97a1"
 NUMBER = re.compile(r"-?\d+\.\d+")
-SETS = {
-    "deblurring kernels": "deblurring\nkernels",
-    "denoising kernels": "denoising\nkernels",
-    "random, mean (sd) of 30": "random\nkernels",
-    "as many in each layer as the deblurring set, shuffled": "random, layers of\nthe deblurring set",
-}
 
 
 def tables() -> list[list[list[str]]]:
@@ -45,33 +39,56 @@ def plain(axis: Axes) -> None:
     axis.tick_params(left=False, colors=INK)
 
 
-def draw_deblurring() -> Figure:
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (first, title) in zip(
-        axes, {"masked: 217": "small pair", "masked: 1,519": "full-size pair"}.items(), strict=True
-    ):
-        rows = table(first)
-        for place, label in enumerate(SETS):
-            for offset, cell, colour in zip((-0.17, 0.17), rows[label], (ORANGE, BLUE), strict=True):
-                value, *spread = numbers(cell)
-                axis.barh(place + offset, value, 0.32, color=colour, xerr=spread or None, ecolor=INK)
-                axis.text(
-                    max(value, 0) + 0.03 + sum(spread),
-                    place + offset,
-                    f"{value:.2f}",
-                    va="center",
-                    color=INK,
-                    fontsize=9,
-                )
-            axis.set_yticks(range(len(SETS)), SETS.values(), color=INK)
-        axis.set(title=f"{title}, 1% of the kernels", xlim=(0, 1.25), xticks=(0, 0.5, 1))
-        axis.set_xlabel("removed (0 intact, 1 gone)", color=INK)
-        plain(axis)
-    axes[0].invert_yaxis()
-    axes[1].barh([0], [0], color=ORANGE, label="of deblurring")
-    axes[1].barh([0], [0], color=BLUE, label="of denoising")
-    axes[1].legend(frameon=False, loc="lower right", fontsize=9)
+def draw_sets() -> Figure:
+    pairs = [rows for rows in tables() if any("**signed, chosen**" in row[0] for row in rows)]
+    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
+    axis = figure.subplots()
+    labels = []
+    for pair, rows in zip(("small pair", "full-size pair", "three degradations"), pairs, strict=True):
+        by_set = {row[0].replace("*", ""): row[1:] for row in rows[2:]}
+        for function in dict.fromkeys(label.split(",")[0] for label in by_set):
+            place = len(labels)
+            chosen, searched = by_set[f"{function}, signed, chosen"], by_set[f"{function}, searched"]
+            mean, most = numbers(chosen[5])
+            first = not place
+            axis.plot(
+                [mean, most],
+                [place, place],
+                color=GREY,
+                lw=8,
+                solid_capstyle="butt",
+                alpha=0.6,
+                label="random sets of the same layers" if first else None,
+            )
+            axis.plot(
+                [max(numbers(chosen[3]))],
+                [place],
+                "x",
+                color=INK,
+                ms=7,
+                mew=2,
+                label="others moved, at most" if first else None,
+            )
+            axis.plot(
+                [numbers(searched[2])[0]],
+                [place],
+                "o",
+                mfc="none",
+                color=ORANGE,
+                ms=12,
+                mew=2,
+                label="searched set reverts" if first else None,
+            )
+            axis.plot(
+                [numbers(chosen[2])[0]], [place], "o", color=BLUE, ms=7, label="signed set reverts" if first else None
+            )
+            labels.append(f"{function}, {pair} ({chosen[0]})")
+    axis.set_yticks(range(len(labels)), labels, color=INK)
+    axis.invert_yaxis()
+    axis.set(xlim=(-0.03, 1.05), xticks=(0, 0.25, 0.5, 0.75, 1))
+    axis.set_xlabel("share of the way of the outputs (number of kernels in the signed set)", color=INK)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    plain(axis)
     return figure
 
 
@@ -121,6 +138,6 @@ def draw_rankings() -> Figure:
 
 if __name__ == "__main__":
     mpl.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "filterattr", "font.size": 10})
-    for name, draw in {"deblurring": draw_deblurring, "denoising": draw_denoising, "rankings": draw_rankings}.items():
+    for name, draw in {"sets": draw_sets, "denoising": draw_denoising, "rankings": draw_rankings}.items():
         path = DOCS / "images" / f"findings_{name}.svg"
         draw().savefig(path, format="svg", metadata={"Date": None})

@@ -170,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mean(values: Iterable[float]) -> str:
-    return f"{np.mean(list(values)):.2f}".removeprefix("0")
+    listed = list(values)  # none where a ranking does not apply to a family
+    return f"{np.mean(listed):.2f}".removeprefix("0") if listed else ""
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerConductance
 
 from filterattr import FilterAttrWarning, FilterScores, FilterSelection, SettingError, Unit, swapped
 from filterattr.analysis.rankings import weight_change
 from filterattr.benchmarks.families import families
-from filterattr.benchmarks.planted import main, run, table
+from filterattr.benchmarks.planted import Row, main, run, table
 from filterattr.benchmarks.planting import FUNCTIONS, GENERAL, PlantedPair, is_learnt, loss, plant
-from filterattr.benchmarks.scoring import Judge, auroc, rankings
+from filterattr.benchmarks.scoring import Judge, auroc, conductance, has_channels, rankings
 from filterattr.units.unit import ScoredParameter
 
 pytestmark = pytest.mark.filterwarnings("ignore::filterattr.errors.FilterAttrWarning")
@@ -128,3 +129,29 @@ def test_a_pair_that_lost_a_function_is_left_out_and_named(pairs: list[PlantedPa
     monkeypatch.setattr("filterattr.benchmarks.planted.plant", lambda family, seed: lost)
     with pytest.warns(FilterAttrWarning, match="left out, as the drift took a function away from them: 'LoRA 3'"):
         assert run(["LoRA"], [3], progress=False) == []
+
+
+def test_the_table_leaves_a_cell_empty_where_a_ranking_does_not_apply() -> None:
+    rows = [
+        Row("CNN", 0, "A", "Captum", 0.5, 0.25, 0.125, 0.5, 8),
+        Row("LSTM", 0, "A", "other", 0.75, 1.0, 1.0, 0.0, 8),
+    ]
+    lines = table(rows).splitlines()
+    assert lines[2] == "| Captum | .50 |  | .25 | .12 | .50 | 8 |"
+    assert lines[3] == "| other |  | .75 | 1.00 | 1.00 | .00 | 8 |"
+
+
+def test_the_price_is_chosen_for_each_pair_and_captum_scores_channels() -> None:
+    pair = plant(families()["CNN"], 0, n_search=4, n_held_out=8)
+    assert has_channels(pair)
+    names = {ranked.ranking for ranked in rankings(pair)}
+    assert {"signed, price chosen", "Captum, conductance of channels"} <= names
+    scores = conductance(pair, pair.search["A"])
+    x, y = (torch.cat(parts) for parts in zip(*pair.search["A"], strict=True))
+    with swapped(pair.attributor.model, pair.target) as model:
+        layer = model.get_submodule("2.conv")
+        method = LayerConductance(
+            lambda inputs, classes: torch.nn.functional.cross_entropy(model(inputs), classes, reduction="none"), layer
+        )
+        by_captum = method.attribute(x, torch.zeros_like(x), additional_forward_args=(y,), n_steps=8)
+    torch.testing.assert_close(scores["2.conv.weight"], by_captum.detach().sum((0, 2, 3)).abs().double())
