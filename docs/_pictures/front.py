@@ -27,16 +27,16 @@ PLACE = (slice(30, 190), slice(150, 310))
 ROWS = {"blur": "blurred", "noise": "noisy"}
 
 
-def restorations() -> tuple[dict[str, dict[str, Tensor]], Tensor, int]:
-    """Input to label to picture, the original, and the number of kernels in each set."""
+def restorations() -> tuple[dict[str, dict[str, Tensor]], Tensor, list[int]]:
+    """Input to label to picture, the original, and the numbers of kernels in the sets."""
     base, target = (load_network(f"srresnet_x2_f32b8_{name}") for name in ("base", "target"))
     search, test = bundled_photographs()
     result = find_and_mask(base, target, search, test, draws=2, progress=False)
-    count = result.selections["blur"].count
+    counts = [result.selections[name].count for name in ROWS]
     states = {
         "the network": target.state_dict(),
-        f"without {count}\ndeblurring kernels": blend(target, base, result.selections["blur"]),
-        f"without {count}\ndenoising kernels": blend(target, base, result.selections["noise"]),
+        f"without {counts[0]}\ndeblurring kernels": blend(target, base, result.selections["blur"]),
+        f"without {counts[1]}\ndenoising kernels": blend(target, base, result.selections["noise"]),
     }
     reference = to_float(test[0][None, :, *PLACE])
     shown = {}
@@ -46,7 +46,7 @@ def restorations() -> tuple[dict[str, dict[str, Tensor]], Tensor, int]:
         for label, state in states.items():
             with swapped(target, state) as network, torch.no_grad():
                 shown[name][label] = network(degraded).clamp(0, 1)
-    return shown, reference, count
+    return shown, reference, counts
 
 
 def show(axis: Axes, picture: Tensor, *, is_lost: bool) -> None:
@@ -72,14 +72,14 @@ def draw_front(shown: dict[str, dict[str, Tensor]], reference: Tensor) -> None:
     figure.savefig(DOCS / "images" / "front.webp", dpi=150, pil_kwargs={"quality": 88})
 
 
-def draw_card(shown: dict[str, dict[str, Tensor]], count: int) -> None:
+def draw_card(shown: dict[str, dict[str, Tensor]], counts: list[int]) -> None:
     figure = Figure(figsize=(12, 6.3), facecolor="white")
     logo = figure.add_axes((0.05, 0.72, 0.1, 0.19))
     logo.imshow(matplotlib.image.imread(DOCS / "_static" / "logo.png"))
     logo.set_axis_off()
     figure.text(0.165, 0.795, "filterattr", fontsize=44, color=INK, fontweight="bold")
     figure.text(0.165, 0.725, "Which filters carry a function?", fontsize=27, color=GREY)
-    labels = ("input", "the network", f"without {count} kernels", f"without {count} others")
+    labels = ("input", "the network", f"without {counts[0]} kernels", f"without {counts[1]} others")
     for place, (label, picture) in enumerate(zip(labels, shown["blur"].values(), strict=True)):
         axis = figure.add_axes((0.05 + 0.2305 * place, 0.1, 0.2085, 0.397))
         show(axis, picture, is_lost=place == 2)
@@ -88,6 +88,7 @@ def draw_card(shown: dict[str, dict[str, Tensor]], count: int) -> None:
 
 
 if __name__ == "__main__":
-    found, original, size = restorations()
+    found, original, sizes = restorations()
     draw_front(found, original)
-    draw_card(found, size)
+    draw_card(found, sizes)
+    print(sizes)  # noqa: T201 - a script
