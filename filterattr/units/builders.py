@@ -157,8 +157,10 @@ def output_channels(model: nn.Module, run: Callable[[nn.Module], object] | None 
             continue
         members: dict[str, str | Unit] = {}
         for name, parameter in module.named_parameters():
-            if name == "weight" and parameter.ndim > 1:
-                members[name] = Unit(*layout_of(module, name, parameter).filter)
+            if parameter.ndim > 1 and (name == "weight" or name.startswith("parametrizations.weight.")):
+                unit = Unit(*layout_of(module, "weight", parameter).filter)
+                if name == "weight" or unit.units_shape(parameter.shape) == (count,):  # not the sizes of its inputs
+                    members[name] = unit
             elif parameter.ndim and parameter.shape[0] == count:
                 members[name] = "o ... -> o"
         spelled = {_join(path, name): pattern for name, pattern in members.items()}

@@ -352,6 +352,47 @@ def test_channels_hold_kernels_bias_and_the_norm_that_is_given_their_output() ->
     assert {name: tuple(one.shape) for name, one in scores.items()} == {"down": (4,), "up": (6,)}
 
 
+def channels_of(model: nn.Module) -> dict[str, dict[str, str]]:
+    return {
+        group.label: {name: unit.pattern for name, unit in group.members.items()}
+        for group in output_channels(model)[""]
+    }
+
+
+def test_channels_of_a_module_under_two_names_are_those_of_the_first() -> None:
+    layer = nn.Linear(3, 3)
+    model = nn.ModuleDict({"first": layer, "embed": nn.Embedding(3, 3), "second": layer})
+    assert channels_of(model) == {"first": {"first.weight": "o ... -> o", "first.bias": "o ... -> o"}}
+    assert FilterAttributor(model, unit=output_channels(model)).scored_parameters()["first.bias"].group == "first"
+
+
+class Scaled(nn.Linear):
+    """A linear layer with parameters of its own, some of which belong to its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3, bias=False)
+        self.gain, self.mix, self.of_inputs = (nn.Parameter(torch.ones(shape)) for shape in ((3,), (3, 2), (2, 3)))
+        self.temperature = nn.Parameter(torch.ones(()))
+
+
+def test_parameters_whose_first_axis_is_the_outputs_belong_to_the_channels() -> None:
+    names = {name.rpartition(".")[2] for name in channels_of(nn.Sequential(Scaled()))["0"]}
+    assert names == {"weight", "gain", "mix"}
+
+
+def test_channels_of_a_transposed_convolution_are_its_outputs_with_and_without_weight_norm() -> None:
+    torch.manual_seed(0)
+    plain, normed = nn.ConvTranspose2d(3, 3, 2), nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(3, 3, 2))
+    inputs_first = "(g i) o ... -> (g o)"
+    assert channels_of(nn.Sequential(plain, normed)) == {
+        "0": {"0.weight": inputs_first, "0.bias": "o ... -> o"},
+        "1": {
+            "1.bias": "o ... -> o",
+            "1.parametrizations.weight.original1": inputs_first,
+        },  # a size belongs to an input
+    }
+
+
 def test_tied_parameters_are_members_under_either_name() -> None:
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     model["head"].weight = model["embed"].weight
