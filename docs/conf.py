@@ -113,6 +113,8 @@ TUTORIALS = (
     "units_loss_and_path.py",
     "reading_the_numbers.py",
     "give_back.py",
+    "which_layers_deserve_rank.py",
+    "ship_one_per_cent.py",
     "coming_from_captum.py",
 )
 
