@@ -45,16 +45,26 @@ def restoration_pair(weights: str, photographs: Sequence[Tensor], *, size: int =
         {'skill': 2, 'clean inputs': 1}
     """
     base, target = (load_network(f"{weights}_{end}") for end in ("base", "target"))
+    scored, search, held_out = (_part(photographs[seed::3], size, seed) for seed in range(3))
+    return ForgettingPair(
+        FilterAttributor(target, unit="filter"),
+        base.state_dict(),
+        target.state_dict(),
+        row_errors,
+        _restored,
+        _distance,
+        scored,
+        search,
+        held_out,
+    )
+
+
+def _part(photographs: Sequence[Tensor], size: int, seed: int) -> dict[str, list[Sample]]:
+    """One crop of every photograph, with blur, with noise, and clean."""
     inputs = {name: way for name, way in evaluation_inputs(2).items() if name in ("clean", "blur", "noise")}
-    parts = {}
-    for seed, part in enumerate(("scored", "search", "held_out")):
-        chosen = photographs[seed::3]
-        drawn = draw_samples(chosen, inputs, count=len(chosen), size=size, scale=2, seed=seed)
-        skill = batches_of(drawn["blur"], _BATCH) + batches_of(drawn["noise"], _BATCH)
-        parts[part] = {SKILL: skill, "clean inputs": batches_of(drawn["clean"], _BATCH)}
-    attributor = FilterAttributor(target, unit="filter")
-    ends = base.state_dict(), target.state_dict()
-    return ForgettingPair(attributor, *ends, row_errors, _restored, _distance, **parts)
+    drawn = draw_samples(photographs, inputs, count=len(photographs), size=size, scale=2, seed=seed)
+    skill = batches_of(drawn["blur"], _BATCH) + batches_of(drawn["noise"], _BATCH)
+    return {SKILL: skill, "clean inputs": batches_of(drawn["clean"], _BATCH)}
 
 
 def _restored(model: nn.Module, sample: Sample) -> Tensor:

@@ -103,7 +103,8 @@ def _row_losses(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
 
 def _row_errors(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
     """Probability of a wrong answer; base is so sure of them that a cross-entropy has no scale."""
-    return 1 - model(sample[0]).softmax(1).gather(1, sample[1][:, None])[:, 0]
+    certain: Tensor = model(sample[0]).softmax(1).gather(1, sample[1][:, None])[:, 0]
+    return 1 - certain
 
 
 def _said(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
@@ -112,7 +113,7 @@ def _said(model: nn.Module, sample: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _batches(inputs: Tensor, answers: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(inputs.split(size), answers.split(size), strict=True))
+    return list(zip(torch.split(inputs, size), torch.split(answers, size), strict=True))
 
 
 class _Block(nn.Module):
@@ -214,7 +215,7 @@ def _low_rank() -> tuple[nn.Module, FilterAttributor, tuple[str, ...]]:
 def _digits(build: Callable[[], tuple[nn.Module, FilterAttributor, tuple[str, ...]]]) -> ForgettingPair:
     """A classifier that read digits and then learned to read those that lie on their side, and nothing else."""
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - optional
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # noqa: PLC0415 - optional
     except ImportError as error:
         raise SettingError("the digits come with scikit-learn: pip install scikit-learn.") from error
     digits = load_digits()
