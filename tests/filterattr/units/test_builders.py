@@ -399,3 +399,25 @@ def test_tied_parameters_are_members_under_either_name() -> None:
 
     parameters = FilterAttributor(model, unit={"head": Group({"weight": "token i -> token"})}).scored_parameters()
     assert [(name, scored.group) for name, scored in parameters.items()] == [("embed.weight", "head")]
+
+
+class Bare(nn.Module):
+    """A layer of another library, whose weight has so many dimensions."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.out_features = 3
+
+
+def test_layers_of_other_libraries_have_channels_if_their_weight_has_two_dimensions() -> None:
+    model = nn.Sequential(Bare(3), Bare(3, 2), Bare(3, 2, 2), nn.ReLU())
+    assert list(channels_of(model)) == ["1", "2"]
+    with pytest.raises(UnitError, match="no convolution or linear layer that says how many outputs it has"):
+        output_channels(nn.Sequential(Bare(3), nn.Embedding(2, 3)))
+
+
+def test_parameters_of_a_norm_that_are_not_one_for_each_channel_belong_to_none() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm((2, 3)))
+    (group,) = output_channels(model, lambda model: model(torch.rand(1, 2, 4)))[""]
+    assert list(group.members) == ["0.weight", "0.bias"]

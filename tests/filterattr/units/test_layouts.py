@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from filterattr import FilterAttributor, FilterAttrWarning, Unit, UnitError, output_channels, register_layout
-from filterattr.units.layouts import NAMED_UNITS, REGISTERED, is_guess, layout_of, unit_of
+from filterattr.units.layouts import NAMED_UNITS, REGISTERED, is_guess, is_linear_map, layout_of, unit_of
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 
@@ -385,3 +385,58 @@ def test_outputs_and_inputs_are_guessed_for_named_units_of_unknown_layers_alone(
     assert not is_guess("up", weight[0], layer, "kernel")
     assert not is_guess("up", weight[0, 0], layer, "kernel")
     assert not is_guess("up", weight, nn.Conv1d(4, 3, 5), "kernel")
+
+
+class Says(nn.Module):
+    """A layer of another library that says how many inputs and outputs it has."""
+
+    def __init__(self, *shape: int, **told: object) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+        for name, value in told.items():
+            setattr(self, name, value)
+
+
+def test_a_layer_is_a_linear_map_if_it_is_registered_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_linear_map(Says(2, 3, in_features=2, out_features=3))
+    assert is_linear_map(Says(2, 2, in_features=2, out_features=2, fan_in_fan_out=True))
+    others = Says(2, 2, in_features=2, out_features=2), Says(3, 2, in_features=2, out_features=3), Says(3), nn.ReLU()
+    assert not [module for module in others if is_linear_map(module) is not False]
+    monkeypatch.setattr("filterattr.units.layouts.REGISTERED", list(REGISTERED))
+    register_layout("Says", {"weight": "o i"})
+    assert all(is_linear_map(module) is True for module in others[:3])
+
+
+def test_an_ellipsis_stands_for_any_number_of_axes_and_other_layouts_for_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("filterattr.units.layouts.REGISTERED", list(REGISTERED))
+    register_layout("Says", {"weight": "i o ..."})
+    for shape in ((2, 3), (2, 3, 4), (2, 3, 4, 5)):
+        assert layout_of(Says(*shape), "weight", torch.ones(shape)).filter == ("i o ... -> o", {})
+    register_layout("Says", {"weight": "i x o", "other": "i o"})
+    assert layout_of(Says(2, 3, 4), "weight", torch.ones(2, 3, 4)).filter == ("i x o -> o", {})
+    assert layout_of(Says(2, 3), "weight", torch.ones(2, 3)).filter == (
+        "i o ... -> o",
+        {},
+    )  # what was registered before
+    assert layout_of(Says(2, 3), "gain", torch.ones(2, 3)).filter == ("o ... -> o", {})
+
+
+@pytest.mark.parametrize("wanted", ["weight", "kernel", "filter"])
+def test_every_entry_of_a_vector_is_a_unit_and_has_no_input(wanted: str) -> None:
+    layer = nn.Linear(2, 3)
+    assert unit_of("head.bias", layer.bias, layer, wanted) == Unit("... -> ...")
+    with pytest.raises(UnitError, match=r"'head\.bias' has shape \(3,\) and no input axis; score it by weight"):
+        unit_of("head.bias", layer.bias, layer, "input")
+    with pytest.raises(UnitError, match=r"unit must be one of weight, kernel, filter, input, layer, .* got 'neuron'"):
+        unit_of("head.weight", layer.weight, layer, "neuron")
+    assert not is_guess("head.bias", layer.bias, layer, wanted)
+
+
+def test_three_axes_are_a_guess_unless_there_is_one_expert_or_the_layer_is_of_torch() -> None:
+    guessed = {shape: layout_of(Says(*shape), "weight", torch.ones(shape)).is_guess for shape in ((2, 3, 4), (1, 3, 4))}
+    assert guessed == {(2, 3, 4): True, (1, 3, 4): False}
+    assert not layout_of(nn.Bilinear(3, 4, 2), "weight", torch.ones(2, 3, 4)).is_guess
+    assert not layout_of(Says(2, 3, num_experts=2), "weight", torch.ones(2, 3)).is_guess
+    assert layout_of(Says(2, 3, 4, num_experts=2), "weight", torch.ones(2, 3, 4)).filter == ("g o i -> g o", {})
