@@ -95,14 +95,11 @@ def draw_sets() -> Figure:
 def draw_denoising() -> Figure:
     figure = Figure(figsize=(8.6, 2.5), layout="constrained")
     axis = figure.subplots()
-    matched = "as many in each layer as the denoising set, shuffled"
     rows = {}
-    for first, name in {"masked: 217": "small pair", "masked: 1,519": "full-size pair"}.items():
-        cells = table(first)
-        mean, spread = numbers(cells[matched][1])
-        rows[name] = (numbers(cells["denoising kernels"][1])[0], mean, max(mean - 2 * spread, 0), mean + 2 * spread)
-    three = table("set of 1%", holding="JPEG")
-    rows["three degradations"] = (numbers(three["noise"][2])[0], 0.07, 0.0, 0.25)
+    for label, cells in table("pair and set").items():
+        if label.endswith(", denoising"):
+            value, mean = (numbers(cells[place])[0] for place in (0, 3))
+            rows[label.removesuffix(", denoising")] = (value, mean, *numbers(cells[4]))
     for place, (value, mean, low, high) in enumerate(rows.values()):
         axis.plot([low, high], [place, place], color=GREY, lw=9, solid_capstyle="butt", alpha=0.5)
         axis.plot([mean, mean], [place - 0.2, place + 0.2], color=INK, lw=2)
