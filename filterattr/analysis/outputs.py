@@ -358,7 +358,7 @@ class Reversion(Record):
 
     @property
     def p_values(self) -> dict[str, float]:
-        """Kind of null to the p-value: the chance that a random set reverts as much."""
+        """Kind of null to its p-value, the chance that a random set reverts as much."""
         return {null: p_value(self.reverted.value, drawn) for null, drawn in self.null_reverted.items()}
 
     def rows(self) -> list[Row]:
