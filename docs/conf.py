@@ -51,7 +51,7 @@ nitpick_ignore_regex = [
     # private parts of the library, and types that its own aliases are made of
     ("py:.*", r".*\b_\w+$"),
     ("py:.*", r"filterattr\.(model|loss|files|units|jobs|results|integral|estimators|activations|display\.page)\..*"),
-    ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.(study|cli)\..*|filterattr\.cli\..*"),
+    ("py:.*", r"sr_zoo\..*\.(Composite|EllipticBlur)|sr_zoo\.(study|cli)\..*|filterattr\.(cli|benchmarks)\..*"),
     (
         "py:.*",
         r"(T|Pair|Rule|Message|Side|See|Layers|Tensors|Output|Forward|Method|Intervention|Rank|Array|Distance|DistanceName)",
