@@ -269,8 +269,8 @@ def table(result: DemoResult) -> str:
     counts = " and ".join(f"{sizes[name].count} for {NAMES[name]}" for name in FUNCTIONS)
     lines = [
         f"Each row is target with some of {sizes['blur'].n_units} kernels set back to base:",
-        f"{counts}, chosen on the photographs that were searched;",
-        f"{result.n_kernels} in the rows 'strict' and 'equation 7'.",
+        f"{counts},",
+        f"chosen on the photographs that were searched, and {result.n_kernels} in the rows 'strict' and 'equation 7'.",
         "Function removed: 0 intact, 1 gone, above 1 worse than base; +- is the sd of the",
         "random sets.",
         "PSNR in dB: quality of the restored image, from blurred, noisy and clean inputs;",
@@ -288,9 +288,9 @@ def table(result: DemoResult) -> str:
     lines += [
         "",
         "The first two sets keep the sign of the scores, with a price for what a kernel",
-        "does to other and clean inputs. Strict and equation 7: absolute scores, the",
-        "paper's contrast and one that compares shares of all scores as well. Shuffled:",
-        "random kernels, as many in each layer as the set has.",
+        "does to other and clean inputs. Equation 7: absolute scores and the contrast of",
+        "the paper. Strict: the same, with shares of all scores compared as well.",
+        "Shuffled: random kernels, as many in each layer as the set has.",
         "",
         "Reverted: how far the outputs come back to base (1: all the way). Moved: how far",
         "others leave target (0: not at all).",
@@ -308,9 +308,9 @@ def table(result: DemoResult) -> str:
         lines += [
             f"{NAMES[name]} kernels remove {own.removed[name]:.2f} of {NAMES[name]} and "
             f"{own.removed[other]:.2f} of {NAMES[other]}",
-            f"    outputs     {measured.reverted:.2f} of the way back to base; the best of "
-            f"{len(best['random'])} random sets {max(best['random']):.2f},",
-            f"                of {len(best['layer-matched'])} shuffled ones {max(best['layer-matched']):.2f}",
+            f"    outputs     {measured.reverted:.2f} of the way back to base",
+            f"    the best    of {len(best['random'])} random sets {max(best['random']):.2f}, of as many shuffled ones "
+            f"{max(best['layer-matched']):.2f}",
             f"    chance      p = {result.p_values[name]['random']:.3f} against random sets, "
             f"{result.p_values[name]['layer-matched']:.3f} against shuffled ones",
             f"    integral    completeness error {attribution.completeness_error:.1%} (below 1% is good)",

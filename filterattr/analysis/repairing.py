@@ -180,6 +180,7 @@ def repair(
     Example:
         >>> from torch import nn
         >>> from filterattr import FilterAttributor
+        >>> from filterattr.analysis import Masking, repair
         >>> base, target = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
         >>> with torch.no_grad():  # the first row is the skill, the second one does harm
         ...     _ = base.weight.zero_(), target.weight.copy_(torch.eye(2))

@@ -203,7 +203,7 @@ def has_channels(pair: PlantedPair) -> bool:
         pair: The pair.
 
     Example:
-        >>> from filterattr.benchmarks import families
+        >>> from filterattr.benchmarks import families, plant
         >>> has_channels(plant(families()["LoRA"], 0, n_search=1, n_held_out=1))
         False
     """
