@@ -270,7 +270,8 @@ def table(result: DemoResult) -> str:
     lines = [
         f"Each row is target with some of {sizes['blur'].n_units} kernels set back to base:",
         f"{counts},",
-        f"chosen on the photographs that were searched, and {result.n_kernels} in the rows 'strict' and 'equation 7'.",
+        f"chosen on the photographs that were searched; {result.n_kernels} in the rows",
+        "'strict' and 'equation 7'.",
         "Function removed: 0 intact, 1 gone, above 1 worse than base; +- is the sd of the",
         "random sets.",
         "PSNR in dB: quality of the restored image, from blurred, noisy and clean inputs;",

@@ -12,6 +12,7 @@ It needs ``pip install "./filterattr[files]" scikit-learn``.
 from pathlib import Path
 from tempfile import mkdtemp
 
+import matplotlib.pyplot as plt
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
@@ -122,6 +123,7 @@ networks = {
     "patch of 20%": blend(base, target, scores.top(0.2)),
     "target": target,
 }
+read = {}
 for name, state in networks.items():
     with swapped(model, state), torch.no_grad():
         right = [
@@ -129,7 +131,16 @@ for name, state in networks.items():
             for images in (lying, upright)
         ]
         value = loss(model, (lying[1000:], labels[1000:]))
+    read[name] = float(right[0])
     print(f"{name:>21}: {right[0]:.0%} lying, {right[1]:.0%} upright, loss {value:.2f}")
+
+axis = plt.figure(figsize=(7, 3.2), layout="constrained").subplots()
+bars = axis.barh(list(read), list(read.values()), color="#0072B2")
+axis.bar_label(bars, [f"{share:.0%}" for share in read.values()], padding=4)
+axis.set(xlim=(0, 1), xlabel="lying digits that are read")
+axis.invert_yaxis()
+axis.spines[["top", "right"]].set_visible(False)
+plt.show()
 
 # %%
 # The 1% with the highest scores takes away about half of the loss, and other weights

@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from tempfile import mkdtemp
 
+import matplotlib.pyplot as plt
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
@@ -88,6 +89,16 @@ budget = lora_ranks(attribution, uniform_rank=2)
 for entry in budget.entries:
     print(f"{entry.name:>15}: {entry.share:4.0%}, rank {entry.amount}")
 print(f"{budget.total} parameters, {budget.uniform_total} with equal ranks")
+
+axis = plt.figure(figsize=(7, 3), layout="constrained").subplots()
+names = [entry.name for entry in budget.entries]
+bars = axis.barh(names, [entry.share for entry in budget.entries], color="#0072B2")
+axis.bar_label(bars, [f"rank {entry.amount}" for entry in budget.entries], padding=4)
+axis.set_xlabel("share of all contributions (equal ranks would be 2 each)")
+axis.margins(x=0.15)
+axis.invert_yaxis()
+axis.spines[["top", "right"]].set_visible(False)
+plt.show()
 
 # %%
 # From ranks to PEFT
