@@ -309,7 +309,10 @@ def _foreign_state(path: str | Path, key: str | None) -> dict[str, Tensor]:
     """Read the weights of a checkpoint; the average first."""
     try:
         state = _under(path, key)
-    except (StateMismatchError, StorageError) as error:
+    except StateMismatchError as error:
+        advice = " Here, name the entry with --key, or key= in code." if key is None else ""
+        raise WeightsError(f"{error}{advice}") from error
+    except StorageError as error:
         raise WeightsError(str(error)) from error
     check_names(state, path)
     return state

@@ -485,3 +485,15 @@ def test_a_network_that_cannot_be_built_is_refused(architecture, arguments, mess
 def test_the_error_is_one_of_the_library():
     assert issubclass(WeightsError, FilterAttrError)
     assert issubclass(WeightsError, ValueError)
+
+
+def test_a_checkpoint_whose_weights_are_an_entry_says_how_to_name_it(tmp_path: Path) -> None:
+    network = SRResNet(num_feat=4, num_block=1)
+    torch.save({"generator": network.state_dict(), "epoch": 3}, tmp_path / "both.pth")
+    with pytest.raises(
+        WeightsError, match=r"'generator', 'epoch' hold OrderedDict, int.*name the entry with --key, or key="
+    ):
+        open_network(tmp_path / "both.pth")
+    opened = open_network(tmp_path / "both.pth", key="generator")
+    for name, value in network.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], value), name
