@@ -7,13 +7,14 @@ rankings all come from the same draws of the samples.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from filterattr import FilterScores
+from filterattr import FilterAttrWarning, FilterScores
 from filterattr.analysis import (
     Array,
     Curve,
@@ -241,7 +242,9 @@ class Contest:
         Returns:
             Losses of every sample.
         """
-        sets = [scores.top(fraction) for fraction in self.fractions]
+        with warnings.catch_warnings():  # sizes are those of the contest, also for a ranking that knows fewer channels
+            warnings.filterwarnings("ignore", ".*selected units have score 0", FilterAttrWarning)
+            sets = [scores.top(fraction) for fraction in self.fractions]
         found = [self.masking.sample_losses(self.masking.masked(one)) for one in sets]
         losses = {name: tuple(tuple(one[name].tolist()) for one in found) for name in self.masking.data}
         return MaskedLosses(tuple(one.count for one in sets), losses)
