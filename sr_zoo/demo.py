@@ -32,7 +32,7 @@ from sr_zoo.images import ImageError, read_image, to_float
 from sr_zoo.metrics import psnr
 from sr_zoo.models import TwoBranch
 from sr_zoo.pair import concern_lines, concerns_are_shown, same_weights
-from sr_zoo.samples import Pair, draw_pairs, squared_error
+from sr_zoo.samples import Pair, draw_pairs, restored, squared_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,7 +201,7 @@ def find_and_mask(
     sets |= {f"{NAMES[name]}, equation 7": (name, chosen) for name, chosen in published.items()}
     rows = [row("nothing (target)", masking.target)]
     rows += [row(label, masking.masked(chosen)) for label, (_, chosen) in sets.items()]
-    outputs = Outputs(target, base, target, _restored, {name: [batch] for name, batch in batches.items()})
+    outputs = Outputs(target, base, target, restored, {name: [batch] for name, batch in batches.items()})
     measured = [_measured(outputs, label, *chosen) for label, chosen in sets.items()]
     generator = torch.Generator().manual_seed(seed)
     nulls: dict[str, dict[str, list[float]]] = {name: {} for name in FUNCTIONS}
@@ -212,7 +212,7 @@ def find_and_mask(
                 removed, nulls[name][null] = [], []
                 for selection in drawn:
                     removed.append(masking.removed(selection))
-                    nulls[name][null].append(_reverted(outputs, selection, name))
+                    nulls[name][null].append(outputs.shares(selection, (name,))[0][name])
                     bar.update()
                 rows.append(
                     DemoRow(
@@ -420,7 +420,7 @@ def _signed(
 ) -> dict[str, FilterSelection]:
     """The signed sets, their price and size measured on the crops of the search."""
     batches = {name: [_batch(pairs)] for name, pairs in found.items()}
-    outputs = Outputs(target, base, target, _restored, batches)
+    outputs = Outputs(target, base, target, restored, batches)
     sets = {}
     for name in learnt:
         masking = Masking(target, base, target, squared_error, {name: batches[name]})
@@ -437,21 +437,11 @@ def _signed(
     return sets
 
 
-def _restored(model: nn.Module, pair: Pair) -> Tensor:
-    restored: Tensor = model(pair[0])
-    return restored
-
-
 def _measured(outputs: Outputs, label: str, function: str, chosen: FilterSelection) -> DemoOutputs:
     """Where the outputs of a set go, on the crops to test on."""
-    moved = {name: share for name, share in outputs.moved(chosen).items() if name != function}
-    return DemoOutputs(label, _reverted(outputs, chosen, function), moved)
-
-
-def _reverted(outputs: Outputs, chosen: FilterSelection, function: str) -> float:
-    """How far the outputs of one function come back to base."""
-    away = outputs.sample_distances(outputs.masked(chosen), (function,)).to_base[function]
-    return float(1 - away.sum() / outputs.apart_from_base[function].sum())
+    reverted, moved = outputs.shares(chosen)
+    others = {name: share for name, share in moved.items() if name != function}
+    return DemoOutputs(label, reverted[function], others)
 
 
 def _check_settings(base: nn.Module, target: nn.Module, fraction: float, crops: int, draws: int, n_steps: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from filterattr import FilterAttributor
 from filterattr.benchmarks import SKILL, ForgettingPair, run_repairs
@@ -19,6 +19,7 @@ from sr_zoo.data import read_photographs
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.images import list_photographs
 from sr_zoo.pretrained import load_network
+from sr_zoo.samples import restored
 from sr_zoo.study.samples import Sample, batches_of, draw_samples, row_errors
 
 PAIRS = {"SRResNet, 32 channels": "srresnet_x2_f32b8", "SRResNet, 64 channels": "srresnet_x2_f64b16"}
@@ -51,7 +52,7 @@ def restoration_pair(weights: str, photographs: Sequence[Tensor], *, size: int =
         base.state_dict(),
         target.state_dict(),
         row_errors,
-        _restored,
+        restored,
         _distance,
         scored,
         search,
@@ -67,13 +68,8 @@ def _part(photographs: Sequence[Tensor], size: int, seed: int) -> dict[str, list
     return {SKILL: skill, "clean inputs": batches_of(drawn["clean"], _BATCH)}
 
 
-def _restored(model: nn.Module, sample: Sample) -> Tensor:
-    restored: Tensor = model(sample[0])
-    return restored
-
-
-def _distance(restored: Tensor, other: Tensor) -> Tensor:
-    return (restored - other).square().sum() / len(restored)
+def _distance(image: Tensor, other: Tensor) -> Tensor:
+    return (image - other).square().sum() / len(image)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -36,6 +36,24 @@ def squared_error(model: nn.Module, pair: Pair) -> Tensor:
     return (restored - reference).square().sum()
 
 
+def restored(model: nn.Module, sample: tuple[Tensor, ...]) -> Tensor:
+    """What a network makes of a sample.
+
+    Args:
+        model: The network.
+        sample: The degraded crop, and whatever else belongs to it.
+
+    Returns:
+        The image.
+
+    Example:
+        >>> restored(nn.Identity(), (torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))).sum()
+        tensor(12.)
+    """
+    image: Tensor = model(sample[0])
+    return image
+
+
 def draw_pairs(
     photographs: Sequence[Tensor],
     inputs: Mapping[str, Degradation],

@@ -16,8 +16,8 @@ from sr_zoo.data import read_photographs
 from sr_zoo.degradations import degradations_from, evaluation_inputs
 from sr_zoo.images import list_photographs
 from sr_zoo.pretrained import load_network
+from sr_zoo.samples import restored
 from sr_zoo.study.samples import batches_of, draw_samples, restoration_error
-from sr_zoo.study.stages.reversion import restored
 
 FUNCTIONS = ("blur", "noise", "jpeg")
 

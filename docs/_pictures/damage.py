@@ -17,7 +17,7 @@ from filterattr.analysis import Masking, Outputs, search
 from sr_zoo.degradations import evaluation_inputs
 from sr_zoo.demo import bundled_photographs
 from sr_zoo.pretrained import load_network
-from sr_zoo.samples import draw_pairs, squared_error
+from sr_zoo.samples import draw_pairs, restored, squared_error
 
 ORANGE, BLUE, GREEN, INK, GREY = "#D55E00", "#0072B2", "#007A5A", "#1c2b36", "#8a97a1"
 CROPS, FRACTION, DRAWS = 8, 0.01, 40
@@ -40,20 +40,17 @@ def measured() -> dict[str, list[tuple[float, float]]]:
     strict = contrast(scores, "noise", scale="strict").top(FRACTION)
     signed = signed_contrast(attributions, "noise")
 
-    def restore(model: torch.nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return model(pair[0])
-
     generator = torch.Generator().manual_seed(0)
     sets = {
         "random sets of the same layers": [strict.random(generator, layer_matched=True) for _ in range(DRAWS)],
         "paper's score, strict contrast": [strict],
         "signed scores": [signed.top(FRACTION)],
         "searched": [
-            search(Outputs(target, base, target, restore, searched), signed, "noise", amount=FRACTION).selection
+            search(Outputs(target, base, target, restored, searched), signed, "noise", amount=FRACTION).selection
         ],
     }
     masking = Masking(target, base, target, squared_error, {"noise": tested["noise"]})
-    outputs = Outputs(target, base, target, restore, {"noise": tested["noise"]})
+    outputs = Outputs(target, base, target, restored, {"noise": tested["noise"]})
     return {
         label: [(masking.removed(chosen)["noise"], outputs.reverted(chosen)["noise"]) for chosen in some]
         for label, some in sets.items()

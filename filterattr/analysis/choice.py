@@ -194,25 +194,18 @@ class _Measure:
             self.n_forwards += sum(map(len, self._masking.data.values()))
             return self._masking.removed(selection)[self._of]
         self.n_forwards += len(self._outputs.data[self._of])
-        away = self._outputs.sample_distances(self._outputs.masked(selection), (self._of,)).to_base[self._of]
-        return float(1 - away.sum() / self._outputs.apart_from_base[self._of].sum())
+        return self._outputs.shares(selection, (self._of,))[0][self._of]
 
     def candidate(self, selection: FilterSelection, price: float, share: float, until: float) -> Candidate:
         """Everything about a set."""
         self.n_forwards += sum(map(len, self._outputs.data.values()))
-        distances = self._outputs.sample_distances(self._outputs.masked(selection))
-        moved = {
-            name: _part(float(away.sum()), float(self._outputs.apart_from_target[name].sum()))
-            for name, away in distances.to_target.items()
-        }
-        del moved[self._of]
-        apart = float(self._outputs.apart_from_base[self._of].sum())
+        reverted, moved = self._outputs.shares(selection)
         return Candidate(
             price=price,
             count=selection.count,
             removed=math.nan if self._masking is None else share,
-            reverted=1 - _part(float(distances.to_base[self._of].sum()), apart),
-            moved=moved,
+            reverted=reverted[self._of],
+            moved={name: share for name, share in moved.items() if name != self._of},
             is_enough=share >= until,
         )
 
@@ -237,10 +230,6 @@ def _worth(candidate: Candidate, guards: Mapping[str, float]) -> float:
     """What a set reverts less the prices of what it moves; what says the same at both ends has no scale."""
     moved = {name: share for name, share in candidate.moved.items() if not math.isnan(share)}
     return candidate.reverted - sum(guards[name] * share for name, share in moved.items())
-
-
-def _part(away: float, apart: float) -> float:
-    return away / apart if apart else math.nan
 
 
 def _checked(

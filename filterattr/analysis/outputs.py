@@ -186,8 +186,7 @@ class Outputs(Ends):
             Function to share: 1 is exactly base; 0 is as far from base as target; below 0 is damage, further from base
             than target. NaN if the outputs of base and target are equal.
         """
-        distances = self.sample_distances(self.masked(selection))
-        return {name: float(1 - _part(distances.to_base[name], self.apart_from_base[name])) for name in self.data}
+        return self.shares(selection)[0]
 
     def moved(self, selection: FilterSelection) -> dict[str, float]:
         """Measure how far an ablation moves the outputs away from target.
@@ -199,8 +198,25 @@ class Outputs(Ends):
             Function to share: 0 is exactly target; 1 is as far from target as base; above 1 is damage. NaN if the
             outputs of base and target are equal.
         """
-        distances = self.sample_distances(self.masked(selection))
-        return {name: float(_part(distances.to_target[name], self.apart_from_target[name])) for name in self.data}
+        return self.shares(selection)[1]
+
+    def shares(
+        self, selection: FilterSelection, functions: Iterable[str] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Measure both of an ablation in the same forward passes.
+
+        Args:
+            selection: The units to set back to base.
+            functions: Functions whose samples are used; all by default.
+
+        Returns:
+            What `reverted` and what `moved` return, of these functions.
+        """
+        distances = self.sample_distances(self.masked(selection), functions)
+        return (
+            {name: 1 - _part(values, self.apart_from_base[name]) for name, values in distances.to_base.items()},
+            {name: _part(values, self.apart_from_target[name]) for name, values in distances.to_target.items()},
+        )
 
     def ends_at(self, name: str, place: int) -> tuple[Tensor, Tensor]:
         """Outputs of base and target for a sample; computed again if they were not kept.

@@ -273,7 +273,7 @@ class Stability(Record):
         """
         least = 1 / (2 * self.draws)
         inclusion = self.inclusion(like).flat().clamp(least, 1 - least)
-        flat = torch.special.ndtr(torch.special.ndtri(inclusion) / 2**0.5)
+        flat = _reproduced(inclusion)
         return FilterScores(like._split(flat), like.parameters)
 
     def core(self, like: FilterScores | FilterSelection, probability: float = 0.95) -> FilterSelection:
@@ -289,7 +289,7 @@ class Stability(Record):
         Raises:
             SettingError: ``like`` has another number of units, or the draws cannot show such a probability.
         """
-        most = float(torch.special.ndtr(torch.special.ndtri(torch.tensor(1 - 1 / (2 * self.draws)).double()) / 2**0.5))
+        most = float(_reproduced(torch.tensor(1 - 1 / (2 * self.draws)).double()))
         if not 0.5 < probability <= most:
             raise SettingError(
                 f"probability must be above 0.5, and with {self.draws} draws at most {most:.4g}; got {probability}."
@@ -508,6 +508,12 @@ def differences(
         p_values=tuple(p_values[order].tolist()),
         q_values=tuple(q_values[order].tolist()),
     )
+
+
+def _reproduced(inclusion: Tensor) -> Tensor:
+    """Two sets of samples differ by the square root of two times as much as a draw of the bootstrap."""
+    reproduced: Tensor = torch.special.ndtr(torch.special.ndtri(inclusion) / 2**0.5)
+    return reproduced
 
 
 def _paired_length(samples: Mapping[str, SampleScores], least: int = 2) -> int:

@@ -6,8 +6,6 @@ how many units. What it loses and recovers is reported on a third one, with inte
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,8 +21,8 @@ from filterattr.analysis.rankings import random_ranking, weight_change
 from filterattr.analysis.record import Estimate
 from filterattr.analysis.repairing import PLACES, Repaired, repair, up_to
 from filterattr.benchmarks.forgetting import SKILL, ForgettingPair, State
+from filterattr.benchmarks.tables import markdown, write_csv
 from filterattr.errors import FilterAttrWarning
-from filterattr.files.writing import replace_file
 from filterattr.intervention import blend, swapped
 from filterattr.jobs.progress import counted
 from filterattr.results.scores import FilterScores, FilterSelection
@@ -267,40 +265,16 @@ def repair_table(rows: Sequence[RepairRow]) -> str:
         <BLANKLINE>
     """
     head = ["pair", "method", "units", "way", "skill lost", "recovered", "networks"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in rows:
         lost, recovered = row[6:9], row[9:12]
         cells = f"{row.units:.0%}", f"{row.way:.2f}", _spread(*lost), _spread(*recovered), str(row.n_networks)
         lines.append([row.pair, row.method, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(lines)
 
 
 def _spread(value: float, low: float, high: float) -> str:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def write_repairs(rows: Iterable[RepairRow], path: Path) -> None:
-    """Write all rows as CSV.
-
-    Args:
-        rows: Of `repair_contest`.
-        path: The file.
-
-    Raises:
-        StorageError: The disk refuses.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "repair.csv"
-        >>> write_repairs([], path)
-        >>> path.read_text().split(",")[:3]
-        ['pair', 'method', 'units']
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(RepairRow._fields)
-    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
-    replace_file(path, [text.getvalue().encode()])
 
 
 def run_repairs(pairs: Mapping[str, Callable[[], ForgettingPair]], out: Path) -> None:
@@ -321,5 +295,5 @@ def run_repairs(pairs: Mapping[str, Callable[[], ForgettingPair]], out: Path) ->
         for name, make in pairs.items():
             rows += repair_contest(name, make())
             step()
-    write_repairs(rows, out)
+    write_csv(RepairRow._fields, rows, out)
     sys.stdout.write(repair_table(rows))

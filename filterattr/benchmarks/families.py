@@ -176,8 +176,14 @@ class _Recurrent(nn.Module):
         return logits
 
 
-class _Adapted(nn.Module):
-    """A linear layer with a low-rank adapter, which does nothing at first."""
+class Adapted(nn.Module):
+    """A linear layer with a low-rank adapter, which does nothing at first.
+
+    Args:
+        inside: Number of inputs.
+        outside: Number of outputs.
+        rank: Of the adapter.
+    """
 
     def __init__(self, inside: int, outside: int, rank: int = 32) -> None:
         super().__init__()
@@ -186,18 +192,19 @@ class _Adapted(nn.Module):
         self.up = nn.Parameter(torch.zeros(outside, rank))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add what the adapter says."""
         adapted: Tensor = self.layer(x) + x @ self.down.T @ self.up.T
         return adapted
 
 
 def _adapted() -> nn.Module:
-    layers = [_Adapted(24, 64), nn.SiLU(), _Adapted(64, 64), nn.SiLU(), _Adapted(64, 64), nn.SiLU()]
+    layers = [Adapted(24, 64), nn.SiLU(), Adapted(64, 64), nn.SiLU(), Adapted(64, 64), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(64, N_CLASSES))
 
 
 def _components(model: nn.Module) -> UnitLike:
     """Every rank-one component of every adapter: a row of one factor and a column of the other."""
-    names = [name for name, module in model.named_modules() if isinstance(module, _Adapted)]
+    names = [name for name, module in model.named_modules() if isinstance(module, Adapted)]
     return {name: Group({"down": "rank i -> rank", "up": "o rank -> rank"}) for name in names}
 
 

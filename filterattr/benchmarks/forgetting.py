@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, gelu, kl_div, scaled_dot_product_
 from torch.optim import AdamW
 
 from filterattr.attribution import FilterAttributor
+from filterattr.benchmarks.families import Adapted
 from filterattr.errors import SettingError
 from filterattr.units.groups import Group
 
@@ -180,20 +181,6 @@ def _rows(text: str, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)]
 
 
-class _LowRank(nn.Module):
-    """A linear layer with an adapter, which does nothing at first."""
-
-    def __init__(self, inside: int, outside: int, rank: int = 8) -> None:
-        super().__init__()
-        self.layer = nn.Linear(inside, outside)
-        self.down = nn.Parameter(torch.randn(rank, inside) / inside**0.5)
-        self.up = nn.Parameter(torch.zeros(outside, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        adapted: Tensor = self.layer(x) + x @ self.down.T @ self.up.T
-        return adapted
-
-
 def _filters() -> tuple[nn.Module, FilterAttributor, tuple[str, ...]]:
     model = nn.Sequential(nn.Unflatten(1, (1, 8)))
     for inside, outside in ((1, 16), (16, 32), (32, 64)):
@@ -205,9 +192,9 @@ def _filters() -> tuple[nn.Module, FilterAttributor, tuple[str, ...]]:
 def _low_rank() -> tuple[nn.Module, FilterAttributor, tuple[str, ...]]:
     model = nn.Sequential(nn.Flatten())
     for inside in (64, 128, 128):
-        model.append(_LowRank(inside, 128)).append(nn.GELU())
+        model.append(Adapted(inside, 128, rank=8)).append(nn.GELU())
     model.append(nn.Linear(128, 10))
-    names = [name for name, module in model.named_modules() if isinstance(module, _LowRank)]
+    names = [name for name, module in model.named_modules() if isinstance(module, Adapted)]
     direction = Group({"up": "o rank -> rank", "down": "rank i -> rank"})
     return model, FilterAttributor(model, unit=dict.fromkeys(names, direction)), ("up", "down")
 

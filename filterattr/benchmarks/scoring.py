@@ -94,11 +94,11 @@ class Judge:
         """
         carriers = self.pair.carriers[function]
         chosen = scores.top(carriers.count)
-        moved = self.outputs.moved(chosen)
+        reverted, moved = self.outputs.shares(chosen)
         return Truth(
             auroc(scores, carriers),
             (chosen & carriers).count / carriers.count,
-            self.outputs.reverted(chosen)[function],
+            reverted[function],
             max(value for name, value in moved.items() if name != function),
         )
 

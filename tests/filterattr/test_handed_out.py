@@ -166,6 +166,7 @@ ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "losses_of": lambda own: (own.base,),
     "sample_distances": lambda own: (own.base,),
     "removed": lambda _: (CHOSEN,),
+    "Outputs.shares": lambda _: (CHOSEN,),
     "share_removed": lambda _: ("first", 0.5),
     "reverted": lambda _: (CHOSEN,),
     "moved": lambda _: (CHOSEN,),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 
 from filterattr import (
     FilterAttribution,
@@ -33,6 +32,7 @@ from filterattr.analysis import (
     specificity,
 )
 from sr_zoo.pair import concerns_are_shown
+from sr_zoo.samples import restored
 from sr_zoo.study.archive import Archive, Results
 from sr_zoo.study.samples import Sample, batches_of, restoration_error
 from sr_zoo.study.settings import Settings
@@ -54,25 +54,6 @@ _JUDGED = ("searched", "chosen")  # against random sets
 _CURVES = ("strict", "signed", "searched")
 _GREEDY_STEPS, _MASK_STEPS, _BATCH = 12, 120, 8  # of a search
 _MEASURED = 4  # sets that a choice measures for every price, at most
-
-
-def restored(model: nn.Module, sample: Sample) -> Tensor:
-    """What a network makes of a sample.
-
-    Args:
-        model: The network.
-        sample: The sample.
-
-    Returns:
-        The image.
-
-    Example:
-        >>> ones = torch.ones(1, 3, 2, 2)
-        >>> restored(nn.Identity(), (ones, 0 * ones, ones)).sum()
-        tensor(12.)
-    """
-    image: Tensor = model(sample[0])
-    return image
 
 
 def outputs_of(context: Context, samples: Mapping[str, list[Sample]], *, per_row: bool) -> Outputs:
@@ -99,9 +80,10 @@ def _reversion(context: Context) -> Results:
     learnt = [name for name in subject.functions if attributions[name].loss_target < attributions[name].loss_base]
     scores = {name: signed_contrast(attributions, name) for name in learnt}
     results: dict[str, object] = {f"scores_{name}": one for name, one in scores.items()}
-    chosen = dict(_chosen(context, attributions, learnt))
+    searching = outputs_of(context, dict(context.search), per_row=False)
+    chosen = dict(_chosen(context, searching, attributions, learnt))
     results |= {f"candidates_{name}": one.candidates for name, one in chosen.items()}
-    searched = dict(_searched(context, {name: one.scores for name, one in chosen.items()}))
+    searched = dict(_searched(context, searching, {name: one.scores for name, one in chosen.items()}))
     results |= {f"history_{name}": one.history for name, one in searched.items()}
     sets = dict(_sets(context, scores))
     sets |= {("chosen", name): one.selection for name, one in chosen.items()}
@@ -172,11 +154,10 @@ def _sets(context: Context, scores: Mapping[str, FilterScores]) -> Iterator[tupl
 
 
 def _chosen(
-    context: Context, attributions: Mapping[str, FilterAttribution], learnt: Sequence[str]
+    context: Context, outputs: Outputs, attributions: Mapping[str, FilterAttribution], learnt: Sequence[str]
 ) -> Iterator[tuple[str, Chosen]]:
     """The signed sets whose price and size are measured on the search crops."""
     subject = context.subject
-    outputs = outputs_of(context, dict(context.search), per_row=False)
     ends = subject.target, subject.base, subject.target
     for name in learnt:
         masking = Masking(*ends, restoration_error, {name: context.search[name]})
@@ -187,10 +168,9 @@ def _chosen(
             )
 
 
-def _searched(context: Context, scores: Mapping[str, FilterScores]) -> Iterator[tuple[str, Searched]]:
+def _searched(context: Context, outputs: Outputs, scores: Mapping[str, FilterScores]) -> Iterator[tuple[str, Searched]]:
     """The sets that are searched for on the search crops, from the signed scores."""
     settings = context.settings
-    outputs = outputs_of(context, dict(context.search), per_row=False)
     for name, one in scores.items():
         yield (
             name,

@@ -58,6 +58,24 @@ def test_shares_follow_their_closed_form(diagonal: Any) -> None:
     assert outputs.moved(nothing) == {"first": 0.0, "second": 0.0}
 
 
+def test_shares_of_some_functions_take_their_samples_alone(diagonal: Any) -> None:
+    base, target, data = diagonal
+    calls: list[int] = []
+
+    def counting(model: nn.Module, x: Tensor) -> Tensor:
+        calls.append(1)
+        return answer(model, x)
+
+    outputs = Outputs(base, base, target, counting, data)
+    first = rows(base, [0], base, target)
+    calls.clear()
+    assert outputs.shares(first) == (outputs.reverted(first), outputs.moved(first))
+    assert len(calls) == 3 * 3
+    calls.clear()
+    assert outputs.shares(first, ("second",)) == ({"second": 0.0}, {"second": 0.0})
+    assert len(calls) == 1
+
+
 def test_damage_raises_the_loss_as_much_as_the_way_back_and_is_told_from_it() -> None:
     """The target cancels what its two hidden units do; without one of them the output is far on the other side."""
     data = {"one": [torch.ones(2).double()]}
