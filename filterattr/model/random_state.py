@@ -19,6 +19,7 @@ _PAUSE = 2e-4
 _HOLDER: dict[str, Turn] = {}
 _WAITING: dict[int, Turn] = {}
 _CALLERS: dict[int, CallersRandomness] = {}
+_LAST: dict[str, CallersRandomness] = {}  # that entered
 
 
 def _generators() -> list[torch.Generator]:
@@ -236,11 +237,17 @@ class CallersRandomness:
 
     def enter(self) -> None:
         """Take note of the present state, or of that before another thread began."""
-        self.state = RandomState()  # before other calls are looked for: one that comes later has not drawn yet
-        if all(caller._thread != self._thread for caller in [*_CALLERS.values()]):
-            for other in [*_CALLERS.values()]:
-                self.state = other.state
+        while True:
+            last, callers = _LAST.get("caller"), [*_CALLERS.values()]
+            self.state = RandomState()
+            if any(caller._thread == self._thread for caller in callers):
+                break  # a call inside of one of this thread goes on with what that has drawn
+            if callers:
+                self.state = callers[0].state  # even if it has left since: it may have drawn before it did
                 break
+            if _LAST.get("caller") is last:
+                break  # nobody came since there was nobody: the state was outside of all calls
+        _LAST["caller"] = self
         _CALLERS[id(self)] = self
 
     def leave(self) -> None:

@@ -256,3 +256,38 @@ def test_of_two_threads_that_leave_at_once_one_sets_the_generators_back():
     second.leave()
     first.leave()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("comes", ["before", "meanwhile"])
+def test_a_call_that_leaves_while_another_one_begins_does_not_hand_its_draws_on(comes, monkeypatch):
+    """The other call has seeded when this one looks at the generators, and is gone when it looks for others."""
+    other, state = CallersRandomness(), randomness.RandomState()
+
+    def in_thread(work: Callable[[], Any]) -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    def begin() -> None:
+        other._thread = threading.get_ident()
+        other.enter()
+        randomness.seed_all(7)
+
+    class Looked(randomness.RandomState):
+        def __init__(self) -> None:
+            monkeypatch.undo()
+            if comes == "meanwhile":
+                in_thread(begin)
+            super().__init__()
+            in_thread(other.leave)
+
+    if comes == "before":
+        in_thread(begin)
+    monkeypatch.setattr(randomness, "RandomState", Looked)
+    caller = CallersRandomness()
+    try:
+        caller.enter()
+        randomness.seed_all(8)
+    finally:
+        caller.leave()
+    assert state.is_untouched()
